@@ -98,9 +98,9 @@ depends() {
 image=$(depends "$meta=$version" | grep "^linux-image-.*-cloud-$arch" | head -n 1)
 [ -n "$image" ] || unavailable "$meta $version names no image package"
 
-# Up to 7.1 the image package holds all; since 7.2 vmlinuz and modules are in packages that it depends on.
+# Up to 7.1 the image package holds all; since 7.2 vmlinuz, modules and config are in packages that it depends on.
 ( cd "$work/deb"
-  for p in "$image=$version" $(depends "$image=$version" | grep -E '^linux-(binary|modules)-' | sed "s/\$/=$version/"); do
+  for p in "$image=$version" $(depends "$image=$version" | grep -E '^linux-(base|binary|modules)-[0-9]' | sed "s/\$/=$version/"); do
       apt-get -q download "$p" >>"$work/download.log" 2>&1 || { tail -n 5 "$work/download.log" >&2; exit 1; }
   done ) || unavailable "$image $version could not be downloaded"
 
