@@ -36,15 +36,20 @@ base() {
     ln -s ../run "$root/var/run"
     ln -s ../tmp "$root/var/tmp"
 
-    # sh, nc, ping, wget and so on. iproute2's own tools come first: busybox has no netns, no clsact, no ss.
+    # nc, ping, wget and so on.
     install -m 755 "$(command -v busybox)" "$root/usr/bin/busybox"
-    for tool in ip tc ss; do
-        if path=$(PATH=$PATH:/usr/sbin:/sbin command -v $tool); then
-            install_with_libraries "$root" "$path" "/usr/sbin/$tool"
+    # busybox has no netns, no clsact, no ss. And when it starts a program it takes an applet of its own first, whatever PATH
+    # says: with its sh or its timeout, `ip` would be busybox's. So what starts programs comes from this machine as well.
+    local tool path
+    for tool in sbin/ip sbin/tc sbin/ss bin/env bin/timeout bin/setsid bin/nohup bin/nice bin/xargs bin/unshare bin/nsenter; do
+        if path=$(PATH=$PATH:/usr/sbin:/sbin type -P "${tool#*/}"); then
+            install_with_libraries "$root" "$path" "/usr/$tool"
         else
-            echo "initramfs.sh: no $tool on this machine: tests that use it will not work in the guest" >&2
+            echo "initramfs.sh: no ${tool#*/} on this machine: tests that use it may not work in the guest" >&2
         fi
     done
+    install_with_libraries "$root" "$(readlink -f "$(type -P sh)")" /usr/bin/sh
+    if path=$(type -P bash); then install_with_libraries "$root" "$path" /usr/bin/bash; fi
     for applet in $("$root/usr/bin/busybox" --list); do
         [ -e "$root/usr/sbin/$applet" ] || [ -e "$root/usr/bin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
     done
