@@ -84,14 +84,14 @@ apt-get -q update >"$work/update.log" 2>&1 || true
 
 # madison lists newest first within a suite only, so sort; the series must match as whole components (6.1 is not 6.12).
 meta=linux-image-cloud-$arch
-version=$(apt-cache madison $meta 2>/dev/null | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' |
+version=$(apt-cache madison "$meta" 2>/dev/null | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' |
     awk -v s="$series" 'index($0, s ".") == 1' | sort -V | tail -n 1)
 if [ -z "$version" ]; then
-    grep -E '^(Err|E|W):' "$work/update.log" >&2 || true
-    unavailable "no $series cloud kernel in the suites: $suites"
+    why=$(grep -A 1 '^Err:' "$work/update.log" | sed -n '2s/^ *//p')
+    unavailable "no $series cloud kernel in $suites${why:+ (apt: $why)}"
 fi
 
-# Fields of one package version, one dependency a line, alternatives and versions cut off.
+# What one package version depends on, a name a line, alternatives and versions cut off.
 depends() {
     apt-cache show "$1" | sed -n 's/^\(Pre-\)\{0,1\}Depends: //p' | tr ',' '\n' | sed 's/^ *//; s/[ |].*//' | sort -u
 }

@@ -183,14 +183,15 @@ run_kernel() { # NAME DIRECTORY
         -append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nowatchdog mitigations=off bpftk.marker=$marker" \
         </dev/null >"$tmp/$name.qemu" 2>&1 &
     qemu=$!
-    # An interrupted matrix leaves no guest behind.
-    trap 'kill $qemu ${reader:+$reader} 2>/dev/null; wait; exit 143' TERM
+    # An interrupted matrix leaves no guest behind; timeout passes the signal on to QEMU.
+    trap 'kill $qemu ${reader:+$reader} 2>/dev/null; wait; exit 143' INT TERM HUP
     if [ -n "$stream" ]; then
         tail -n +1 -f --pid=$qemu -s 0.1 "$output" 2>/dev/null | sed -u "/^$marker /d" &
         reader=$!
     fi
     wait $qemu || ended=$?
     [ -z "$reader" ] || wait $reader || true
+    trap - INT TERM HUP
 
     local passed failed skipped problem seconds=$((SECONDS - start))
     read -r passed failed skipped problem < <(summary "$output")
@@ -219,7 +220,7 @@ run_kernel() { # NAME DIRECTORY
     fi
     if [ -n "$problem" ]; then
         {
-            echo "==== kernel $release: $problem; complete log: target/vm/$name.log"
+            echo "==== kernel $release: $problem; complete log: $log"
             # What passed is in the log; here it would only hide the rest.
             [ -n "$stream" ] || printed "$output" |
                 awk '/^successes:$/ { hide = 1 } /^(failures:$|test result: )/ { hide = 0 } !hide && !/^test .* \.\.\. (ok|ignored)$/'
@@ -292,9 +293,9 @@ for name in "${names[@]}"; do
     [ -e "$tmp/$name.status" ] || { echo 1 >"$tmp/$name.status"; echo "kernel $name: FAILED: run.sh broke" >"$tmp/$name.line"; }
     status=$(cat "$tmp/$name.status")
     [ "$status" = skip ] || ran=$((ran + 1))
-    [ "$status" = skip ] || [ "$status" -eq 0 ] || [ $result -ne 0 ] || result=$status
+    [ "$status" = skip ] || [ "$status" -eq 0 ] || [ "$result" -ne 0 ] || result=$status
 done
 [ -n "$command" ] && exec >&2
 for name in "${names[@]}"; do cat "$tmp/$name.line"; done
 [ $ran -gt 0 ] || echo "SKIP kernels: none could be run"
-exit $result
+exit "$result"
