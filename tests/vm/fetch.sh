@@ -110,5 +110,5 @@ for deb in "$work"/deb/*.deb; do
 done
 
 rm -rf "$dest"
-mv "$work/root" "$dest"
+mv -T "$work/root" "$dest"
 echo "$dest"

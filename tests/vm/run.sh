@@ -114,21 +114,25 @@ mkdir -p "$tmp/root/tests"
 "$here/initramfs.sh" base "$tmp/base.cpio" "$tmp/root" "${extra[@]}"
 marker=@bpftk-$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')@
 
-# What the guest printed, without our own lines.
-printed() { sed "/^$marker /d" "$1"; }
+# What a job prints need not end with a newline, so a line of ours may start anywhere in one.
+without_markers="/^$marker /d; s/$marker .*//"
 
 # Reads a guest's output; prints "passed failed skipped problem". libtest knows no run-time skip: a test that can't run here
 # prints a line "SKIP reason" and returns, which libtest counts as passed, and this as skipped, once a test.
 summary() {
     awk -v marker="$marker" -v command="$command" '
-        $1 == marker && $2 == "boot" { booted = 1 }
-        $1 == marker && $2 == "begin" { running = 1; result = 0; binary++ }
-        $1 == marker && $2 == "end" {
-            running = 0
-            if (!result) problem = "a test binary printed no result (exit status " $3 ")"
-            else if ($3 != 0 && failed == 0) problem = "a test binary ended with exit status " $3
+        { at = index($0, marker " ") }
+        at {
+            split(substr($0, at), word, " ")
+            if (word[2] == "boot") booted = 1
+            if (word[2] == "begin") { running = 1; result = 0; binary++ }
+            if (word[2] == "end") {
+                running = 0
+                if (!result) problem = "a test binary printed no result (exit status " word[3] ")"
+                else if (word[3] != 0 && failed == 0) problem = "a test binary ended with exit status " word[3]
+            }
+            if (word[2] == "exit") { ended = 1; status = word[3] }
         }
-        $1 == marker && $2 == "exit" { ended = 1; status = $3 }
         /^test .* \.\.\. / { name = $2 }
         /^---- .* stdout ----$/ { name = $2 }
         /^SKIP / || /^test .* \.\.\. SKIP / { if (!((binary, name) in seen)) { seen[binary, name]; skipped++ } }
@@ -186,7 +190,7 @@ run_kernel() { # NAME DIRECTORY
     # An interrupted matrix leaves no guest behind; timeout passes the signal on to QEMU.
     trap 'kill $qemu ${reader:+$reader} 2>/dev/null; wait; exit 143' INT TERM HUP
     if [ -n "$stream" ]; then
-        tail -n +1 -f --pid=$qemu -s 0.1 "$output" 2>/dev/null | sed -u "/^$marker /d" &
+        tail -n +1 -f --pid=$qemu -s 0.1 "$output" 2>/dev/null | sed -u "$without_markers" &
         reader=$!
     fi
     wait $qemu || ended=$?
@@ -222,17 +226,17 @@ run_kernel() { # NAME DIRECTORY
         {
             echo "==== kernel $release: $problem; complete log: $log"
             # What passed is in the log; here it would only hide the rest.
-            [ -n "$stream" ] || printed "$output" |
+            [ -n "$stream" ] || sed "$without_markers" "$output" |
                 awk '/^successes:$/ { hide = 1 } /^(failures:$|test result: )/ { hide = 0 } !hide && !/^test .* \.\.\. (ok|ignored)$/'
             # Without an end the reason is on the console, not in the output.
-            grep -aq "^$marker exit " "$output" || { echo "---- last lines of the console"; tail -n 40 "$console" | tr -d '\r'; }
+            grep -aq "$marker exit " "$output" || { echo "---- last lines of the console"; tail -n 40 "$console" | tr -d '\r'; }
         } >"$tmp/$name.show"
         # With --command a failure is the command's own status, if it has one.
         local status
-        status=$(sed -n "s/^$marker exit \([0-9]*\).*/\1/p" "$output" | tail -n 1)
+        status=$(sed -n "s/.*$marker exit \([0-9]*\).*/\1/p" "$output" | tail -n 1)
         if [ -n "$command" ] && [ -n "$status" ] && [ "$status" -ne 0 ]; then echo "$status"; else echo 1; fi
     else
-        [ -n "$stream" ] || printed "$output" | sed -n 's/^test .* \.\.\. \(SKIP .*\)/\1/; /^SKIP /p' | sort | uniq -c |
+        [ -n "$stream" ] || sed "$without_markers" "$output" | sed -n 's/^test .* \.\.\. \(SKIP .*\)/\1/; /^SKIP /p' | sort | uniq -c |
             sed "s/^ *1 /kernel $release: /; s/^ *\([0-9]*\) \(SKIP.*\)/kernel $release: \2 (\1 times)/" >"$tmp/$name.show"
         echo 0
     fi >"$tmp/$name.status"
