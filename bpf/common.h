@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_COMMON_H
+#define BPFTK_COMMON_H
+
+/* What user space and every program agree on. Names: include/linux/sched.h for TASK_COMM_LEN. */
+
+#define BPFTK_COMM_LEN 16
+
+/* Some 8 000 records: half a second at 16 000 events a second with the reader stopped. */
+#define BPFTK_RING_BYTES (1024 * 1024)
+
+enum bpftk_loss {
+	/* The ring buffer was full: one record, one row, is missing. */
+	BPFTK_LOSS_RING_FULL,
+	/* The table of what is under way was full: one row is missing. */
+	BPFTK_LOSS_TABLE_FULL,
+	/* A DNS answer did not fit in the ring buffer: a name may be missing, no row is. */
+	BPFTK_LOSS_DNS,
+	/* The kernel did not run the hook at a call's end: the call is known, its result is not. */
+	BPFTK_LOSS_MISSED_RETURN,
+	BPFTK_LOSSES,
+};
+
+#endif

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Compiles every `bpf/*.bpf.c` and writes its skeleton to `OUT_DIR`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libbpf_cargo::SkeletonBuilder;
+
+/// The first clang whose BPF back end emits every relocation that the programs use
+/// (`__builtin_preserve_type_info`, BTF for 64-bit enums).
+const OLDEST_CLANG: u32 = 15;
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=CLANG");
+    println!("cargo:rerun-if-env-changed=PATH");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    let vmlinux = root.join("vmlinux").join(&arch);
+    if !vmlinux.join("vmlinux.h").exists() {
+        fail(&format!(
+            "no vmlinux/{arch}/vmlinux.h: bpftk builds for x86_64 and aarch64"
+        ));
+    }
+    println!("cargo:rerun-if-changed={}", vmlinux.display());
+
+    let clang = find_clang();
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(root.join("bpf")).expect("bpf/ is part of the source") {
+        let path = entry.expect("bpf/ is readable").path();
+        println!("cargo:rerun-if-changed={}", path.display());
+        if path.to_string_lossy().ends_with(".bpf.c") {
+            sources.push(path);
+        }
+    }
+    println!("cargo:rerun-if-changed={}", root.join("bpf").display());
+    sources.sort();
+    for source in sources {
+        build(&source, &clang, &vmlinux, &out);
+    }
+}
+
+fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
+    let file = source.file_name().expect("a file").to_string_lossy();
+    let stem = file.strip_suffix(".bpf.c").expect("filtered by the caller");
+    let built = SkeletonBuilder::new()
+        .source(source)
+        .clang(clang)
+        .clang_args([
+            "-Wall",
+            "-Werror",
+            // The headers from BTF declare bit fields and anonymous members as the kernel has them.
+            "-Wno-missing-declarations",
+            "-mcpu=v3",
+            "-I",
+            &vmlinux.to_string_lossy(),
+        ])
+        .reference_obj(true)
+        .build_and_generate(out.join(format!("{stem}.skel.rs")));
+    if let Err(error) = built {
+        fail(&format!("{}: {error:#}", source.display()));
+    }
+}
+
+/// `$CLANG`, else the newest of `clang` and `clang-NN` on the path.
+fn find_clang() -> PathBuf {
+    let asked = env::var_os("CLANG").filter(|clang| !clang.is_empty());
+    let candidates = match &asked {
+        Some(clang) => vec![PathBuf::from(clang)],
+        None => {
+            let numbered = (OLDEST_CLANG..=40).rev().map(|n| format!("clang-{n}"));
+            numbered
+                .chain(["clang".into()])
+                .map(PathBuf::from)
+                .collect()
+        }
+    };
+    let found = candidates
+        .into_iter()
+        .filter_map(|clang| Some((clang_version(&clang)?, clang)))
+        .max_by_key(|(version, _)| *version);
+    match found {
+        Some((version, clang)) if version >= OLDEST_CLANG => clang,
+        Some((version, clang)) => fail(&format!(
+            "{} is version {version}; the BPF programs need clang {OLDEST_CLANG} or newer. \
+             Install one (`make deps`) or name it in $CLANG.",
+            clang.display()
+        )),
+        None => fail(&match asked {
+            Some(clang) => format!("$CLANG names `{}`, which does not run", clang.display()),
+            None => "no clang found to compile bpf/*.bpf.c. \
+                     Install it with `make deps`, or name one in $CLANG."
+                .into(),
+        }),
+    }
+}
+
+fn clang_version(clang: &Path) -> Option<u32> {
+    let output = Command::new(clang).arg("-dumpversion").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.trim().split('.').next()?.parse().ok()
+}
+
+fn fail(message: &str) -> ! {
+    for line in message.lines() {
+        println!("cargo:error={line}");
+    }
+    std::process::exit(1)
+}

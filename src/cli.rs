@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The command line: the commands, and the options that they share.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::commands::{clone_trace, completions, doctor, man, tcpconnect};
+use crate::error::Status;
+use crate::output::{ColorChoice, Format};
+use crate::values::parse_duration;
+
+/// Trace and steer a live Linux machine with eBPF
+#[derive(Debug, Parser)]
+#[command(
+    name = "bpftk",
+    version,
+    arg_required_else_help = true,
+    infer_subcommands = false,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    CloneTrace(clone_trace::CloneTrace),
+    Tcpconnect(tcpconnect::Tcpconnect),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+impl Command {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::CloneTrace(command) => command.run(),
+            Self::Tcpconnect(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::Completions(command) => command.run(),
+            Self::Man(command) => command.run(),
+        }
+    }
+}
+
+/// How rows are written. On every command that prints rows.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// How to write rows: an aligned table, one JSON object a line, or CSV
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: Format,
+
+    /// Append rows to FILE instead of standard output; SIGHUP reopens it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Leave out the header line of tables and CSV
+    #[arg(long)]
+    pub(crate) no_header: bool,
+
+    /// When to color tables; NO_COLOR in the environment means never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: ColorChoice,
+}
+
+/// When a run ends by itself, and what each row says of time. On every command that streams rows.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct StreamArgs {
+    /// Stop after this long, such as 500ms, 30s or 5m
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
+
+    /// Stop after N rows
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_events: Option<u64>,
+
+    /// Add a TIME column: local time of day, in ms
+    #[arg(short = 'T', long)]
+    pub(crate) timestamp: bool,
+}
+
+/// What the kernel side needs to be told. On every command that loads BPF programs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Kernel")]
+pub(crate) struct KernelArgs {
+    /// Take the kernel's type information (BTF) from FILE instead of /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub(crate) btf: Option<PathBuf>,
+
+    /// Say on standard error which back end is used and when it is armed; -vv adds libbpf's log
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Prints clap's answer: help and version to standard output, anything else as one line.
+pub(crate) fn explain(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Status::Usage.into()
+        }
+        _ => {
+            let _ = writeln!(std::io::stderr(), "bpftk: {}", one_line(error));
+            Status::Usage.into()
+        }
+    }
+}
+
+/// clap explains over several lines; what a script logs should be one.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut parts = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
+            continue;
+        }
+        let line = line.strip_prefix("error: ").unwrap_or(line);
+        let line = line.strip_prefix("tip: ").unwrap_or(line);
+        if !line.is_empty() {
+            parts.push(line.to_string());
+        }
+    }
+    parts.join("; ").replace(":;", ":")
+}
+
+/// The whole command line, for what is generated from it.
+pub(crate) fn definition() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        for line in [
+            "tcpconnect -P 80-",
+            "tcpconnect --format xml",
+            "tcpconnct",
+            "tcpconnect --nope",
+        ] {
+            let words = std::iter::once("bpftk").chain(line.split(' '));
+            let error = Cli::try_parse_from(words).unwrap_err();
+            let text = one_line(&error);
+            assert!(!text.contains('\n') && !text.is_empty(), "{text}");
+        }
+    }
+}

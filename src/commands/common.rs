@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What several commands do alike: filters on tasks, cells, the end of a run.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use jiff::tz::TimeZone;
+
+use crate::cli::OutputArgs;
+use crate::error::usage;
+use crate::kernel::cgroup;
+use crate::kernel::losses::Losses;
+use crate::kernel::task_filter::TaskFilter;
+use crate::output::{Column, Record, SinkOptions, Value};
+use crate::values::{Comm, PidList, UserList, user_name};
+
+/// Which tasks to follow. The filters are combined by AND, and run in the kernel.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Filters")]
+pub(crate) struct TaskArgs {
+    /// Only these processes (thread group ids), such as 1,22
+    #[arg(short, long, value_name = "LIST")]
+    pub(crate) pid: Option<PidList>,
+
+    /// Only these users, by name or number, such as root,1000
+    #[arg(short, long, value_name = "LIST")]
+    pub(crate) user: Option<UserList>,
+
+    /// Only tasks of this name, as in /proc/PID/comm
+    #[arg(long, value_name = "NAME")]
+    pub(crate) comm: Option<Comm>,
+
+    /// Only tasks in this cgroup (v2), given as a directory, or below it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+impl TaskArgs {
+    pub(crate) fn resolve(&self) -> Result<TaskFilter> {
+        for &pid in self.pid.iter().flat_map(|list| &list.0) {
+            check_pid(pid)?;
+        }
+        Ok(TaskFilter {
+            pids: self.pid.clone().map(|list| list.0),
+            uids: self.user.clone().map(|list| list.0),
+            comm: self.comm.clone().map(|comm| comm.0),
+            cgroup: self.cgroup.as_deref().map(cgroup::open).transpose()?,
+        })
+    }
+}
+
+/// A process that isn't there matches nothing, and a thread's id is no process's: both are slips.
+fn check_pid(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/status");
+    let Ok(status) = std::fs::read_to_string(Path::new(&path)) else {
+        return Err(usage(format!(
+            "--pid {pid}: no such process; expected ids of running processes"
+        )));
+    };
+    let tgid = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse::<u32>().ok());
+    match tgid {
+        Some(tgid) if tgid != pid => Err(usage(format!(
+            "--pid {pid}: a thread of process {tgid}; expected {tgid}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl OutputArgs {
+    pub(crate) fn sink(&self) -> SinkOptions {
+        SinkOptions {
+            format: self.format,
+            output: self.output.clone(),
+            no_header: self.no_header,
+            color: self.color,
+        }
+    }
+}
+
+/// The column of `--timestamp`.
+pub(crate) const TIME_COLUMN: Column = Column::left("TIME", "time", 12).shown_by(time_of_day);
+
+fn time_of_day(value: &Value) -> String {
+    match value {
+        Value::Time(time) => time
+            .to_zoned(TimeZone::system())
+            .strftime("%H:%M:%S%.3f")
+            .to_string(),
+        other => other.text(),
+    }
+}
+
+/// The column of `--print-user`.
+pub(crate) const USER_COLUMN: Column = Column::left("USER", "uid", 10).shown_by(user_cell);
+
+fn user_cell(value: &Value) -> String {
+    match value {
+        Value::Unsigned(uid) => user_name(*uid as u32),
+        other => other.text(),
+    }
+}
+
+/// A duration in µs, shown in ms.
+pub(crate) fn millis(value: &Value) -> String {
+    match value {
+        Value::Float(us) => format!("{:.2}ms", us / 1000.0),
+        other => other.text(),
+    }
+}
+
+/// What is missing, for the last line; nothing when nothing is.
+pub(crate) fn losses_sentence(losses: Losses, undecodable: u64) -> String {
+    let mut parts = Vec::new();
+    for (count, cause) in [
+        (
+            losses.ring_full,
+            "the reader was too slow for the ring buffer",
+        ),
+        (losses.table_full, "the table of what is under way was full"),
+        (
+            losses.missed_return,
+            "the kernel did not run the hook at their return",
+        ),
+        (undecodable, "their record was not understood"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} lost: {cause}"));
+        }
+    }
+    if losses.dns > 0 {
+        parts.push(format!(
+            "{} pieces of DNS answers lost: names may be missing",
+            losses.dns
+        ));
+    }
+    if parts.is_empty() {
+        "0 lost".into()
+    } else {
+        parts.join("; ")
+    }
+}
+
+/// The losses, as a summary has them.
+pub(crate) fn with_losses(record: Record, losses: Losses, undecodable: u64) -> Record {
+    record
+        .with("lost", losses.rows() + undecodable)
+        .with("lost_ring_full", losses.ring_full)
+        .with("lost_table_full", losses.table_full)
+        .with("lost_missed_return", losses.missed_return)
+}
+
+/// A message for `-v`, on standard error.
+pub(crate) fn note(verbose: u8, message: impl FnOnce() -> String) {
+    if verbose > 0 {
+        let _ = writeln!(std::io::stderr(), "bpftk: {}", message());
+    }
+}

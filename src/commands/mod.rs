@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One module a command: its arguments, its columns, its run.
+
+pub(crate) mod clone_trace;
+pub(crate) mod common;
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod man;
+pub(crate) mod tcpconnect;

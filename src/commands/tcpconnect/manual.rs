@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the manual page says of `tcpconnect`.
+
+use super::{FIELDS, count};
+use crate::commands::man::Manual;
+use crate::output::Field;
+
+pub(crate) const MANUAL: Manual = Manual {
+    command: "tcpconnect",
+    examples: &[
+        (
+            "bpftk tcpconnect",
+            "Every connect of the machine, printed when it is decided.",
+        ),
+        (
+            "bpftk tcpconnect -P 443,8000-8100 -u www-data",
+            "Connects of one user to these ports.",
+        ),
+        (
+            "bpftk tcpconnect --failed --exclude 10.0.0.0/8",
+            "What can't reach the outside, and why.",
+        ),
+        (
+            "bpftk tcpconnect --count --interval 10s",
+            "Per destination, every ten seconds: attempts, failures, latency.",
+        ),
+        (
+            "bpftk tcpconnect --dns --cgroup /sys/fs/cgroup/app",
+            "One service's connects, with the names that it asked for.",
+        ),
+        (
+            "bpftk tcpconnect --format json | jq 'select(.errno == 111)'",
+            "For another program.",
+        ),
+        (
+            "bpftk tcpconnect -n 1 -P 5432",
+            "Wait for the next connect to a database.",
+        ),
+    ],
+    columns: &[
+        (
+            "PID",
+            "Process (thread group) id of the caller, as the initial PID namespace has it.",
+        ),
+        (
+            "COMM",
+            "Name of the calling thread; for an io_uring worker, of the process that it works for.",
+        ),
+        (
+            "IP",
+            "4 or 6: the version on the wire. A v4-mapped destination is 4.",
+        ),
+        (
+            "SADDR",
+            "Source address; a dash when none was chosen before the attempt failed.",
+        ),
+        ("LPORT", "With --lport: source port."),
+        ("DADDR", "Destination address."),
+        ("DPORT", "Destination port."),
+        (
+            "RESULT",
+            "ok; the errno's name, such as ECONNREFUSED (a reset), ETIMEDOUT (no answer), ENETUNREACH (no route), EADDRNOTAVAIL (no free source port), EACCES or EPERM (forbidden by a route, a cgroup program or a security module); closed, when the caller closed the socket or disconnected it before an answer came; unknown, when it failed and the kernel did not show why; pending, for what is undecided when bpftk ends. Empty with --at-start.",
+        ),
+        (
+            "LATENCY",
+            "Milliseconds from the call to the answer. For Fast Open with TCP_FASTOPEN_CONNECT this includes the time until the first write, which is what sends the SYN.",
+        ),
+        ("USER", "With --print-user: the caller's real user."),
+        (
+            "CGROUP",
+            "With --print-cgroup: the caller's cgroup v2 path below the mount point.",
+        ),
+        (
+            "NAME",
+            "With --dns: names that DNS answers gave this address, the latest first.",
+        ),
+        ("TIME", "With --timestamp: local time of the call."),
+    ],
+    fields: &[
+        ("Fields of JSON lines of type event, and of CSV", FIELDS),
+        (
+            "Fields of JSON lines of type row, with --count",
+            count::FIELDS,
+        ),
+        ("Fields of the JSON line of type summary", SUMMARY),
+    ],
+    mechanism: &[
+        "An attempt begins when a TCP socket is asked to connect and ends when it leaves the state SYN_SENT. The tracepoint sock:inet_sock_set_state shows both, the beginning in the caller's context, so that process, user and cgroup are the caller's also when the answer arrives in a softirq. One attempt is one row: a second connect() on a socket that is under way only asks how the first went, and calls that ask for no connection (a bad descriptor, a socket that is connected already) are no attempts.",
+        "Failures before the first packet (no route, no free port, forbidden) change no state. How they are seen is what the back ends differ in; the first of this list that the kernel accepts is used, -v says which, --backend insists on one.",
+        "fentry: fentry and fexit programs on tcp_v4_connect and tcp_v6_connect; refusals by cgroup programs and security modules are seen on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect. Needs Linux 5.5 on x86_64, 6.0 on aarch64.",
+        "kprobe: kprobes and kretprobes on the same functions, none of which waits for the network.",
+        "tracepoint: enter and exit of connect, and of sendto, sendmsg and sendmmsg for MSG_FASTOPEN, and io_uring:io_uring_complete. Complete where kprobes and fentry are forbidden, except for two early failures: of 32-bit system calls, for which Linux has no tracepoints, and of connects that the kernel makes itself (NFS, for example).",
+        "Kernels without IPv6 trace IPv4. MPTCP sockets connect by TCP subflows, each of which is a row; additional subflows are the kernel's, and show its worker as caller.",
+        "--dns attaches a program to the root cgroup (v2) that copies what sockets receive from port 53, over UDP and TCP, IPv4 and IPv6, in any network namespace, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs, led to it; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
+        "Filters run in the kernel. --dst, --exclude, --port, -4 and -6 look at the destination that the kernel connects to.",
+    ],
+    overhead: &[
+        "fentry and kprobe: proportional to the rate of connects and of TCP state changes, nothing else. `make bench` prints the time per connect beside other tools.",
+        "tracepoint: two programs for each connect, sendto, sendmsg and sendmmsg call, of which all but connects and Fast Open end at once; and while any system call tracepoint is in use, Linux sends every system call of every process through its slow path, which costs each some tens of nanoseconds.",
+        "--dns: a program for each packet that a local socket receives; it reads a few header bytes of those that are not from port 53.",
+        "Memory in the kernel: 65536 attempts may be under way (about 12 MiB) and 1 MiB of rows may wait for the reader. What does not fit is counted, and told at the end.",
+    ],
+    exit_status: &[],
+};
+
+const SUMMARY: &[Field] = &[
+    Field::new("command", "tcpconnect"),
+    Field::new("backend", "fentry, kprobe or tracepoint"),
+    Field::new("attempts", "rows printed or counted"),
+    Field::new("ok", "of these, connected"),
+    Field::new("failed", "of these, failed or closed before an answer"),
+    Field::new("pending", "of these, undecided"),
+    Field::new("lost", "rows missing, all causes together"),
+    Field::new(
+        "lost_ring_full",
+        "because the reader was too slow for the ring buffer",
+    ),
+    Field::new("lost_table_full", "because too much was under way"),
+    Field::new(
+        "lost_missed_return",
+        "because the kernel did not run the hook at a call's return",
+    ),
+    Field::new(
+        "lost_dns",
+        "pieces of DNS answers: names may be missing, no rows",
+    ),
+];

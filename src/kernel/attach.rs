@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::{Result, anyhow};
+use libbpf_rs::{Link, ProgramMut};
+
+use super::tracefs::Tracefs;
+use super::{log, sys};
+use crate::error::not_permitted;
+
+/// Attaches to a tracepoint by its id. libbpf would look for tracefs where it may not be mounted.
+pub(crate) fn tracepoint(
+    tracefs: &Tracefs,
+    program: &ProgramMut<'_>,
+    category: &str,
+    name: &str,
+) -> Result<Link> {
+    let id = tracefs.event_id(category, name)?;
+    let event = sys::perf_tracepoint(id).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => not_permitted(format!(
+            "the kernel refuses the tracepoint {category}:{name}: it needs CAP_PERFMON"
+        )),
+        _ => anyhow!("cannot open the tracepoint {category}:{name}: {error}"),
+    })?;
+    log::clear();
+    let link = program
+        .attach_perf_event(event.as_raw_fd())
+        .map_err(|error| {
+            anyhow!(
+                "cannot attach to {category}:{name}: {}",
+                log::explain(error)
+            )
+        })?;
+    // The link closes it from now on.
+    let _ = std::os::fd::IntoRawFd::into_raw_fd(event);
+    Ok(link)
+}
+
+/// Attaches by what the program's section says.
+pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
+    log::clear();
+    program.attach().map_err(|error| {
+        anyhow!(
+            "cannot attach {}: {}",
+            program.name().to_string_lossy(),
+            log::explain(error)
+        )
+    })
+}
+
+/// Attaches to the entry, or to the return, of a kernel function.
+pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) -> Result<Link> {
+    log::clear();
+    program.attach_kprobe(at_return, function).map_err(|error| {
+        let kind = if at_return { "kretprobe" } else { "kprobe" };
+        anyhow!(
+            "cannot attach a {kind} to {function}: {}",
+            log::explain(error)
+        )
+    })
+}

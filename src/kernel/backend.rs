@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The first back end that this kernel really offers: found by arming it, not by the kernel's version.
+
+use std::fmt::Display;
+
+use anyhow::{Result, anyhow};
+
+use crate::error::{Status, status_of, unsupported};
+
+/// What was chosen, and why not what came before it.
+#[derive(Debug)]
+pub(crate) struct Chosen<B, T> {
+    pub(crate) backend: B,
+    pub(crate) armed: T,
+    pub(crate) passed_over: Vec<(B, String)>,
+}
+
+/// Arms the first of `order` that can be, or just `forced`. `arm` leaves nothing behind when it fails.
+pub(crate) fn choose<B: Copy + Display, T>(
+    order: &[B],
+    forced: Option<B>,
+    mut arm: impl FnMut(B) -> Result<T>,
+) -> Result<Chosen<B, T>> {
+    if let Some(backend) = forced {
+        return match arm(backend) {
+            Ok(armed) => Ok(Chosen {
+                backend,
+                armed,
+                passed_over: Vec::new(),
+            }),
+            Err(error) => Err(as_unsupported(error, &format!("back end {backend}"))),
+        };
+    }
+    let mut passed_over = Vec::new();
+    for &backend in order {
+        match arm(backend) {
+            Ok(armed) => {
+                return Ok(Chosen {
+                    backend,
+                    armed,
+                    passed_over,
+                });
+            }
+            Err(error) => passed_over.push((backend, format!("{error:#}"))),
+        }
+    }
+    let reasons: Vec<String> = passed_over
+        .iter()
+        .map(|(backend, reason)| format!("{backend}: {reason}"))
+        .collect();
+    Err(unsupported(format!(
+        "no back end works on this kernel; {}",
+        reasons.join("; ")
+    )))
+}
+
+/// What the kernel can't do is told as such; what already knows its status keeps it.
+fn as_unsupported(error: anyhow::Error, what: &str) -> anyhow::Error {
+    if status_of(&error) == Status::Failed {
+        unsupported(format!("{what}: {error:#}"))
+    } else {
+        anyhow!(error).context(what.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::not_permitted;
+
+    #[test]
+    fn the_first_that_arms_is_chosen() {
+        let chosen = choose(&["a", "b", "c"], None, |backend| {
+            if backend == "a" {
+                Err(anyhow!("missing"))
+            } else {
+                Ok(backend)
+            }
+        })
+        .unwrap();
+        assert_eq!((chosen.backend, chosen.armed), ("b", "b"));
+        assert_eq!(chosen.passed_over, [("a", "missing".to_string())]);
+    }
+
+    #[test]
+    fn a_forced_one_is_not_replaced() {
+        let error = choose(&["a", "b"], Some("a"), |backend| match backend {
+            "a" => Err(anyhow!("missing")),
+            _ => Ok(()),
+        })
+        .unwrap_err();
+        assert_eq!(status_of(&error), Status::Unsupported);
+        assert!(format!("{error:#}").contains("a: missing"));
+    }
+
+    #[test]
+    fn all_reasons_are_told() {
+        let error = choose(&["a", "b"], None, |b| Err::<(), _>(anyhow!("no {b}"))).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("a: no a") && text.contains("b: no b"),
+            "{text}"
+        );
+        let error = choose(&["a"], Some("a"), |_| {
+            Err::<(), _>(not_permitted("CAP_BPF"))
+        })
+        .unwrap_err();
+        assert_eq!(status_of(&error), Status::NotPermitted);
+    }
+}

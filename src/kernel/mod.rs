@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! All that touches the kernel. Only this module knows libbpf.
+
+pub(crate) mod attach;
+pub(crate) mod backend;
+pub(crate) mod btf;
+pub(crate) mod caps;
+pub(crate) mod cgroup;
+pub(crate) mod clock;
+pub(crate) mod log;
+pub(crate) mod losses;
+pub(crate) mod netns;
+pub(crate) mod probes;
+pub(crate) mod ring;
+pub(crate) mod run;
+pub(crate) mod signals;
+pub(crate) mod skel;
+mod sys;
+pub(crate) mod task_filter;
+pub(crate) mod tcpconnect;
+pub(crate) mod tracefs;

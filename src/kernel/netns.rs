@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Network namespaces, by the inode number that the kernel knows them by.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::sys;
+use crate::error::usage;
+
+/// The network namespace that `text` names: a file such as /run/netns/NAME or /proc/PID/ns/net, or `self`.
+pub(crate) fn resolve(text: &Path) -> Result<u32> {
+    let path = if text == Path::new("self") {
+        Path::new("/proc/self/ns/net")
+    } else {
+        text
+    };
+    let expected = "expected `self` or a file such as /run/netns/NAME or /proc/PID/ns/net";
+    let file = File::open(path)
+        .map_err(|error| usage(format!("--netns {}: {error}; {expected}", text.display())))?;
+    let is_net = sys::namespace_type(file.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET);
+    match file.metadata() {
+        Ok(meta) if is_net => Ok(meta.ino() as u32),
+        _ => Err(usage(format!(
+            "--netns {}: not a network namespace; {expected}",
+            text.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_network_namespaces_are_taken() {
+        let own = resolve(Path::new("self")).unwrap();
+        assert_eq!(own, resolve(Path::new("/proc/self/ns/net")).unwrap());
+        for bad in [
+            "/proc/self/ns/uts",
+            "/proc/self/status",
+            "/",
+            "/no/such/file",
+        ] {
+            assert!(resolve(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What this kernel can do, found by trying it.
+
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::AsFd;
+
+use libbpf_rs::libbpf_sys;
+
+use super::sys;
+
+/// Why something can't be done here.
+pub(crate) type Reason = String;
+
+/// Whether fentry and fexit programs may be loaded at all: a cheap question, asked before a back end is tried.
+/// A load for a BTF id that is no function is EINVAL where they may, EPERM where the kernel forbids the kind.
+pub(crate) fn fentry_allowed() -> Result<(), Reason> {
+    let tried = sys::load_trivial(
+        libbpf_sys::BPF_PROG_TYPE_TRACING,
+        libbpf_sys::BPF_TRACE_FENTRY,
+        1,
+    );
+    match tried.map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::EPERM | libc::EACCES)) => {
+            Err("this kernel refuses fentry programs (EPERM), whatever the privileges".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Loads and attaches a fentry program. `function` is one that the kernel keeps for its own tests and never calls.
+pub(crate) fn fentry() -> Result<(), Reason> {
+    fentry_allowed()?;
+    let function = c"bpf_fentry_test1";
+    let id = sys::vmlinux_btf_id(function, libbpf_sys::BPF_TRACE_FENTRY)
+        .ok_or("the kernel's BTF names no function to try it on")?;
+    let program = sys::load_trivial(
+        libbpf_sys::BPF_PROG_TYPE_TRACING,
+        libbpf_sys::BPF_TRACE_FENTRY,
+        id,
+    )
+    .map_err(|error| format!("a program does not load: {error}"))?;
+    sys::raw_tracepoint_open(program.as_fd())
+        .map(drop)
+        .map_err(|error| format!("a program loads but does not attach: {error}"))
+}
+
+/// Opens a kprobe event on `function`.
+pub(crate) fn kprobe(function: &CStr) -> Result<(), Reason> {
+    let kind = fs::read_to_string("/sys/bus/event_source/devices/kprobe/type")
+        .map_err(|_| "this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)".to_string())?;
+    let kind = kind
+        .trim()
+        .parse()
+        .map_err(|_| format!("odd kprobe event type `{}`", kind.trim()))?;
+    sys::perf_kprobe(kind, function)
+        .map(drop)
+        .map_err(|error| format!("the kernel refuses a kprobe: {error}"))
+}
+
+/// The mode that lockdown is in, where the kernel has it: `none`, `integrity` or `confidentiality`.
+pub(crate) fn lockdown() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_string())
+}
+
+/// Refuses where the kernel keeps its memory from BPF: kernel/bpf, LOCKDOWN_BPF_READ_KERNEL.
+pub(crate) fn may_read_kernel() -> anyhow::Result<()> {
+    match lockdown().as_deref() {
+        Some("confidentiality") => Err(crate::error::unsupported(
+            "the kernel is locked down (confidentiality), which forbids BPF programs to read its memory; \
+             boot with lockdown=integrity or none",
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The ring buffer, as a queue of decoded records.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
+use plain::Plain;
+
+use super::{log, sys};
+
+/// Records taken out at a time, so that a flood does not keep the loop from its other duties.
+const BATCH: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct EventRing<'a, T> {
+    ring: RingBuffer<'a>,
+    queue: Rc<RefCell<VecDeque<T>>>,
+    undecodable: Rc<Cell<u64>>,
+}
+
+impl<'a, T: 'a> EventRing<'a, T> {
+    /// `decode` gives nothing for a record that is too short or of a kind it doesn't know: those are counted.
+    pub(crate) fn new(
+        map: &'a dyn MapCore,
+        decode: impl Fn(&[u8]) -> Option<T> + 'a,
+    ) -> Result<Self> {
+        let queue = Rc::new(RefCell::new(VecDeque::new()));
+        let undecodable = Rc::new(Cell::new(0));
+        let (into, failed) = (Rc::clone(&queue), Rc::clone(&undecodable));
+        let mut builder = RingBufferBuilder::new();
+        log::clear();
+        builder
+            .add(map, move |bytes| {
+                match decode(bytes) {
+                    Some(event) => into.borrow_mut().push_back(event),
+                    None => failed.set(failed.get() + 1),
+                }
+                0
+            })
+            .context("cannot use the ring buffer")?;
+        let ring = builder.build().map_err(|error| {
+            anyhow::anyhow!("cannot map the ring buffer: {}", log::explain(error))
+        })?;
+        Ok(Self {
+            ring,
+            queue,
+            undecodable,
+        })
+    }
+
+    /// Takes what has arrived, a batch at most. Returns whether there was anything.
+    pub(crate) fn fill(&self) -> Result<bool> {
+        match self.ring.consume_raw_n(BATCH) {
+            n if n >= 0 => Ok(n > 0),
+            // Negative is -errno; a signal is for the loop to see.
+            n if -n == libc::EINTR => Ok(false),
+            n => bail!(
+                "cannot read the ring buffer: {}",
+                std::io::Error::from_raw_os_error(-n)
+            ),
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<T> {
+        self.queue.borrow_mut().pop_front()
+    }
+
+    /// Records that were not understood: each is one row missing.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
+    }
+
+    /// Readable when there is something to take.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring owns the descriptor and outlives the borrow.
+        unsafe { sys::borrow(self.ring.epoll_fd()) }
+    }
+}
+
+/// A copy of the `T` that a record begins with, whatever its alignment; nothing when it is too short.
+pub(crate) fn copy_from<T: Plain + Default>(bytes: &[u8]) -> Option<T> {
+    let mut value = T::default();
+    plain::copy_from_bytes(&mut value, bytes).ok()?;
+    Some(value)
+}
+
+/// The longest wait that poll(2) takes.
+pub(crate) const FOREVER: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(C)]
+    #[derive(Default)]
+    struct Two {
+        a: u32,
+        b: u32,
+    }
+
+    // SAFETY: two integers, no padding.
+    unsafe impl Plain for Two {}
+
+    #[test]
+    fn a_short_record_is_nothing_and_alignment_does_not_matter() {
+        let bytes = [9, 1, 0, 0, 0, 2, 0, 0, 0];
+        let two: Two = copy_from(&bytes[1..]).unwrap();
+        assert_eq!((two.a, two.b), (1, 2));
+        assert!(copy_from::<Two>(&bytes[..7]).is_none());
+    }
+}

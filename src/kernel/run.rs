@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The main loop of every command that follows events: until a signal, a deadline, or nobody reads us any more.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::ring::{EventRing, FOREVER};
+use super::signals::Signals;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timing {
+    pub(crate) duration: Option<Duration>,
+    /// Every how long `Turn::Tick` comes.
+    pub(crate) interval: Option<Duration>,
+    /// Whether rows go to standard output, whose reader may leave.
+    pub(crate) to_stdout: bool,
+}
+
+/// What the loop hands to its command.
+#[derive(Debug)]
+pub(crate) enum Turn<T> {
+    Event(T),
+    Tick,
+    /// SIGHUP: the output file is to be opened anew.
+    Reopen,
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Continue,
+    Stop,
+}
+
+/// Runs until it is time to end. Events that are still in the ring stay there.
+pub(crate) fn follow<T>(
+    ring: &EventRing<'_, T>,
+    signals: &mut Signals,
+    timing: Timing,
+    mut turn: impl FnMut(Turn<T>) -> Result<Flow>,
+) -> Result<()> {
+    let begin = Instant::now();
+    let deadline = timing.duration.map(|duration| begin + duration);
+    let mut tick = timing.interval.map(|interval| begin + interval);
+    let stdout = std::io::stdout();
+    loop {
+        if signals.stopped() {
+            return Ok(());
+        }
+        if signals.reopen() && turn(Turn::Reopen)? == Flow::Stop {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            return Ok(());
+        }
+        if let (Some(due), Some(interval)) = (tick, timing.interval)
+            && now >= due
+        {
+            if turn(Turn::Tick)? == Flow::Stop {
+                return Ok(());
+            }
+            // After a stall, not one tick for each that was missed.
+            tick = Some(if now >= due + interval {
+                now + interval
+            } else {
+                due + interval
+            });
+        }
+
+        let more = ring.fill()?;
+        while let Some(event) = ring.next() {
+            if turn(Turn::Event(event))? == Flow::Stop {
+                return Ok(());
+            }
+        }
+        if more {
+            continue;
+        }
+
+        let wait = [deadline, tick]
+            .into_iter()
+            .flatten()
+            .map(|due| due.saturating_duration_since(now))
+            .min()
+            .unwrap_or(FOREVER);
+        // Rounded up: a wait that ends too early would spin.
+        let wait = wait.min(FOREVER).as_micros().div_ceil(1000);
+        let timeout = PollTimeout::try_from(wait as u64).unwrap_or(PollTimeout::MAX);
+        let mut fds = vec![
+            PollFd::new(ring.fd(), PollFlags::POLLIN),
+            PollFd::new(signals.fd(), PollFlags::POLLIN),
+        ];
+        if timing.to_stdout {
+            // Errors and hang-ups are always told.
+            fds.push(PollFd::new(stdout.as_fd(), PollFlags::empty()));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("cannot wait for events"),
+        }
+        let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+        if fds
+            .get(2)
+            .and_then(PollFd::revents)
+            .is_some_and(|got| got.intersects(gone))
+        {
+            return Ok(());
+        }
+        let signalled = fds[1].revents().is_some_and(|got| !got.is_empty());
+        drop(fds);
+        if signalled {
+            signals.drain();
+        }
+    }
+}

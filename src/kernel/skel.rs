@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The skeletons that build.rs made of `bpf/*.bpf.c`.
+
+macro_rules! skeletons {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            // Generated code keeps to its generator's style.
+            #[allow(
+                clippy::all,
+                clippy::undocumented_unsafe_blocks,
+                clippy::use_self,
+                dead_code,
+                non_camel_case_types,
+                non_snake_case,
+                unreachable_pub
+            )]
+            pub(crate) mod $name {
+                include!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".skel.rs"));
+            }
+        )+
+    };
+}
+
+skeletons!(tcpconnect);

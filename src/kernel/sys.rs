@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libbpf_rs::libbpf_sys;
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the system call just returned this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Lends out a descriptor that a library gave as a number.
+///
+/// # Safety
+/// `fd` must stay open for as long as `'a`.
+pub(super) unsafe fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the caller's promise.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// A file system of its own, mounted nowhere: nobody else sees it, and closing it unmounts it. Linux 5.2.
+pub(super) fn private_mount(fstype: &CStr) -> io::Result<OwnedFd> {
+    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+    // SAFETY: the name is a C string; the flags are the documented ones.
+    let fs = owned(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), FSOPEN_CLOEXEC) })?;
+    // SAFETY: the command takes no key and no value.
+    let created = unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            fs.as_raw_fd(),
+            FSCONFIG_CMD_CREATE,
+            std::ptr::null::<libc::c_char>(),
+            std::ptr::null::<libc::c_void>(),
+            0,
+        )
+    };
+    if created < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a file system context's descriptor and documented flags.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })
+}
+
+/// include/uapi/linux/perf_event.h, up to PERF_ATTR_SIZE_VER1: all that a trace or kprobe event needs.
+#[repr(C)]
+#[derive(Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    config1: u64,
+    config2: u64,
+}
+
+fn perf_event_open(attr: &mut PerfEventAttr) -> io::Result<OwnedFd> {
+    const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+    attr.size = size_of::<PerfEventAttr>() as u32;
+    // SAFETY: `attr` is a perf_event_attr of the size that it states. A trace event's program runs on every CPU,
+    // whichever the event was opened for (kernel/trace/bpf_trace.c, trace_call_bpf).
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            std::ptr::from_mut(attr),
+            -1 as libc::pid_t,
+            0 as libc::c_int,
+            -1 as libc::c_int,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    })
+}
+
+/// The event of a tracepoint, by its id in tracefs.
+pub(super) fn perf_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    const PERF_TYPE_TRACEPOINT: u32 = 2;
+    const PERF_SAMPLE_RAW: u64 = 1 << 10;
+    perf_event_open(&mut PerfEventAttr {
+        kind: PERF_TYPE_TRACEPOINT,
+        config: id,
+        sample_period: 1,
+        sample_type: PERF_SAMPLE_RAW,
+        wakeup_events: 1,
+        ..PerfEventAttr::default()
+    })
+}
+
+/// A kprobe at the entry of `function`; `kind` is the kprobe event source's type.
+pub(super) fn perf_kprobe(kind: u32, function: &CStr) -> io::Result<OwnedFd> {
+    perf_event_open(&mut PerfEventAttr {
+        kind,
+        config1: function.as_ptr() as u64,
+        ..PerfEventAttr::default()
+    })
+}
+
+/// What the kernel says to a program `r0 = 0; exit` of this type.
+pub(super) fn load_trivial(
+    prog_type: libbpf_sys::bpf_prog_type,
+    attach_type: libbpf_sys::bpf_attach_type,
+    attach_btf_id: u32,
+) -> io::Result<OwnedFd> {
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let mut opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        expected_attach_type: attach_type,
+        attach_btf_id,
+        attempts: 1,
+        ..Default::default()
+    };
+    // SAFETY: two instructions of 8 bytes, C strings, and options of the size that they state.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            prog_type,
+            c"bpftk_probe".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            instructions.as_ptr().cast(),
+            instructions.len() as libbpf_sys::size_t,
+            &mut opts,
+        )
+    };
+    from_libbpf(fd)
+}
+
+/// libbpf's low-level calls return -errno.
+fn from_libbpf(fd: i32) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    owned(fd.into())
+}
+
+/// Attaches by link: it is gone when the descriptor is closed, however that comes about.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: i32,
+    attach_type: libbpf_sys::bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    // SAFETY: no options; the kernel checks the rest.
+    from_libbpf(unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), target, attach_type, std::ptr::null())
+    })
+}
+
+/// Attaches a tracing program (fentry, raw tracepoint) to what it was loaded for.
+pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: no name: the target was given at load.
+    from_libbpf(unsafe {
+        libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd())
+    })
+}
+
+/// The id of a kernel function in the kernel's BTF.
+pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_type) -> Option<u32> {
+    // SAFETY: a C string.
+    let id = unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) };
+    u32::try_from(id).ok().filter(|&id| id > 0)
+}
+
+/// The type of a namespace file, as a CLONE_NEW* flag. Linux 4.11.
+pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
+    if kind < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(kind)
+    }
+}
+
+/// Opens a cgroup by its id, which is its file handle (fs/kernfs/mount.c, kernfs_fh_to_dentry).
+pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: u64,
+    }
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id,
+    };
+    // SAFETY: a file handle with the 8 bytes that it states.
+    owned(
+        unsafe {
+            libc::open_by_handle_at(
+                mount.as_raw_fd(),
+                std::ptr::from_mut(&mut handle).cast(),
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
+        }
+        .into(),
+    )
+}
+
+/// Sets what happens on SIGHUP.
+///
+/// # Safety
+/// `handler` runs in a signal handler: it may only do what signal-safety(7) allows.
+pub(super) unsafe fn on_hangup(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let action = SigAction::new(
+        SigHandler::Handler(handler),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the caller's promise.
+    unsafe { sigaction(Signal::SIGHUP, &action) }?;
+    Ok(())
+}

@@ -1,0 +1,605 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The kernel side of `tcpconnect`: its programs, loaded and attached by back end, and its records.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::{Context, Result, anyhow};
+use clap::ValueEnum;
+use ipnet::IpNet;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags};
+use plain::Plain;
+
+use super::backend::{self, Chosen};
+use super::btf::BtfSource;
+use super::losses::Losses;
+use super::ring::{EventRing, copy_from};
+use super::skel::tcpconnect::{OpenTcpconnectSkel, TcpconnectSkel, TcpconnectSkelBuilder, types};
+use super::task_filter::{TaskFilter, configure_task_filter};
+use super::tracefs::Tracefs;
+use super::{attach, cgroup, log, probes};
+use crate::error::unsupported;
+
+/// How calls are seen, whose failures before the first packet change no socket's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// fentry and fexit of tcp_v4_connect and tcp_v6_connect
+    Fentry,
+    /// kprobe and kretprobe of the same
+    Kprobe,
+    /// Tracepoints only: system calls and io_uring
+    Tracepoint,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        })
+    }
+}
+
+impl Backend {
+    /// The cheapest for the machine first.
+    pub(crate) const ORDER: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
+}
+
+/// What the programs are told before they are loaded.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    pub(crate) btf: BtfSource,
+    pub(crate) tasks: TaskFilter,
+    pub(crate) at_start: bool,
+    pub(crate) failed_only: bool,
+    pub(crate) min_latency_ns: u64,
+    /// 4 or 6; 0 is both.
+    pub(crate) family: u8,
+    /// Inode number; 0 is all.
+    pub(crate) netns: u32,
+    /// One bit a port.
+    pub(crate) ports: Option<Vec<u64>>,
+    pub(crate) dst: Vec<IpNet>,
+    pub(crate) exclude: Vec<IpNet>,
+    pub(crate) dns: bool,
+}
+
+/// The programs, attached. Dropping it detaches them.
+pub(crate) struct Tracer {
+    /// Dropped before the programs they attach.
+    links: Vec<Link>,
+    skel: TcpconnectSkel<'static>,
+}
+
+impl fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracer")
+            .field("links", &self.links.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Loads and attaches by the first back end that works here.
+pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Backend, Tracer>> {
+    probes::may_read_kernel()?;
+    backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend))
+}
+
+fn arm_by(config: &Config, backend: Backend) -> Result<Tracer> {
+    match backend {
+        Backend::Fentry => {
+            probes::fentry_allowed().map_err(unsupported)?;
+            // A program for a function that the kernel lacks fails the whole load, and IPv6 and the refusals
+            // are extras: without them there is still every IPv4 connect.
+            Tracer::load(config, backend, Extras::ALL)
+                .or_else(|_| {
+                    Tracer::load(
+                        config,
+                        backend,
+                        Extras {
+                            refusals: false,
+                            ..Extras::ALL
+                        },
+                    )
+                })
+                .or_else(|_| Tracer::load(config, backend, Extras::NONE))
+        }
+        Backend::Kprobe => {
+            probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?;
+            Tracer::load(config, backend, Extras::ALL)
+        }
+        Backend::Tracepoint => Tracer::load(config, backend, Extras::ALL),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Extras {
+    ipv6: bool,
+    refusals: bool,
+}
+
+impl Extras {
+    const ALL: Self = Self {
+        ipv6: true,
+        refusals: true,
+    };
+    const NONE: Self = Self {
+        ipv6: false,
+        refusals: false,
+    };
+}
+
+impl Tracer {
+    fn load(config: &Config, backend: Backend, extras: Extras) -> Result<Self> {
+        let mut builder = TcpconnectSkelBuilder::default();
+        config.btf.apply(&mut builder.obj_builder)?;
+        log::clear();
+        // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
+        let cell = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = builder
+            .open(cell)
+            .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
+
+        let tracefs = match backend {
+            Backend::Tracepoint => Some(Tracefs::open()?),
+            _ => None,
+        };
+        let uring = tracefs
+            .as_ref()
+            .is_some_and(|tracefs| tracefs.event_has_field("io_uring", "io_uring_complete", "req"));
+
+        let rodata = open
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the object has no constants")?;
+        rodata.at_start = config.at_start.into();
+        rodata.failed_only = config.failed_only.into();
+        rodata.min_latency_ns = config.min_latency_ns;
+        rodata.filter_family = config.family;
+        rodata.filter_netns = config.netns;
+        rodata.filter_by_port = config.ports.is_some().into();
+        rodata.filter_by_dst = (!config.dst.is_empty()).into();
+        rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
+        rodata.has_v6_hooks = extras.ipv6.into();
+        rodata.has_uring_hooks = uring.into();
+        configure_task_filter!(open, &config.tasks);
+        for (map, prefixes) in [
+            (&mut open.maps.filter_dst, &config.dst),
+            (&mut open.maps.filter_exclude, &config.exclude),
+        ] {
+            map.set_max_entries(prefixes.len().max(1) as u32)
+                .context("cannot size a filter")?;
+        }
+
+        select_programs(&mut open, backend, extras, uring, config.dns);
+        log::clear();
+        let skel = open
+            .load()
+            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+
+        let maps = &skel.maps;
+        config
+            .tasks
+            .fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
+        for (i, word) in config.ports.iter().flatten().enumerate() {
+            maps.filter_ports
+                .update(
+                    &(i as u32).to_ne_bytes(),
+                    &word.to_ne_bytes(),
+                    MapFlags::ANY,
+                )
+                .context("cannot filter by port")?;
+        }
+        for (map, prefixes) in [
+            (&maps.filter_dst, &config.dst),
+            (&maps.filter_exclude, &config.exclude),
+        ] {
+            for net in prefixes {
+                map.update(&prefix_key(net), &[1], MapFlags::ANY)
+                    .context("cannot filter by destination")?;
+            }
+        }
+
+        let mut tracer = Self {
+            links: Vec::new(),
+            skel,
+        };
+        tracer.attach(backend, extras, tracefs.as_ref(), uring, config.dns)?;
+        Ok(tracer)
+    }
+
+    fn attach(
+        &mut self,
+        backend: Backend,
+        extras: Extras,
+        tracefs: Option<&Tracefs>,
+        uring: bool,
+        dns: bool,
+    ) -> Result<()> {
+        let progs = &self.skel.progs;
+        let links = &mut self.links;
+        if dns {
+            let root = cgroup::mount_point().ok_or_else(|| {
+                unsupported("--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
+            })?;
+            let root = cgroup::open(&root)?;
+            let link = progs
+                .bpftk_dns
+                .attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root))
+                .map_err(|error| {
+                    anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
+                })?;
+            links.push(link);
+        }
+        // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
+        if backend == Backend::Tracepoint {
+            links.push(attach::auto(&progs.bpftk_destroy)?);
+        }
+        links.push(attach::auto(&progs.bpftk_set_state)?);
+        match backend {
+            Backend::Fentry => {
+                links.push(attach::auto(&progs.bpftk_fx_v4)?);
+                links.push(attach::auto(&progs.bpftk_fe_v4)?);
+                if extras.ipv6 {
+                    links.push(attach::auto(&progs.bpftk_fx_v6)?);
+                    links.push(attach::auto(&progs.bpftk_fe_v6)?);
+                }
+                if extras.refusals {
+                    links.push(attach::auto(&progs.bpftk_fx_lsm)?);
+                    links.push(attach::auto(&progs.bpftk_fx_pre4)?);
+                    if extras.ipv6 {
+                        links.push(attach::auto(&progs.bpftk_fx_pre6)?);
+                    }
+                }
+            }
+            Backend::Kprobe => {
+                links.push(attach::kprobe(&progs.bpftk_kr_v4, true, "tcp_v4_connect")?);
+                links.push(attach::kprobe(&progs.bpftk_kp_v4, false, "tcp_v4_connect")?);
+                // Return before entry: an entry without its return would leave an open call behind.
+                for (ret, entry, function) in [
+                    (&progs.bpftk_kr_v6, &progs.bpftk_kp_v6, "tcp_v6_connect"),
+                    (
+                        &progs.bpftk_kr_pre4,
+                        &progs.bpftk_kp_pre4,
+                        "tcp_v4_pre_connect",
+                    ),
+                    (
+                        &progs.bpftk_kr_pre6,
+                        &progs.bpftk_kp_pre6,
+                        "tcp_v6_pre_connect",
+                    ),
+                    (
+                        &progs.bpftk_kr_lsm,
+                        &progs.bpftk_kp_lsm,
+                        "security_socket_connect",
+                    ),
+                ] {
+                    // A kernel without IPv6, or without cgroup BPF, lacks the function.
+                    if let Ok(link) = attach::kprobe(ret, true, function) {
+                        links.push(link);
+                        links.push(attach::kprobe(entry, false, function)?);
+                    }
+                }
+            }
+            Backend::Tracepoint => {
+                let tracefs = tracefs.context("the tracepoint back end has tracefs")?;
+                for (exit, enter, call) in [
+                    (&progs.bpftk_sysexit, &progs.bpftk_connect, "connect"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_sendto, "sendto"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_sendmsg, "sendmsg"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_sendmmsg, "sendmmsg"),
+                ] {
+                    links.push(attach::tracepoint(
+                        tracefs,
+                        exit,
+                        "syscalls",
+                        &format!("sys_exit_{call}"),
+                    )?);
+                    links.push(attach::tracepoint(
+                        tracefs,
+                        enter,
+                        "syscalls",
+                        &format!("sys_enter_{call}"),
+                    )?);
+                }
+                if uring {
+                    links.push(attach::tracepoint(
+                        tracefs,
+                        &progs.bpftk_uring,
+                        "io_uring",
+                        "io_uring_complete",
+                    )?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
+        EventRing::new(&self.skel.maps.events, decode)
+    }
+
+    /// Detaches everything. What has been reported can still be read.
+    pub(crate) fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// The attempts that nobody has answered, after `detach`.
+    pub(crate) fn pending(&self) -> Vec<Attempt> {
+        let map = &self.skel.maps.attempts;
+        let mut pending: Vec<Attempt> = map
+            .keys()
+            .filter_map(|key| map.lookup(&key, MapFlags::ANY).ok().flatten())
+            .filter_map(|bytes| copy_from::<types::tcpconnect_attempt>(&bytes))
+            .filter(|attempt| attempt.flags & SYN_SENT != 0 && attempt.flags & SILENT == 0)
+            .map(|attempt| Attempt::from(attempt.event))
+            .collect();
+        pending.sort_by_key(|attempt| attempt.start_ns);
+        pending
+    }
+
+    /// Entries in the tables of what is under way.
+    pub(crate) fn entries(&self) -> usize {
+        let maps = &self.skel.maps;
+        maps.attempts.keys().count() + maps.calls.keys().count() + maps.checks.keys().count()
+    }
+
+    pub(crate) fn losses(&self) -> Result<Losses> {
+        Losses::read(&self.skel.maps.losses)
+    }
+}
+
+/// bpf/tcpconnect.h
+const SYN_SENT: u32 = 2;
+const SILENT: u32 = 8;
+
+fn select_programs(
+    open: &mut OpenTcpconnectSkel<'_>,
+    backend: Backend,
+    extras: Extras,
+    uring: bool,
+    dns: bool,
+) {
+    let progs = &mut open.progs;
+    progs.bpftk_dns.set_autoload(dns);
+    let fentry = backend == Backend::Fentry;
+    for (program, wanted) in [
+        (&mut progs.bpftk_fe_v4, true),
+        (&mut progs.bpftk_fx_v4, true),
+        (&mut progs.bpftk_fe_v6, extras.ipv6),
+        (&mut progs.bpftk_fx_v6, extras.ipv6),
+        (&mut progs.bpftk_fx_pre4, extras.refusals),
+        (&mut progs.bpftk_fx_pre6, extras.refusals && extras.ipv6),
+        (&mut progs.bpftk_fx_lsm, extras.refusals),
+    ] {
+        program.set_autoload(fentry && wanted);
+    }
+    for program in [
+        &mut progs.bpftk_kp_v4,
+        &mut progs.bpftk_kr_v4,
+        &mut progs.bpftk_kp_v6,
+        &mut progs.bpftk_kr_v6,
+        &mut progs.bpftk_kp_pre4,
+        &mut progs.bpftk_kr_pre4,
+        &mut progs.bpftk_kp_pre6,
+        &mut progs.bpftk_kr_pre6,
+        &mut progs.bpftk_kp_lsm,
+        &mut progs.bpftk_kr_lsm,
+    ] {
+        program.set_autoload(backend == Backend::Kprobe);
+    }
+    let tracepoint = backend == Backend::Tracepoint;
+    for program in [
+        &mut progs.bpftk_destroy,
+        &mut progs.bpftk_connect,
+        &mut progs.bpftk_sendto,
+        &mut progs.bpftk_sendmsg,
+        &mut progs.bpftk_sendmmsg,
+        &mut progs.bpftk_sysexit,
+    ] {
+        program.set_autoload(tracepoint);
+    }
+    progs.bpftk_uring.set_autoload(tracepoint && uring);
+}
+
+/// struct bpf_lpm_trie_key: the length of the prefix, then the address, v4-mapped as in every record.
+fn prefix_key(net: &IpNet) -> [u8; 20] {
+    let (len, addr) = match net {
+        IpNet::V4(net) => (net.prefix_len() + 96, net.addr().to_ipv6_mapped()),
+        IpNet::V6(net) => (net.prefix_len(), net.addr()),
+    };
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&u32::from(len).to_ne_bytes());
+    key[4..].copy_from_slice(&addr.octets());
+    key
+}
+
+/// What comes through the ring buffer.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Attempt(Attempt),
+    Dns(DnsPiece),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Pending,
+    Ok,
+    /// With its errno.
+    Failed(i32),
+    /// The caller closed the socket before an answer came.
+    Closed,
+    /// Failed; the kernel did not show why.
+    Unknown,
+}
+
+/// One connect attempt. Ports and addresses that it never had are `None`.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) start_ns: u64,
+    pub(crate) end_ns: u64,
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) uid: u32,
+    pub(crate) comm: [u8; 16],
+    pub(crate) cgroup_id: u64,
+    pub(crate) netns: u32,
+    pub(crate) saddr: Option<IpAddr>,
+    pub(crate) sport: Option<u16>,
+    pub(crate) daddr: IpAddr,
+    pub(crate) dport: u16,
+    pub(crate) outcome: Outcome,
+}
+
+/// A piece of what a socket received from port 53.
+#[derive(Clone, Debug)]
+pub(crate) struct DnsPiece {
+    pub(crate) tcp: bool,
+    /// The connection was opened or closed by this packet: RST, SYN or FIN.
+    pub(crate) edge: bool,
+    pub(crate) seq: u32,
+    pub(crate) offset: u32,
+    pub(crate) total: u32,
+    pub(crate) flow: (IpAddr, IpAddr, u16),
+    pub(crate) data: Vec<u8>,
+}
+
+// SAFETY: integers and arrays of integers without hidden padding, as bpf/tcpconnect.h asserts.
+unsafe impl Plain for types::tcpconnect_event {}
+// SAFETY: as above.
+unsafe impl Plain for types::tcpconnect_attempt {}
+// SAFETY: as above.
+unsafe impl Plain for DnsHeader {}
+
+const _: () = assert!(size_of::<types::tcpconnect_event>() == 104);
+const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 112);
+const _: () = assert!(size_of::<DnsHeader>() == std::mem::offset_of!(types::tcpconnect_dns, data));
+
+/// struct tcpconnect_dns without its data, of which a record has as much as it needs.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct DnsHeader {
+    record: u32,
+    tcp_seq: u32,
+    offset: u32,
+    total: u32,
+    len: u32,
+    sport: u16,
+    dport: u16,
+    proto: u8,
+    tcp_flags: u8,
+    pad: [u8; 6],
+    saddr: [u8; 16],
+    daddr: [u8; 16],
+}
+
+fn decode(bytes: &[u8]) -> Option<Event> {
+    let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+    if kind == types::tcpconnect_record::TCPCONNECT_ATTEMPT.0 {
+        return Some(Event::Attempt(
+            copy_from::<types::tcpconnect_event>(bytes)?.into(),
+        ));
+    }
+    if kind == types::tcpconnect_record::TCPCONNECT_DNS.0 {
+        let header: DnsHeader = copy_from(bytes)?;
+        let data = bytes
+            .get(size_of::<DnsHeader>()..)?
+            .get(..header.len as usize)?;
+        return Some(Event::Dns(DnsPiece {
+            tcp: header.proto == libc::IPPROTO_TCP as u8,
+            // include/net/tcp.h: FIN 1, SYN 2, RST 4.
+            edge: header.tcp_flags & 7 != 0,
+            seq: header.tcp_seq,
+            offset: header.offset,
+            total: header.total,
+            flow: (
+                canonical(header.saddr),
+                canonical(header.daddr),
+                header.dport,
+            ),
+            data: data.to_vec(),
+        }));
+    }
+    None
+}
+
+/// The one place where a v4-mapped address becomes the IPv4 address that it is.
+fn canonical(addr: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(addr).to_canonical()
+}
+
+impl From<types::tcpconnect_event> for Attempt {
+    fn from(event: types::tcpconnect_event) -> Self {
+        let saddr = canonical(event.saddr);
+        Self {
+            start_ns: event.start_ns,
+            end_ns: event.end_ns,
+            pid: event.pid,
+            tid: event.tid,
+            uid: event.uid,
+            comm: event.comm,
+            cgroup_id: event.cgroup_id,
+            netns: event.netns,
+            saddr: (!saddr.is_unspecified()).then_some(saddr),
+            sport: (event.sport != 0).then_some(event.sport),
+            daddr: canonical(event.daddr),
+            dport: event.dport,
+            outcome: match types::tcpconnect_verdict(event.verdict.into()) {
+                types::tcpconnect_verdict::TCPCONNECT_PENDING => Outcome::Pending,
+                types::tcpconnect_verdict::TCPCONNECT_OK => Outcome::Ok,
+                types::tcpconnect_verdict::TCPCONNECT_FAILED => Outcome::Failed(event.error as i32),
+                types::tcpconnect_verdict::TCPCONNECT_CLOSED => Outcome::Closed,
+                _ => Outcome::Unknown,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_v4_mapped() {
+        let key = prefix_key(&"10.0.0.0/8".parse().unwrap());
+        assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 104);
+        assert_eq!(
+            &key[4..],
+            &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets()
+        );
+        let key = prefix_key(&"2001:db8::/32".parse().unwrap());
+        assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 32);
+    }
+
+    #[test]
+    fn a_short_or_unknown_record_is_no_event() {
+        assert!(decode(&[]).is_none());
+        assert!(decode(&1_u32.to_ne_bytes()).is_none());
+        assert!(decode(&[0xff; 104]).is_none());
+        let mut dns = vec![0; 64];
+        dns[..4].copy_from_slice(&2_u32.to_ne_bytes());
+        dns[16..20].copy_from_slice(&100_u32.to_ne_bytes());
+        assert!(decode(&dns).is_none(), "its length says more than there is");
+    }
+
+    #[test]
+    fn an_attempt_is_decoded() {
+        let mut event = types::tcpconnect_event {
+            record: 1,
+            error: 111,
+            dport: 443,
+            verdict: 2,
+            ..Default::default()
+        };
+        event.daddr = "::ffff:192.0.2.1".parse::<Ipv6Addr>().unwrap().octets();
+        let attempt = Attempt::from(event);
+        assert_eq!(attempt.daddr, "192.0.2.1".parse::<IpAddr>().unwrap());
+        assert_eq!((attempt.saddr, attempt.sport), (None, None));
+        assert_eq!(attempt.outcome, Outcome::Failed(111));
+    }
+}

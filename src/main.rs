@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! bpftk traces and steers a live Linux machine with eBPF.
+
+mod cli;
+mod commands;
+mod error;
+mod kernel;
+mod net;
+mod output;
+mod values;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::explain(&error),
+    };
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(error) if error::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed standard error must not turn the status into a panic's.
+            let _ = writeln!(std::io::stderr(), "bpftk: {error:#}");
+            error::status_of(&error).into()
+        }
+    }
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is known of networks without asking the kernel.
+
+pub(crate) mod dns;
+pub(crate) mod errno;

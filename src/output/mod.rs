@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! How rows leave the process. Knows records and columns, no command.
+
+mod escape;
+mod record;
+mod report;
+mod sink;
+mod table;
+mod writer;
+
+pub(crate) use escape::{bytes_to_string, printable};
+pub(crate) use record::{Field, Kind, Record, Value};
+pub(crate) use report::Report;
+pub(crate) use sink::{ColorChoice, Format, Sink, SinkOptions};
+pub(crate) use table::{Align, Column};

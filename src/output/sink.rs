@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Records in, text out: the table, JSON lines, CSV.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::record::{Field, Record, Value};
+use super::report::Report;
+use super::table::{Column, header_line, row_line};
+use super::writer::Writer;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns for people
+    #[default]
+    Table,
+    /// One JSON object a line, every field always
+    Json,
+    /// Comma-separated values, every field always
+    Csv,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SinkOptions {
+    pub(crate) format: Format,
+    pub(crate) output: Option<PathBuf>,
+    pub(crate) no_header: bool,
+    pub(crate) color: ColorChoice,
+}
+
+/// Where a command's records go.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    writer: Writer,
+    format: Format,
+    columns: Vec<Column>,
+    fields: &'static [Field],
+    header: bool,
+    header_written: bool,
+    color: bool,
+    terminal: bool,
+    /// Lines of the last interval's table, to draw over on a terminal.
+    drawn: usize,
+}
+
+impl Sink {
+    pub(crate) fn open(
+        options: &SinkOptions,
+        columns: Vec<Column>,
+        fields: &'static [Field],
+    ) -> Result<Self> {
+        let terminal = options.output.is_none() && std::io::stdout().is_terminal();
+        let color = match options.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            // https://no-color.org: set and not empty.
+            ColorChoice::Auto => {
+                terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+        };
+        Ok(Self {
+            writer: Writer::open(options.output.as_deref())?,
+            format: options.format,
+            columns,
+            fields,
+            header: !options.no_header,
+            header_written: false,
+            color,
+            terminal,
+            drawn: 0,
+        })
+    }
+
+    /// After SIGHUP.
+    pub(crate) fn reopen(&mut self) -> Result<()> {
+        self.writer.reopen()
+    }
+
+    /// Whether the rows are in the user's terminal, where messages may disturb them.
+    pub(crate) fn is_table(&self) -> bool {
+        self.format == Format::Table
+    }
+
+    /// Writes the header of a stream before its first row, so that it is seen that we listen.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        if self.header_written || !self.header {
+            return Ok(());
+        }
+        self.header_written = true;
+        match self.format {
+            Format::Table => self.writer.write(&header_line(&self.columns, self.color)),
+            Format::Json => Ok(()),
+            Format::Csv => {
+                let names = self.fields.iter().map(|field| field.name);
+                self.writer.write(&csv_line(names)?)
+            }
+        }
+    }
+
+    /// Writes one row of a stream, at once.
+    pub(crate) fn event(&mut self, record: &Record) -> Result<()> {
+        debug_assert_eq!(
+            self.fields
+                .iter()
+                .map(|field| field.name)
+                .collect::<Vec<_>>(),
+            record
+                .fields
+                .iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>(),
+            "a record has its schema's fields, in order"
+        );
+        self.start()?;
+        let line = match self.format {
+            Format::Table => row_line(&self.columns, record, self.color),
+            Format::Json => json_line(record)?,
+            Format::Csv => csv_record(record)?,
+        };
+        self.writer.write(&line)
+    }
+
+    /// Writes one interval's rows: drawn over the last ones on a terminal, appended elsewhere.
+    pub(crate) fn interval(&mut self, title: &str, rows: &[Record]) -> Result<()> {
+        match self.format {
+            Format::Table => {
+                let mut text = String::new();
+                if self.terminal && self.drawn > 0 {
+                    text = format!("\x1b[{}A\x1b[J", self.drawn);
+                }
+                let mut body = format!("{title}\n");
+                body.push_str(&Report::render(&self.columns, rows, self.header));
+                self.drawn = body.lines().count();
+                text.push_str(&body);
+                self.writer.write(&text)
+            }
+            Format::Json => {
+                let lines: Result<String> = rows.iter().map(json_line).collect();
+                self.writer.write(&lines?)
+            }
+            Format::Csv => {
+                self.start()?;
+                let lines: Result<String> = rows.iter().map(csv_record).collect();
+                self.writer.write(&lines?)
+            }
+        }
+    }
+
+    /// Keeps the last interval's table: what follows is drawn below it.
+    pub(crate) fn settle(&mut self) {
+        self.drawn = 0;
+    }
+
+    /// The end: a last line of JSON, or `sentence` on standard error where only rows belong in the output.
+    pub(crate) fn summary(&mut self, record: &Record, sentence: &str) -> Result<()> {
+        if self.format == Format::Json {
+            return self.writer.write(&json_line(record)?);
+        }
+        // Nobody may be listening any more, and that is no failure of the run.
+        let _ = writeln!(std::io::stderr(), "bpftk: {sentence}");
+        Ok(())
+    }
+}
+
+fn json_line(record: &Record) -> Result<String> {
+    let mut line = serde_json::to_string(record).context("cannot encode a row as JSON")?;
+    line.push('\n');
+    Ok(line)
+}
+
+fn csv_record(record: &Record) -> Result<String> {
+    csv_line(record.fields.iter().map(|(_, value)| Value::text(value)))
+}
+
+fn csv_line<T: AsRef<[u8]>>(cells: impl Iterator<Item = T>) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer
+        .write_record(cells)
+        .context("cannot encode a row as CSV")?;
+    let bytes = writer.into_inner().context("cannot encode a row as CSV")?;
+    String::from_utf8(bytes).context("cannot encode a row as CSV")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Kind;
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let record = Record::new(Kind::Event)
+            .with("a", "x,\"y\"\n")
+            .with("b", None::<u32>);
+        assert_eq!(csv_record(&record).unwrap(), "\"x,\"\"y\"\"\n\",\n");
+    }
+
+    #[test]
+    fn a_file_gets_whole_rows_and_is_reopened() {
+        const FIELDS: &[Field] = &[Field::new("pid", "")];
+        let dir = std::env::temp_dir().join(format!("bpftk-sink-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("rows");
+        let options = SinkOptions {
+            format: Format::Csv,
+            output: Some(path.clone()),
+            ..SinkOptions::default()
+        };
+        let mut sink = Sink::open(&options, Vec::new(), FIELDS).unwrap();
+        sink.event(&Record::new(Kind::Event).with("pid", 1_u32))
+            .unwrap();
+        std::fs::rename(&path, dir.join("rows.1")).unwrap();
+        sink.reopen().unwrap();
+        sink.event(&Record::new(Kind::Event).with("pid", 2_u32))
+            .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(dir.join("rows.1")).unwrap(),
+            "pid\n1\n"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

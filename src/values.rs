@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Strict parsers for option values: what is not fully understood is an error that says what would be.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use nix::unistd::User;
+
+/// A duration with its unit: `500us`, `500ms`, `2s`, `5m`, `1h`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    const VALID: &str = "a number with a unit, such as 500ms, 2s, 5m or 1h";
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let nanos_per_unit: f64 = match unit {
+        "us" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        "m" => 60e9,
+        "h" => 3600e9,
+        _ => return Err(format!("expected {VALID}")),
+    };
+    let plain = number.split('.').all(|part| !part.is_empty()) && number.split('.').count() <= 2;
+    let value: f64 = match number.parse() {
+        Ok(value) if plain => value,
+        _ => return Err(format!("expected {VALID}")),
+    };
+    let nanos = value * nanos_per_unit;
+    // A hundred years: beyond it, arithmetic on clocks overflows.
+    if nanos > 100.0 * 365.0 * 24.0 * 3600e9 {
+        return Err("longer than a hundred years".into());
+    }
+    if nanos < 1.0 {
+        return Err("must be more than zero".into());
+    }
+    Ok(Duration::from_nanos(nanos as u64))
+}
+
+/// Splits a comma-separated list. Neither the list nor an item may be empty.
+fn items(text: &str) -> Result<impl Iterator<Item = &str>, String> {
+    if text.split(',').any(|item| item.trim().is_empty()) {
+        return Err("an empty item in the list; expected values separated by single commas".into());
+    }
+    Ok(text.split(',').map(str::trim))
+}
+
+/// Process ids: `1,2`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PidList(pub(crate) BTreeSet<u32>);
+
+impl std::str::FromStr for PidList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pids = BTreeSet::new();
+        for item in items(text)? {
+            // include/linux/threads.h: PID_MAX_LIMIT is 4 million.
+            match item.parse::<u32>() {
+                Ok(pid) if (1..=4 * 1024 * 1024).contains(&pid) && digits(item) => pids.insert(pid),
+                _ => return Err(format!("`{item}` is no process id; expected 1 to 4194304")),
+            };
+        }
+        Ok(Self(pids))
+    }
+}
+
+/// `str::parse` takes a leading `+`.
+fn digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Ports and ranges of ports: `80,443,8000-8100`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortSet(pub(crate) Vec<(u16, u16)>);
+
+impl PortSet {
+    /// One bit a port, in words as the BPF programs read them.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        let mut words = vec![0_u64; 65536 / 64];
+        for &(low, high) in &self.0 {
+            for port in low..=high {
+                words[usize::from(port) / 64] |= 1 << (port % 64);
+            }
+        }
+        words
+    }
+}
+
+impl std::str::FromStr for PortSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |item: &str| match item.parse::<u16>() {
+            Ok(port) if port > 0 && digits(item) => Ok(port),
+            _ => Err(format!(
+                "`{item}` is no port; expected 1 to 65535, or a range such as 8000-8100"
+            )),
+        };
+        let mut ranges = Vec::new();
+        for item in items(text)? {
+            let (low, high) = match item.split_once('-') {
+                Some((low, high)) => (port(low)?, port(high)?),
+                None => (port(item)?, port(item)?),
+            };
+            if low > high {
+                return Err(format!(
+                    "the range `{item}` is reversed; expected {high}-{low}"
+                ));
+            }
+            ranges.push((low, high));
+        }
+        Ok(Self(ranges))
+    }
+}
+
+/// Users by name or number: `root,1000`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UserList(pub(crate) BTreeSet<u32>);
+
+impl std::str::FromStr for UserList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut uids = BTreeSet::new();
+        for item in items(text)? {
+            let uid = if digits(item) {
+                // (uid_t)-1 is "no user" to the kernel.
+                item.parse::<u32>().ok().filter(|&uid| uid != u32::MAX)
+            } else {
+                match User::from_name(item) {
+                    Ok(user) => user.map(|user| user.uid.as_raw()),
+                    Err(error) => return Err(format!("cannot look up the user `{item}`: {error}")),
+                }
+            };
+            match uid {
+                Some(uid) => uids.insert(uid),
+                None => {
+                    return Err(format!(
+                        "no user `{item}`; expected names or numbers of users, such as root or 1000"
+                    ));
+                }
+            };
+        }
+        Ok(Self(uids))
+    }
+}
+
+/// The name of a user, or its number where it has none.
+pub(crate) fn user_name(uid: u32) -> String {
+    match User::from_uid(uid.into()) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}
+
+/// A task's name as the kernel keeps it: at most 15 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Comm(pub(crate) [u8; 16]);
+
+impl std::str::FromStr for Comm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty name; expected a task's name, as in /proc/PID/comm".into());
+        }
+        if text.len() > 15 {
+            return Err(format!(
+                "`{text}` has {} bytes; the kernel keeps the first 15 of a task's name: `{}`",
+                text.len(),
+                String::from_utf8_lossy(&text.as_bytes()[..15])
+            ));
+        }
+        let mut comm = [0; 16];
+        comm[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(comm))
+    }
+}
+
+/// A CIDR, or an address for just itself. Bits behind the prefix must be zero: `10.0.0.1/8` is a slip of the hand.
+pub(crate) fn parse_cidr(text: &str) -> Result<ipnet::IpNet, String> {
+    let net = text
+        .parse::<ipnet::IpNet>()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into))
+        .map_err(|_| {
+            "expected an address or a CIDR, such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32"
+                .to_string()
+        })?;
+    if net.trunc() != net {
+        return Err(format!(
+            "has bits behind its prefix; did you mean {}?",
+            net.trunc()
+        ));
+    }
+    Ok(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_duration("2s").unwrap(), Duration::from_secs(2));
+        assert_eq!(parse_duration("1.5m").unwrap(), Duration::from_secs(90));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1 s",
+            "1d",
+            "1.2.3s",
+            "1.s",
+            ".5s",
+            "0s",
+            "1e9s",
+            "nan",
+            "9999999999h",
+        ] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pids() {
+        assert_eq!(
+            "1,22".parse::<PidList>().unwrap().0,
+            BTreeSet::from([1, 22])
+        );
+        for bad in ["", ",", "1,", "0", "-1", "+1", "foo", "1 2", "4194305"] {
+            assert!(bad.parse::<PidList>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports() {
+        let set: PortSet = "80,443,8000-8002".parse().unwrap();
+        let words = set.words();
+        let has = |port: usize| words[port / 64] & (1 << (port % 64)) != 0;
+        assert!(has(80) && has(443) && has(8000) && has(8001) && has(8002));
+        assert!(!has(8003) && !has(81) && !has(0));
+        assert_eq!(
+            "1-65535".parse::<PortSet>().unwrap().words()[1023],
+            u64::MAX
+        );
+        for bad in [
+            "",
+            "80,,443",
+            "0",
+            "65536",
+            "80-",
+            "-80",
+            "90-80",
+            "80-443-8000",
+            "http",
+            "80:90",
+        ] {
+            assert!(bad.parse::<PortSet>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        assert_eq!(
+            "root,7".parse::<UserList>().unwrap().0,
+            BTreeSet::from([0, 7])
+        );
+        for bad in ["", "no-such-user-here", "-1", "4294967295", "99999999999"] {
+            assert!(bad.parse::<UserList>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_tasks() {
+        assert_eq!(&"curl".parse::<Comm>().unwrap().0[..5], b"curl\0");
+        assert!("".parse::<Comm>().is_err());
+        assert!(
+            "a-name-of-16-byt"
+                .parse::<Comm>()
+                .unwrap_err()
+                .contains("a-name-of-16-by")
+        );
+    }
+
+    #[test]
+    fn cidrs() {
+        assert_eq!(parse_cidr("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(parse_cidr("::1").unwrap().to_string(), "::1/128");
+        assert!(parse_cidr("10.0.0.1/8").unwrap_err().contains("10.0.0.0/8"));
+        for bad in [
+            "",
+            "10.0.0",
+            "10.0.0.0/33",
+            "::/129",
+            "example.org",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+        ] {
+            assert!(parse_cidr(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a user would see: the tests run bpftk, make things happen, and read its output. They need root, and say so
+//! where they have to skip. The same binary runs in the kernel matrix (`tests/vm`).
+
+mod cli;
+mod support;
+mod tcpconnect;

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Running bpftk as its user would, and places to make traffic in.
+
+mod netns;
+mod running;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+pub(crate) use netns::{Netns, ip};
+pub(crate) use running::{Run, Running};
+
+/// The binary under test: `BPFTK_BIN` in a guest, cargo's elsewhere.
+pub(crate) fn bpftk_path() -> PathBuf {
+    std::env::var_os("BPFTK_BIN").map_or_else(|| env!("CARGO_BIN_EXE_bpftk").into(), PathBuf::from)
+}
+
+pub(crate) fn bpftk(args: &[&str]) -> Command {
+    let mut command = Command::new(bpftk_path());
+    command.args(args);
+    command
+}
+
+/// Runs bpftk to its end.
+pub(crate) fn output(args: &[&str]) -> Output {
+    bpftk(args).output().expect("bpftk runs")
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether this test can do its work. Says why when it can't.
+pub(crate) fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIP needs root, to load BPF programs");
+    }
+    root
+}
+
+/// The back ends of `command` that this kernel has. At least one: a kernel that has none fails the test.
+pub(crate) fn backends(command: &str, all: &[&'static str]) -> Vec<&'static str> {
+    let here: Vec<&str> = all
+        .iter()
+        .copied()
+        .filter(|backend| {
+            let output = output(&[command, "--backend", backend, "-d", "10ms"]);
+            match output.status.code() {
+                Some(0) => true,
+                Some(4) => {
+                    println!(
+                        "back end {backend} is not offered here: {}",
+                        stderr(&output).trim()
+                    );
+                    false
+                }
+                _ => panic!("{command} --backend {backend}: {}", stderr(&output)),
+            }
+        })
+        .collect();
+    assert!(!here.is_empty(), "no back end of {command} works");
+    here
+}

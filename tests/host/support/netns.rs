@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Network namespaces that live as long as a test.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// Runs `ip` in the calling thread's namespace.
+pub(crate) fn ip(args: &str) {
+    let output = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .expect("ip is installed");
+    assert!(
+        output.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A network namespace without a name: it is gone when nothing uses it any more, however the test ends.
+#[derive(Debug)]
+pub(crate) struct Netns {
+    file: File,
+}
+
+impl Netns {
+    /// A new namespace, its loopback up.
+    pub(crate) fn new() -> Self {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+            ip("link set lo up");
+            // The thread's own entry: the process's is its first thread's.
+            sender
+                .send(File::open("/proc/thread-self/ns/net").expect("a thread has a namespace"))
+                .unwrap();
+        })
+        .join()
+        .expect("the namespace is made");
+        Self {
+            file: receiver.recv().unwrap(),
+        }
+    }
+
+    /// Runs `work` in the namespace, on a thread of its own.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).expect("root may enter it");
+                    work()
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A path that names the namespace while this value lives.
+    pub(crate) fn path(&self) -> String {
+        use std::os::fd::AsRawFd;
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+}
