@@ -178,7 +178,7 @@ pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_ty
 /// libbpf decides by a program's type whether it needs that BTF, so the sections get a type that doesn't, and the right
 /// one at the last moment before the load.
 #[derive(Debug)]
-pub(super) struct TracingTargets {
+pub(crate) struct TracingTargets {
     handlers: Vec<i32>,
 }
 
@@ -193,13 +193,10 @@ impl TracingTargets {
             prog_prepare_load_fn: Some(prepare_tracing),
             ..Default::default()
         };
-        let mut targets = Self {
-            handlers: Vec::new(),
-        };
-        for (section, attach_type) in [
-            (c"fentry+", libbpf_sys::BPF_TRACE_FENTRY),
-            (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT),
-        ] {
+        let mut targets = Self { handlers: Vec::new() };
+        for (section, attach_type) in
+            [(c"fentry+", libbpf_sys::BPF_TRACE_FENTRY), (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT)]
+        {
             // SAFETY: a C string and options of the size that they state, which libbpf copies. The callback is a plain
             // function. libbpf's registry is not for several threads: objects are opened on the main thread only.
             let handler = unsafe {
@@ -235,11 +232,7 @@ unsafe extern "C" fn prepare_tracing(
 ) -> libc::c_int {
     // SAFETY: libbpf calls this with a program that it is about to load; a section's name is a C string.
     let section = unsafe { CStr::from_ptr(libbpf_sys::bpf_program__section_name(program)) };
-    let function = section
-        .to_bytes()
-        .splitn(2, |&byte| byte == b'/')
-        .nth(1)
-        .unwrap_or_default();
+    let function = section.to_bytes().splitn(2, |&byte| byte == b'/').nth(1).unwrap_or_default();
     let ids = TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner);
     match ids.iter().find(|(name, _)| name.to_bytes() == function) {
         Some((_, id)) => {
@@ -258,11 +251,7 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
-    if kind < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(kind)
-    }
+    if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
 /// Opens a cgroup by its id, which is its file handle (fs/kernfs/mount.c, kernfs_fh_to_dentry).
@@ -274,11 +263,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
         kind: i32,
         id: u64,
     }
-    let mut handle = Handle {
-        bytes: 8,
-        kind: FILEID_KERNFS,
-        id,
-    };
+    let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id };
     // SAFETY: a file handle with the 8 bytes that it states.
     owned(
         unsafe {
@@ -298,11 +283,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
 /// `handler` runs in a signal handler: it may only do what signal-safety(7) allows.
 pub(super) unsafe fn on_hangup(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-    let action = SigAction::new(
-        SigHandler::Handler(handler),
-        SaFlags::SA_RESTART,
-        SigSet::empty(),
-    );
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the caller's promise.
     unsafe { sigaction(Signal::SIGHUP, &action) }?;
     Ok(())

@@ -74,10 +74,7 @@ pub(crate) fn find(data: &[u8], types: &[&str], functions: &[&str]) -> Option<Fo
         at += ty.len()?;
     }
     let btf = Builder::new(&source, &starts).build(&roots)?;
-    Some(Found {
-        btf,
-        functions: function_ids,
-    })
+    Some(Found { btf, functions: function_ids })
 }
 
 struct Source<'a> {
@@ -126,10 +123,7 @@ impl<'a> Source<'a> {
             let start = word(data, offset_at)? as usize;
             body.get(start..start.checked_add(word(data, length_at)? as usize)?)
         };
-        Some(Self {
-            types: section(8, 12)?,
-            strings: section(16, 20)?,
-        })
+        Some(Self { types: section(8, 12)?, strings: section(16, 20)? })
     }
 
     fn at(&self, at: usize) -> Option<Type> {
@@ -231,11 +225,7 @@ impl<'a> Builder<'a> {
             return Some(known);
         }
         let text = self.source.string(at)?;
-        let new = if text.is_empty() {
-            0
-        } else {
-            self.strings.len() as u32
-        };
+        let new = if text.is_empty() { 0 } else { self.strings.len() as u32 };
         if new > 0 {
             self.strings.extend_from_slice(text);
             self.strings.push(0);
@@ -339,11 +329,7 @@ mod tests {
     fn sample() -> Vec<u8> {
         let mut maker = Maker::default();
         maker.add("int", INT, 0, 4, &[0x0100_0020]); // 1
-        let (a, b, c) = (
-            maker.string("inner"),
-            maker.string("next"),
-            maker.string("unused"),
-        );
+        let (a, b, c) = (maker.string("inner"), maker.string("next"), maker.string("unused"));
         maker.add("other", STRUCT, 1, 4, &[c, 1, 0]); // 2
         maker.add("inner_t", STRUCT, 1, 4, &[a, 1, 0]); // 3
         maker.add("", PTR, 0, 5, &[]); // 4: points to wanted
@@ -356,10 +342,7 @@ mod tests {
     #[test]
     fn what_is_wanted_comes_with_what_it_contains() {
         let found = find(&sample(), &["wanted", "absent"], &["a_function", "none"]).unwrap();
-        assert_eq!(
-            found.functions,
-            HashMap::from([("a_function".to_string(), 7)])
-        );
+        assert_eq!(found.functions, HashMap::from([("a_function".to_string(), 7)]));
         let again = Source::new(&found.btf).unwrap();
         let names: Vec<&[u8]> = {
             let mut names = Vec::new();

@@ -69,32 +69,21 @@ impl BtfSource {
     ) -> Result<Types> {
         if let Some(file) = &self.0 {
             builder.btf_custom_path(file)?;
-            return Ok(Types {
-                _file: None,
-                functions: HashMap::new(),
-            });
+            return Ok(Types { _file: None, functions: HashMap::new() });
         }
         let wanted: Vec<&str> = types.lines().collect();
-        let found = fs::read(VMLINUX)
-            .ok()
-            .and_then(|data| minimal::find(&data, &wanted, functions));
+        let found =
+            fs::read(VMLINUX).ok().and_then(|data| minimal::find(&data, &wanted, functions));
         let Some(found) = found else {
             // Unknown to us is not unknown to libbpf, which reads the whole.
-            return Ok(Types {
-                _file: None,
-                functions: HashMap::new(),
-            });
+            return Ok(Types { _file: None, functions: HashMap::new() });
         };
         let mut file = fs::File::from(
             memfd_create(c"bpftk-btf", MFdFlags::MFD_CLOEXEC)
                 .context("cannot make a file in memory")?,
         );
-        file.write_all(&found.btf)
-            .context("cannot write to a file in memory")?;
+        file.write_all(&found.btf).context("cannot write to a file in memory")?;
         builder.btf_custom_path(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        Ok(Types {
-            _file: Some(file),
-            functions: found.functions,
-        })
+        Ok(Types { _file: Some(file), functions: found.functions })
     }
 }
