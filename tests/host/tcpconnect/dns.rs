@@ -168,6 +168,10 @@ fn names_come_from_the_answers_to_questions() {
             connect("127.0.1.5");
             over_tcp("::1", &[message("t3.example", &[a("t3.example", "127.0.1.6")], 0)], 1);
             connect("127.0.1.6");
+            // The whole answer, and the end of the connection, in one packet.
+            let long = message("t4.example", &[a("t4.example", "127.0.1.9")], 70);
+            over_tcp("127.0.0.1", &[long], 65_536);
+            connect("127.0.1.9");
             // Nobody asked for this address.
             connect("127.0.1.7");
             // Bytes that are no answer.
