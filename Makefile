@@ -91,13 +91,15 @@ vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNE
 
 bench: deps-bench ## Figures, side by side with libbpf-tools and bpftrace
 	$(call static,build)
-	@tests/bench/run.sh $(static_bin)
+	@$(call static,build) --bench figures --message-format=json-render-diagnostics >$(build)/bench-build.json
+	@$(sudo) tests/bench/run.sh $(static_bin) "$$(jq -r \
+		'select(.reason == "compiler-artifact" and .target.name == "figures") | .executable' $(build)/bench-build.json)"
 
 lint: deps ## Formatting, clippy without warnings, shellcheck where it is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x $$(git grep -lE '^#!/bin/(ba)?sh|^#!/bin/busybox sh'); \
+		shellcheck -x -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/bin/busybox sh'); \
 	else echo 'SKIP shellcheck is not installed'; fi
 
 man: build ## Write the manual pages into man/

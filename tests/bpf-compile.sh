@@ -13,7 +13,7 @@ if [ -z "$clang" ]; then
     newest=0
     for candidate in clang $(seq -f 'clang-%g' 15 40); do
         version=$("$candidate" -dumpversion 2>/dev/null | cut -d. -f1) || continue
-        if [ "$version" -gt $newest ]; then newest=$version clang=$candidate; fi
+        if [ "$version" -gt "$newest" ]; then newest=$version clang=$candidate; fi
     done
     [ -n "$clang" ] || { echo 'bpf-compile: no clang: make deps' >&2; exit 1; }
 fi
