@@ -17,8 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use tool::{Tool, count_lines};
 
-/// Our name as a task: rows of ours have it.
-const COMM: &str = "bpftk-figures";
+/// Our name as a task: rows of ours have it. libbpf-tools cuts at 12.
+const COMM: &str = "figures";
 /// Where nobody listens.
 const CLOSED: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 
