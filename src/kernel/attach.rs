@@ -2,11 +2,13 @@
 
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
+use std::ffi::CString;
 use std::os::fd::AsRawFd;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
 
+use super::btf::Types;
 use super::tracefs::Tracefs;
 use super::{log, sys};
 use crate::error::not_permitted;
@@ -61,4 +63,30 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
             log::explain(error)
         )
     })
+}
+
+/// Attaches a fentry or fexit program to what it was loaded for.
+pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
+    log::clear();
+    program.attach_trace().map_err(|error| {
+        anyhow!(
+            "cannot attach {}: {}",
+            program.name().to_string_lossy(),
+            log::explain(error)
+        )
+    })
+}
+
+/// Has libbpf load fentry programs for functions whose ids are known already. To be kept until the load.
+pub(crate) fn tracing_targets(types: &Types) -> Result<Option<sys::TracingTargets>> {
+    if types.functions.is_empty() {
+        return Ok(None);
+    }
+    let named = types
+        .functions
+        .iter()
+        .filter_map(|(name, id)| Some((CString::new(name.as_str()).ok()?, *id)));
+    Ok(Some(
+        sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?,
+    ))
 }

@@ -17,7 +17,9 @@ use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
-use super::skel::tcpconnect::{OpenTcpconnectSkel, TcpconnectSkel, TcpconnectSkelBuilder, types};
+use super::skel::tcpconnect::{
+    OpenTcpconnectSkel, RELOCATED_TYPES, TcpconnectSkel, TcpconnectSkelBuilder, types,
+};
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
 use super::{attach, cgroup, log, probes};
@@ -26,9 +28,9 @@ use crate::error::unsupported;
 /// How calls are seen, whose failures before the first packet change no socket's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
-    /// fentry and fexit of tcp_v4_connect and tcp_v6_connect
+    /// fentry and fexit of __inet_stream_connect
     Fentry,
-    /// kprobe and kretprobe of the same
+    /// kprobe and kretprobe of tcp_v4_connect and tcp_v6_connect
     Kprobe,
     /// Tracepoints only: system calls and io_uring
     Tracepoint,
@@ -47,6 +49,11 @@ impl fmt::Display for Backend {
 impl Backend {
     /// The cheapest for the machine first.
     pub(crate) const ORDER: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
+
+    /// Whether tcp_v6_connect is hooked: not if the kernel has no such function.
+    fn traces_v6(self) -> bool {
+        self == Self::Kprobe && probes::kprobe(c"tcp_v6_connect").is_ok()
+    }
 }
 
 /// What the programs are told before they are loaded.
@@ -66,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) dst: Vec<IpNet>,
     pub(crate) exclude: Vec<IpNet>,
     pub(crate) dns: bool,
+    /// Attempts that may be under way.
+    pub(crate) max_pending: u32,
 }
 
 /// The programs, attached. Dropping it detaches them.
@@ -91,52 +100,33 @@ pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Bac
 
 fn arm_by(config: &Config, backend: Backend) -> Result<Tracer> {
     match backend {
-        Backend::Fentry => {
-            probes::fentry_allowed().map_err(unsupported)?;
-            // A program for a function that the kernel lacks fails the whole load, and IPv6 and the refusals
-            // are extras: without them there is still every IPv4 connect.
-            Tracer::load(config, backend, Extras::ALL)
-                .or_else(|_| {
-                    Tracer::load(
-                        config,
-                        backend,
-                        Extras {
-                            refusals: false,
-                            ..Extras::ALL
-                        },
-                    )
-                })
-                .or_else(|_| Tracer::load(config, backend, Extras::NONE))
-        }
-        Backend::Kprobe => {
-            probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?;
-            Tracer::load(config, backend, Extras::ALL)
-        }
-        Backend::Tracepoint => Tracer::load(config, backend, Extras::ALL),
+        Backend::Fentry => probes::fentry_allowed().map_err(unsupported)?,
+        Backend::Kprobe => probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?,
+        Backend::Tracepoint => {}
     }
+    Tracer::load(config, backend)
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Extras {
-    ipv6: bool,
-    refusals: bool,
-}
+/// What the fentry programs attach to.
+const FUNCTIONS: &[&str] = &["__inet_stream_connect", "security_socket_connect"];
 
-impl Extras {
-    const ALL: Self = Self {
-        ipv6: true,
-        refusals: true,
-    };
-    const NONE: Self = Self {
-        ipv6: false,
-        refusals: false,
-    };
-}
+/// Calls that may be in the kernel at a time and be followed.
+const MAX_CALLS: u32 = 8192;
+/// io_uring connects that may be submitted and not complete, on kernels whose completions don't name the request.
+const MAX_URING: u32 = 4096;
 
 impl Tracer {
-    fn load(config: &Config, backend: Backend, extras: Extras) -> Result<Self> {
+    fn load(config: &Config, backend: Backend) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
-        config.btf.apply(&mut builder.obj_builder)?;
+        let functions = if backend == Backend::Fentry {
+            FUNCTIONS
+        } else {
+            &[]
+        };
+        let types = config
+            .btf
+            .apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
+        let _targets = attach::tracing_targets(&types)?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
         let cell = Box::leak(Box::new(MaybeUninit::uninit()));
@@ -148,9 +138,7 @@ impl Tracer {
             Backend::Tracepoint => Some(Tracefs::open()?),
             _ => None,
         };
-        let uring = tracefs
-            .as_ref()
-            .is_some_and(|tracefs| tracefs.event_has_field("io_uring", "io_uring_complete", "req"));
+        let uring = tracefs.as_ref().map_or(Uring::None, Uring::of);
 
         let rodata = open
             .maps
@@ -165,8 +153,8 @@ impl Tracer {
         rodata.filter_by_port = config.ports.is_some().into();
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
-        rodata.has_v6_hooks = extras.ipv6.into();
-        rodata.has_uring_hooks = uring.into();
+        rodata.has_v6_hooks = backend.traces_v6().into();
+        rodata.has_uring_hooks = (uring != Uring::None).into();
         configure_task_filter!(open, &config.tasks);
         for (map, prefixes) in [
             (&mut open.maps.filter_dst, &config.dst),
@@ -176,7 +164,25 @@ impl Tracer {
                 .context("cannot size a filter")?;
         }
 
-        select_programs(&mut open, backend, extras, uring, config.dns);
+        let room = |needed: bool, entries: u32| if needed { entries } else { 1 };
+        let maps = &mut open.maps;
+        for (map, entries) in [
+            (&mut maps.attempts, config.max_pending.max(1)),
+            (&mut maps.calls, MAX_CALLS),
+            (
+                &mut maps.checks,
+                room(backend == Backend::Kprobe, MAX_CALLS),
+            ),
+            (
+                &mut maps.uring_requests,
+                room(uring == Uring::BySubmission, MAX_URING),
+            ),
+        ] {
+            map.set_max_entries(entries)
+                .context("cannot size a table")?;
+        }
+
+        select_programs(&mut open, backend, uring, config.dns);
         log::clear();
         let skel = open
             .load()
@@ -209,16 +215,15 @@ impl Tracer {
             links: Vec::new(),
             skel,
         };
-        tracer.attach(backend, extras, tracefs.as_ref(), uring, config.dns)?;
+        tracer.attach(backend, tracefs.as_ref(), uring, config.dns)?;
         Ok(tracer)
     }
 
     fn attach(
         &mut self,
         backend: Backend,
-        extras: Extras,
         tracefs: Option<&Tracefs>,
-        uring: bool,
+        uring: Uring,
         dns: bool,
     ) -> Result<()> {
         let progs = &self.skel.progs;
@@ -243,19 +248,9 @@ impl Tracer {
         links.push(attach::auto(&progs.bpftk_set_state)?);
         match backend {
             Backend::Fentry => {
-                links.push(attach::auto(&progs.bpftk_fx_v4)?);
-                links.push(attach::auto(&progs.bpftk_fe_v4)?);
-                if extras.ipv6 {
-                    links.push(attach::auto(&progs.bpftk_fx_v6)?);
-                    links.push(attach::auto(&progs.bpftk_fe_v6)?);
-                }
-                if extras.refusals {
-                    links.push(attach::auto(&progs.bpftk_fx_lsm)?);
-                    links.push(attach::auto(&progs.bpftk_fx_pre4)?);
-                    if extras.ipv6 {
-                        links.push(attach::auto(&progs.bpftk_fx_pre6)?);
-                    }
-                }
+                links.push(attach::trace(&progs.bpftk_fx_lsm)?);
+                links.push(attach::trace(&progs.bpftk_fx_conn)?);
+                links.push(attach::trace(&progs.bpftk_fe_conn)?);
             }
             Backend::Kprobe => {
                 links.push(attach::kprobe(&progs.bpftk_kr_v4, true, "tcp_v4_connect")?);
@@ -307,12 +302,22 @@ impl Tracer {
                         &format!("sys_enter_{call}"),
                     )?);
                 }
-                if uring {
+                if uring != Uring::None {
+                    let program = &progs.bpftk_uring_end;
                     links.push(attach::tracepoint(
                         tracefs,
-                        &progs.bpftk_uring,
+                        program,
                         "io_uring",
                         "io_uring_complete",
+                    )?);
+                }
+                if uring == Uring::BySubmission {
+                    let program = &progs.bpftk_uring_sub;
+                    links.push(attach::tracepoint(
+                        tracefs,
+                        program,
+                        "io_uring",
+                        "io_uring_submit_sqe",
                     )?);
                 }
             }
@@ -358,26 +363,15 @@ impl Tracer {
 const SYN_SENT: u32 = 2;
 const SILENT: u32 = 8;
 
-fn select_programs(
-    open: &mut OpenTcpconnectSkel<'_>,
-    backend: Backend,
-    extras: Extras,
-    uring: bool,
-    dns: bool,
-) {
+fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: Uring, dns: bool) {
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
-    let fentry = backend == Backend::Fentry;
-    for (program, wanted) in [
-        (&mut progs.bpftk_fe_v4, true),
-        (&mut progs.bpftk_fx_v4, true),
-        (&mut progs.bpftk_fe_v6, extras.ipv6),
-        (&mut progs.bpftk_fx_v6, extras.ipv6),
-        (&mut progs.bpftk_fx_pre4, extras.refusals),
-        (&mut progs.bpftk_fx_pre6, extras.refusals && extras.ipv6),
-        (&mut progs.bpftk_fx_lsm, extras.refusals),
+    for program in [
+        &mut progs.bpftk_fe_conn,
+        &mut progs.bpftk_fx_conn,
+        &mut progs.bpftk_fx_lsm,
     ] {
-        program.set_autoload(fentry && wanted);
+        program.set_autoload(backend == Backend::Fentry);
     }
     for program in [
         &mut progs.bpftk_kp_v4,
@@ -393,7 +387,6 @@ fn select_programs(
     ] {
         program.set_autoload(backend == Backend::Kprobe);
     }
-    let tracepoint = backend == Backend::Tracepoint;
     for program in [
         &mut progs.bpftk_destroy,
         &mut progs.bpftk_connect,
@@ -402,9 +395,35 @@ fn select_programs(
         &mut progs.bpftk_sendmmsg,
         &mut progs.bpftk_sysexit,
     ] {
-        program.set_autoload(tracepoint);
+        program.set_autoload(backend == Backend::Tracepoint);
     }
-    progs.bpftk_uring.set_autoload(tracepoint && uring);
+    progs.bpftk_uring_end.set_autoload(uring != Uring::None);
+    progs
+        .bpftk_uring_sub
+        .set_autoload(uring == Uring::BySubmission);
+}
+
+/// How io_uring's tracepoints tell of a connect that failed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Uring {
+    /// No io_uring in this kernel.
+    None,
+    /// The completion names the request, Linux 5.19.
+    ByCompletion,
+    /// It names only what the submission named too.
+    BySubmission,
+}
+
+impl Uring {
+    fn of(tracefs: &Tracefs) -> Self {
+        if tracefs.event_has_field("io_uring", "io_uring_complete", "req") {
+            Self::ByCompletion
+        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req") {
+            Self::BySubmission
+        } else {
+            Self::None
+        }
+    }
 }
 
 /// struct bpf_lpm_trie_key: the length of the prefix, then the address, v4-mapped as in every record.

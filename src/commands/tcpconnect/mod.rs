@@ -101,6 +101,10 @@ pub(crate) struct Tcpconnect {
     #[arg(long, help_heading = "Rows")]
     dns: bool,
 
+    /// Room for N attempts under way; more are counted as lost
+    #[arg(long, value_name = "N", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..=16_777_216), help_heading = "Kernel")]
+    max_pending: u32,
+
     /// Use this way of following calls, instead of the first that works here
     #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
     backend: Option<Backend>,
@@ -210,6 +214,7 @@ impl Tcpconnect {
             dst: self.dst.clone(),
             exclude: self.exclude.clone(),
             dns: self.dns,
+            max_pending: self.max_pending,
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
         })
     }
