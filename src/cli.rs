@@ -32,7 +32,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     CloneTrace(clone_trace::CloneTrace),
-    Tcpconnect(tcpconnect::Tcpconnect),
+    Tcpconnect(Box<tcpconnect::Tcpconnect>),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Man(man::Man),
