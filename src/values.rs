@@ -125,7 +125,8 @@ impl std::str::FromStr for UserList {
                 // (uid_t)-1 is "no user" to the kernel.
                 item.parse::<u32>().ok().filter(|&uid| uid != u32::MAX)
             } else {
-                uid_of(item).map_err(|error| format!("cannot look up the user `{item}`: {error}"))?
+                uid_of(item)
+                    .map_err(|error| format!("cannot look up the user `{item}`: {error}"))?
             };
             match uid {
                 Some(uid) => uids.insert(uid),
