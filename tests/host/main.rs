@@ -6,3 +6,4 @@
 mod cli;
 mod support;
 mod tcpconnect;
+mod zz_last;
