@@ -22,9 +22,7 @@ fn main() {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     let vmlinux = root.join("vmlinux").join(&arch);
     if !vmlinux.join("vmlinux.h").exists() {
-        fail(&format!(
-            "no vmlinux/{arch}/vmlinux.h: bpftk builds for x86_64 and aarch64"
-        ));
+        fail(&format!("no vmlinux/{arch}/vmlinux.h: bpftk builds for x86_64 and aarch64"));
     }
     println!("cargo:rerun-if-changed={}", vmlinux.display());
 
@@ -66,10 +64,7 @@ fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
     if let Err(error) = built {
         fail(&format!("{}: {error:#}", source.display()));
     }
-    let types = match fs::read(&object)
-        .map_err(Into::into)
-        .and_then(|elf| relocated_types(&elf))
-    {
+    let types = match fs::read(&object).map_err(Into::into).and_then(|elf| relocated_types(&elf)) {
         Ok(types) => types,
         Err(error) => fail(&format!("{}: {error}", object.display())),
     };
@@ -81,10 +76,7 @@ fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
 fn relocated_types(elf: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
     let file = object::File::parse(elf)?;
     let section = |name: &str| -> Result<&[u8], Box<dyn std::error::Error>> {
-        Ok(file
-            .section_by_name(name)
-            .ok_or(format!("no section {name}"))?
-            .data()?)
+        Ok(file.section_by_name(name).ok_or(format!("no section {name}"))?.data()?)
     };
     let (btf, ext) = (section(".BTF")?, section(".BTF.ext")?);
     let word = |bytes: &[u8], at: usize| -> Result<usize, Box<dyn std::error::Error>> {
@@ -140,10 +132,7 @@ fn find_clang() -> PathBuf {
         Some(clang) => vec![PathBuf::from(clang)],
         None => {
             let numbered = (OLDEST_CLANG..=40).rev().map(|n| format!("clang-{n}"));
-            numbered
-                .chain(["clang".into()])
-                .map(PathBuf::from)
-                .collect()
+            numbered.chain(["clang".into()]).map(PathBuf::from).collect()
         }
     };
     let found = candidates

@@ -307,8 +307,11 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
 		return;
 	}
-	if (attempt->flags & ATTEMPT_SYN_SENT)
+	if (attempt->flags & ATTEMPT_SYN_SENT) {
+		/* The source port was chosen since. */
+		set_source(&attempt->event, sk);
 		return;
+	}
 	/* It never was under way. These say that the socket could not be asked to, not that it failed to. */
 	if (error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
 	    error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&

@@ -30,12 +30,7 @@ pub(crate) fn tracepoint(
     log::clear();
     let link = program
         .attach_perf_event(event.as_raw_fd())
-        .map_err(|error| {
-            anyhow!(
-                "cannot attach to {category}:{name}: {}",
-                log::explain(error)
-            )
-        })?;
+        .map_err(|error| anyhow!("cannot attach to {category}:{name}: {}", log::explain(error)))?;
     // The link closes it from now on.
     let _ = std::os::fd::IntoRawFd::into_raw_fd(event);
     Ok(link)
@@ -45,11 +40,7 @@ pub(crate) fn tracepoint(
 pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
     log::clear();
     program.attach().map_err(|error| {
-        anyhow!(
-            "cannot attach {}: {}",
-            program.name().to_string_lossy(),
-            log::explain(error)
-        )
+        anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
 }
 
@@ -58,10 +49,7 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
     log::clear();
     program.attach_kprobe(at_return, function).map_err(|error| {
         let kind = if at_return { "kretprobe" } else { "kprobe" };
-        anyhow!(
-            "cannot attach a {kind} to {function}: {}",
-            log::explain(error)
-        )
+        anyhow!("cannot attach a {kind} to {function}: {}", log::explain(error))
     })
 }
 
@@ -69,11 +57,7 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
 pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     log::clear();
     program.attach_trace().map_err(|error| {
-        anyhow!(
-            "cannot attach {}: {}",
-            program.name().to_string_lossy(),
-            log::explain(error)
-        )
+        anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
 }
 
@@ -86,7 +70,5 @@ pub(crate) fn tracing_targets(types: &Types) -> Result<Option<sys::TracingTarget
         .functions
         .iter()
         .filter_map(|(name, id)| Some((CString::new(name.as_str()).ok()?, *id)));
-    Ok(Some(
-        sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?,
-    ))
+    Ok(Some(sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?))
 }

@@ -172,13 +172,50 @@ pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_ty
     u32::try_from(id).ok().filter(|&id| id > 0)
 }
 
+/// The kernel's own BTF, by asking for the object instead of the file. `None` where that isn't to be had.
+pub(super) fn kernel_btf() -> Option<Vec<u8>> {
+    // The kernel registers its own first (kernel/bpf/btf.c, btf_vmlinux_init).
+    const FIRST: u32 = 1;
+    // SAFETY: a number in, a descriptor or a negative error out.
+    let fd = from_libbpf(unsafe { libbpf_sys::bpf_btf_get_fd_by_id(FIRST) }).ok()?;
+    let mut name = [0_u8; 16];
+    let mut info = libbpf_sys::bpf_btf_info {
+        name: name.as_mut_ptr() as u64,
+        name_len: name.len() as u32,
+        ..Default::default()
+    };
+    let mut length = size_of::<libbpf_sys::bpf_btf_info>() as u32;
+    // SAFETY: `info` and its length; the kernel writes a name into `name`, of the length that is stated.
+    let asked =
+        unsafe { libbpf_sys::bpf_btf_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) };
+    if asked != 0 || info.kernel_btf == 0 || !name.starts_with(b"vmlinux\0") {
+        return None;
+    }
+    let mut data = Vec::with_capacity(info.btf_size as usize);
+    let capacity = info.btf_size;
+    info = libbpf_sys::bpf_btf_info {
+        btf: data.as_mut_ptr() as u64,
+        btf_size: capacity,
+        ..Default::default()
+    };
+    // SAFETY: as above; the kernel writes at most `capacity` bytes into `data`, which has room for them.
+    let copied =
+        unsafe { libbpf_sys::bpf_btf_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) };
+    if copied != 0 || info.btf_size != capacity {
+        return None;
+    }
+    // SAFETY: the kernel has filled in that many bytes.
+    unsafe { data.set_len(capacity as usize) };
+    Some(data)
+}
+
 /// While it lives, libbpf loads fentry and fexit programs for the functions and ids that it was made with, and does not
 /// read the kernel's whole BTF to look them up.
 ///
 /// libbpf decides by a program's type whether it needs that BTF, so the sections get a type that doesn't, and the right
 /// one at the last moment before the load.
 #[derive(Debug)]
-pub(super) struct TracingTargets {
+pub(crate) struct TracingTargets {
     handlers: Vec<i32>,
 }
 
@@ -193,13 +230,10 @@ impl TracingTargets {
             prog_prepare_load_fn: Some(prepare_tracing),
             ..Default::default()
         };
-        let mut targets = Self {
-            handlers: Vec::new(),
-        };
-        for (section, attach_type) in [
-            (c"fentry+", libbpf_sys::BPF_TRACE_FENTRY),
-            (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT),
-        ] {
+        let mut targets = Self { handlers: Vec::new() };
+        for (section, attach_type) in
+            [(c"fentry+", libbpf_sys::BPF_TRACE_FENTRY), (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT)]
+        {
             // SAFETY: a C string and options of the size that they state, which libbpf copies. The callback is a plain
             // function. libbpf's registry is not for several threads: objects are opened on the main thread only.
             let handler = unsafe {
@@ -235,11 +269,7 @@ unsafe extern "C" fn prepare_tracing(
 ) -> libc::c_int {
     // SAFETY: libbpf calls this with a program that it is about to load; a section's name is a C string.
     let section = unsafe { CStr::from_ptr(libbpf_sys::bpf_program__section_name(program)) };
-    let function = section
-        .to_bytes()
-        .splitn(2, |&byte| byte == b'/')
-        .nth(1)
-        .unwrap_or_default();
+    let function = section.to_bytes().splitn(2, |&byte| byte == b'/').nth(1).unwrap_or_default();
     let ids = TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner);
     match ids.iter().find(|(name, _)| name.to_bytes() == function) {
         Some((_, id)) => {
@@ -258,11 +288,7 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
-    if kind < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(kind)
-    }
+    if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
 /// Opens a cgroup by its id, which is its file handle (fs/kernfs/mount.c, kernfs_fh_to_dentry).
@@ -274,11 +300,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
         kind: i32,
         id: u64,
     }
-    let mut handle = Handle {
-        bytes: 8,
-        kind: FILEID_KERNFS,
-        id,
-    };
+    let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id };
     // SAFETY: a file handle with the 8 bytes that it states.
     owned(
         unsafe {
@@ -298,11 +320,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
 /// `handler` runs in a signal handler: it may only do what signal-safety(7) allows.
 pub(super) unsafe fn on_hangup(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-    let action = SigAction::new(
-        SigHandler::Handler(handler),
-        SaFlags::SA_RESTART,
-        SigSet::empty(),
-    );
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the caller's promise.
     unsafe { sigaction(Signal::SIGHUP, &action) }?;
     Ok(())

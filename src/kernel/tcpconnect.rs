@@ -86,9 +86,7 @@ pub(crate) struct Tracer {
 
 impl fmt::Debug for Tracer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracer")
-            .field("links", &self.links.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Tracer").field("links", &self.links.len()).finish_non_exhaustive()
     }
 }
 
@@ -118,14 +116,8 @@ const MAX_URING: u32 = 4096;
 impl Tracer {
     fn load(config: &Config, backend: Backend) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
-        let functions = if backend == Backend::Fentry {
-            FUNCTIONS
-        } else {
-            &[]
-        };
-        let types = config
-            .btf
-            .apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
+        let functions = if backend == Backend::Fentry { FUNCTIONS } else { &[] };
+        let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
         let _targets = attach::tracing_targets(&types)?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
@@ -140,11 +132,7 @@ impl Tracer {
         };
         let uring = tracefs.as_ref().map_or(Uring::None, Uring::of);
 
-        let rodata = open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no constants")?;
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.at_start = config.at_start.into();
         rodata.failed_only = config.failed_only.into();
         rodata.min_latency_ns = config.min_latency_ns;
@@ -160,26 +148,31 @@ impl Tracer {
             (&mut open.maps.filter_dst, &config.dst),
             (&mut open.maps.filter_exclude, &config.exclude),
         ] {
-            map.set_max_entries(prefixes.len().max(1) as u32)
-                .context("cannot size a filter")?;
+            map.set_max_entries(prefixes.len().max(1) as u32).context("cannot size a filter")?;
         }
 
-        let room = |needed: bool, entries: u32| if needed { entries } else { 1 };
         let maps = &mut open.maps;
         for (map, entries) in [
             (&mut maps.attempts, config.max_pending.max(1)),
             (&mut maps.calls, MAX_CALLS),
-            (
-                &mut maps.checks,
-                room(backend == Backend::Kprobe, MAX_CALLS),
-            ),
-            (
-                &mut maps.uring_requests,
-                room(uring == Uring::BySubmission, MAX_URING),
-            ),
+            (&mut maps.checks, MAX_CALLS),
+            (&mut maps.uring_requests, MAX_URING),
         ] {
-            map.set_max_entries(entries)
-                .context("cannot size a table")?;
+            map.set_max_entries(entries).context("cannot size a table")?;
+        }
+        // What no program will look at need not be made: each map costs start-up time.
+        for (map, needed) in [
+            (&mut maps.checks, backend == Backend::Kprobe),
+            (&mut maps.uring_requests, uring == Uring::BySubmission),
+            (&mut maps.dns_scratch, config.dns),
+            (&mut maps.filter_ports, config.ports.is_some()),
+            (&mut maps.filter_dst, !config.dst.is_empty()),
+            (&mut maps.filter_exclude, !config.exclude.is_empty()),
+            (&mut maps.filter_pids, config.tasks.pids.is_some()),
+            (&mut maps.filter_uids, config.tasks.uids.is_some()),
+            (&mut maps.filter_cgroup, config.tasks.cgroup.is_some()),
+        ] {
+            map.set_autocreate(needed).context("cannot leave out a map")?;
         }
 
         select_programs(&mut open, backend, uring, config.dns);
@@ -189,32 +182,22 @@ impl Tracer {
             .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
 
         let maps = &skel.maps;
-        config
-            .tasks
-            .fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
+        config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
         for (i, word) in config.ports.iter().flatten().enumerate() {
             maps.filter_ports
-                .update(
-                    &(i as u32).to_ne_bytes(),
-                    &word.to_ne_bytes(),
-                    MapFlags::ANY,
-                )
+                .update(&(i as u32).to_ne_bytes(), &word.to_ne_bytes(), MapFlags::ANY)
                 .context("cannot filter by port")?;
         }
-        for (map, prefixes) in [
-            (&maps.filter_dst, &config.dst),
-            (&maps.filter_exclude, &config.exclude),
-        ] {
+        for (map, prefixes) in
+            [(&maps.filter_dst, &config.dst), (&maps.filter_exclude, &config.exclude)]
+        {
             for net in prefixes {
                 map.update(&prefix_key(net), &[1], MapFlags::ANY)
                     .context("cannot filter by destination")?;
             }
         }
 
-        let mut tracer = Self {
-            links: Vec::new(),
-            skel,
-        };
+        let mut tracer = Self { links: Vec::new(), skel };
         tracer.attach(backend, tracefs.as_ref(), uring, config.dns)?;
         Ok(tracer)
     }
@@ -233,12 +216,10 @@ impl Tracer {
                 unsupported("--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
             })?;
             let root = cgroup::open(&root)?;
-            let link = progs
-                .bpftk_dns
-                .attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root))
-                .map_err(|error| {
-                    anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
-                })?;
+            let link =
+                progs.bpftk_dns.attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root)).map_err(
+                    |error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)),
+                )?;
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
@@ -258,21 +239,9 @@ impl Tracer {
                 // Return before entry: an entry without its return would leave an open call behind.
                 for (ret, entry, function) in [
                     (&progs.bpftk_kr_v6, &progs.bpftk_kp_v6, "tcp_v6_connect"),
-                    (
-                        &progs.bpftk_kr_pre4,
-                        &progs.bpftk_kp_pre4,
-                        "tcp_v4_pre_connect",
-                    ),
-                    (
-                        &progs.bpftk_kr_pre6,
-                        &progs.bpftk_kp_pre6,
-                        "tcp_v6_pre_connect",
-                    ),
-                    (
-                        &progs.bpftk_kr_lsm,
-                        &progs.bpftk_kp_lsm,
-                        "security_socket_connect",
-                    ),
+                    (&progs.bpftk_kr_pre4, &progs.bpftk_kp_pre4, "tcp_v4_pre_connect"),
+                    (&progs.bpftk_kr_pre6, &progs.bpftk_kp_pre6, "tcp_v6_pre_connect"),
+                    (&progs.bpftk_kr_lsm, &progs.bpftk_kp_lsm, "security_socket_connect"),
                 ] {
                     // A kernel without IPv6, or without cgroup BPF, lacks the function.
                     if let Ok(link) = attach::kprobe(ret, true, function) {
@@ -351,7 +320,8 @@ impl Tracer {
     /// Entries in the tables of what is under way.
     pub(crate) fn entries(&self) -> usize {
         let maps = &self.skel.maps;
-        maps.attempts.keys().count() + maps.calls.keys().count() + maps.checks.keys().count()
+        let tables = [&maps.attempts, &maps.calls, &maps.checks, &maps.uring_requests];
+        tables.iter().map(|map| map.keys().count()).sum()
     }
 
     pub(crate) fn losses(&self) -> Result<Losses> {
@@ -366,11 +336,7 @@ const SILENT: u32 = 8;
 fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: Uring, dns: bool) {
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
-    for program in [
-        &mut progs.bpftk_fe_conn,
-        &mut progs.bpftk_fx_conn,
-        &mut progs.bpftk_fx_lsm,
-    ] {
+    for program in [&mut progs.bpftk_fe_conn, &mut progs.bpftk_fx_conn, &mut progs.bpftk_fx_lsm] {
         program.set_autoload(backend == Backend::Fentry);
     }
     for program in [
@@ -398,9 +364,7 @@ fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: U
         program.set_autoload(backend == Backend::Tracepoint);
     }
     progs.bpftk_uring_end.set_autoload(uring != Uring::None);
-    progs
-        .bpftk_uring_sub
-        .set_autoload(uring == Uring::BySubmission);
+    progs.bpftk_uring_sub.set_autoload(uring == Uring::BySubmission);
 }
 
 /// How io_uring's tracepoints tell of a connect that failed at once.
@@ -520,15 +484,11 @@ struct DnsHeader {
 fn decode(bytes: &[u8]) -> Option<Event> {
     let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
     if kind == types::tcpconnect_record::TCPCONNECT_ATTEMPT.0 {
-        return Some(Event::Attempt(
-            copy_from::<types::tcpconnect_event>(bytes)?.into(),
-        ));
+        return Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()));
     }
     if kind == types::tcpconnect_record::TCPCONNECT_DNS.0 {
         let header: DnsHeader = copy_from(bytes)?;
-        let data = bytes
-            .get(size_of::<DnsHeader>()..)?
-            .get(..header.len as usize)?;
+        let data = bytes.get(size_of::<DnsHeader>()..)?.get(..header.len as usize)?;
         return Some(Event::Dns(DnsPiece {
             tcp: header.proto == libc::IPPROTO_TCP as u8,
             // include/net/tcp.h: FIN 1, SYN 2, RST 4.
@@ -536,11 +496,7 @@ fn decode(bytes: &[u8]) -> Option<Event> {
             seq: header.tcp_seq,
             offset: header.offset,
             total: header.total,
-            flow: (
-                canonical(header.saddr),
-                canonical(header.daddr),
-                header.dport,
-            ),
+            flow: (canonical(header.saddr), canonical(header.daddr), header.dport),
             data: data.to_vec(),
         }));
     }
@@ -587,10 +543,7 @@ mod tests {
     fn prefixes_are_v4_mapped() {
         let key = prefix_key(&"10.0.0.0/8".parse().unwrap());
         assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 104);
-        assert_eq!(
-            &key[4..],
-            &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets()
-        );
+        assert_eq!(&key[4..], &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets());
         let key = prefix_key(&"2001:db8::/32".parse().unwrap());
         assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 32);
     }

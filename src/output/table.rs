@@ -25,25 +25,11 @@ pub(crate) struct Column {
 
 impl Column {
     pub(crate) const fn left(header: &'static str, field: &'static str, width: usize) -> Self {
-        Self {
-            header,
-            field,
-            width,
-            align: Align::Left,
-            show: Value::text,
-            alarming: |_| false,
-        }
+        Self { header, field, width, align: Align::Left, show: Value::text, alarming: |_| false }
     }
 
     pub(crate) const fn right(header: &'static str, field: &'static str, width: usize) -> Self {
-        Self {
-            header,
-            field,
-            width,
-            align: Align::Right,
-            show: Value::text,
-            alarming: |_| false,
-        }
+        Self { header, field, width, align: Align::Right, show: Value::text, alarming: |_| false }
     }
 
     pub(crate) const fn shown_by(mut self, show: fn(&Value) -> String) -> Self {
@@ -59,11 +45,7 @@ impl Column {
     /// The cell's text, safe for a terminal. Nothing to show is a dash, so that columns can be counted.
     pub(crate) fn cell(&self, record: &Record) -> String {
         let text = (self.show)(record.get(self.field));
-        if text.is_empty() {
-            "-".into()
-        } else {
-            printable(&text).into_owned()
-        }
+        if text.is_empty() { "-".into() } else { printable(&text).into_owned() }
     }
 }
 
@@ -72,24 +54,15 @@ const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
 pub(super) fn header_line(columns: &[Column], color: bool) -> String {
-    let cells = columns
-        .iter()
-        .map(|column| (column.header.to_string(), false));
+    let cells = columns.iter().map(|column| (column.header.to_string(), false));
     let line = join(columns, cells, false);
-    if color {
-        format!("{BOLD}{line}{RESET}\n")
-    } else {
-        line + "\n"
-    }
+    if color { format!("{BOLD}{line}{RESET}\n") } else { line + "\n" }
 }
 
 pub(super) fn row_line(columns: &[Column], record: &Record, color: bool) -> String {
-    let cells = columns.iter().map(|column| {
-        (
-            column.cell(record),
-            (column.alarming)(record.get(column.field)),
-        )
-    });
+    let cells = columns
+        .iter()
+        .map(|column| (column.cell(record), (column.alarming)(record.get(column.field))));
     join(columns, cells, color) + "\n"
 }
 
@@ -122,12 +95,7 @@ fn join(columns: &[Column], cells: impl Iterator<Item = (String, bool)>, color: 
         if column.align == Align::Left && i != last {
             line.extend(std::iter::repeat_n(' ', pad));
         }
-        used += chars
-            + if column.align == Align::Left && i == last {
-                0
-            } else {
-                pad
-            };
+        used += chars + if column.align == Align::Left && i == last { 0 } else { pad };
     }
     line
 }
@@ -144,40 +112,25 @@ mod tests {
     ];
 
     fn row(pid: u32, comm: &str, n: u32) -> Record {
-        Record::new(Kind::Event)
-            .with("pid", pid)
-            .with("comm", comm)
-            .with("n", n)
+        Record::new(Kind::Event).with("pid", pid).with("comm", comm).with("n", n)
     }
 
     #[test]
     fn columns_line_up() {
         assert_eq!(header_line(&COLUMNS, false), "PID    COMM     N\n");
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "init", 42), false),
-            "1      init    42\n"
-        );
+        assert_eq!(row_line(&COLUMNS, &row(1, "init", 42), false), "1      init    42\n");
     }
 
     #[test]
     fn a_wide_value_is_never_cut_and_the_rest_catches_up() {
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "longer-1", 4), false),
-            "1      longer-1 4\n"
-        );
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "longer", 4), false),
-            "1      longer   4\n"
-        );
+        assert_eq!(row_line(&COLUMNS, &row(1, "longer-1", 4), false), "1      longer-1 4\n");
+        assert_eq!(row_line(&COLUMNS, &row(1, "longer", 4), false), "1      longer   4\n");
     }
 
     #[test]
     fn names_are_escaped_and_absent_values_are_dashes() {
         let line = row_line(&COLUMNS, &row(1, "\x1b[2J", 1), false);
-        assert!(
-            !line.contains('\x1b') && line.contains("\\x1b[2J"),
-            "{line}"
-        );
+        assert!(!line.contains('\x1b') && line.contains("\\x1b[2J"), "{line}");
         let empty = Record::new(Kind::Event);
         assert_eq!(row_line(&COLUMNS, &empty, false), "-      -        -\n");
     }

@@ -71,14 +71,8 @@ fn guest(bpftk: &str, peers: &[&str]) -> Result<()> {
     rename()?;
     let mut tools = vec![
         Tool::new("bpftk", &[bpftk, "tcpconnect", "-v"]),
-        Tool::new(
-            "bpftk kprobe",
-            &[bpftk, "tcpconnect", "-v", "--backend", "kprobe"],
-        ),
-        Tool::new(
-            "bpftk tracepoint",
-            &[bpftk, "tcpconnect", "-v", "--backend", "tracepoint"],
-        ),
+        Tool::new("bpftk kprobe", &[bpftk, "tcpconnect", "-v", "--backend", "kprobe"]),
+        Tool::new("bpftk tracepoint", &[bpftk, "tcpconnect", "-v", "--backend", "tracepoint"]),
     ];
     for peer in peers.split(|word| *word == "--").filter(|p| !p.is_empty()) {
         tools.push(Tool::new(peer[0], &peer[1..]));
@@ -160,19 +154,10 @@ fn cost(tool: &Tool, load: &Load) -> Result<Cost> {
     let peak_rss = session.peak_rss()?;
     let printed = session.rows.load(Ordering::Relaxed);
     if printed < rows {
-        eprintln!(
-            "note: {} printed {} rows too few",
-            tool.name,
-            rows - printed
-        );
+        eprintln!("note: {} printed {} rows too few", tool.name, rows - printed);
     }
     session.stop()?;
-    Ok(Cost {
-        peak_rss,
-        bpf: best(bpf),
-        with: best(with),
-        without: best(without),
-    })
+    Ok(Cost { peak_rss, bpf: best(bpf), with: best(with), without: best(without) })
 }
 
 /// Connects to a port that is open and to one that isn't.
@@ -209,10 +194,7 @@ impl Load {
 /// Closing it then sends a reset: no TIME_WAIT, so the ports never run out.
 fn reset(stream: &TcpStream) -> Result<()> {
     use std::os::fd::AsRawFd;
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the socket is open while `stream` is borrowed, and the length is that of the value.
     let status = unsafe {
         libc::setsockopt(
@@ -234,9 +216,7 @@ fn print(figures: &[Figures]) {
         "TOOL                ARMED ms   SAID ms   RSS KiB   BPF ns/connect   LONGER ns/connect"
     );
     for tool in figures {
-        let said = tool
-            .said
-            .map_or("-".into(), |time| format!("{:.1}", ms(time)));
+        let said = tool.said.map_or("-".into(), |time| format!("{:.1}", ms(time)));
         println!(
             "{:<18} {:>9.1} {:>9} {:>9} {:>16.0} {:>19.0}",
             tool.name,
@@ -253,11 +233,7 @@ fn print(figures: &[Figures]) {
         // The limits are against libbpf-tools; of others the ratio alone says enough.
         let limit = |limit: f64| peer.name.contains("libbpf").then_some(limit);
         let name = &peer.name;
-        ratio(
-            &format!("armed, bpftk / {name}"),
-            ms(ours.armed) / ms(peer.armed),
-            limit(0.5),
-        );
+        ratio(&format!("armed, bpftk / {name}"), ms(ours.armed) / ms(peer.armed), limit(0.5));
         ratio(
             &format!("peak RSS, bpftk / {name}"),
             ours.peak_rss as f64 / peer.peak_rss as f64,
@@ -296,9 +272,7 @@ fn host(bpftk: &str) -> Result<()> {
     }
     // Our own loopback: nobody else's connects, and ours are nobody else's.
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     if !up.context("cannot run ip")?.success() {
         bail!("cannot set lo up");
     }

@@ -27,10 +27,7 @@ pub(crate) struct Tool {
 
 impl Tool {
     pub(crate) fn new(name: &str, command: &[&str]) -> Self {
-        Self {
-            name: name.into(),
-            command: command.iter().map(ToString::to_string).collect(),
-        }
+        Self { name: name.into(), command: command.iter().map(ToString::to_string).collect() }
     }
 
     /// From exec until a connect that we make shows up in its output: a promise on standard error would not be the same
@@ -216,12 +213,7 @@ fn nanoseconds(since: Instant) -> u64 {
 /// Both sides of a new terminal.
 fn terminal() -> Result<(OwnedFd, OwnedFd)> {
     let (mut ours, mut theirs) = (-1, -1);
-    let size = libc::winsize {
-        ws_row: 50,
-        ws_col: 200,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: 50, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the two numbers and the size live through the call; name and termios may be null.
     let status = unsafe {
         libc::openpty(
