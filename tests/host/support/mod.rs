@@ -2,6 +2,7 @@
 
 //! Running bpftk as its user would, and places to make traffic in.
 
+mod cgroup;
 mod netns;
 mod running;
 mod socket;
@@ -9,6 +10,7 @@ mod socket;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+pub(crate) use cgroup::Cgroup;
 pub(crate) use netns::{Netns, ip, silent_network};
 pub(crate) use running::{Run, Running};
 pub(crate) use socket::{Tcp, sockaddr};

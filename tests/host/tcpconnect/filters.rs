@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{MANY, Traced, text, with_backends};
-use crate::support::{Netns, Running, Tcp, silent_network};
+use crate::support::{Cgroup, Netns, Running, Tcp, silent_network};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -192,25 +192,6 @@ fn tasks() {
     });
 }
 
-/// A cgroup v2 of this test's own.
-struct Cgroup(std::path::PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Option<Self> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-        let path = std::path::Path::new(line.split(' ').nth(4)?).join(name);
-        std::fs::create_dir_all(&path).ok()?;
-        Some(Self(path))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
 fn cgroups() {
     with_backends(|traced| {
@@ -220,11 +201,12 @@ fn cgroups() {
             return;
         };
         let inner = Cgroup::new(&format!("{name}/in\u{1b}ner")).unwrap();
-        let path = outer.0.to_string_lossy().into_owned();
+        let path = outer.path().to_string_lossy().into_owned();
         let ((), rows, _) = traced.trace(&["--cgroup", &path], || {
             let _ = Tcp::v4().connect(addr("127.0.0.1:1"));
             let script = "echo $$ > \"$0/cgroup.procs\"; exec 3<>/dev/tcp/127.0.0.1/2";
-            let _ = Command::new("bash").args(["-c", script]).arg(&inner.0).output().expect("bash");
+            let _ =
+                Command::new("bash").args(["-c", script]).arg(inner.path()).output().expect("bash");
         });
         assert_eq!(seen(&rows), ["127.0.0.1 2"]);
         assert_eq!(rows[0]["cgroup"], format!("/{name}/in\u{1b}ner"));
