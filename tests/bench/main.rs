@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The figures of `make bench`: `figures guest BPFTK [NAME COMMAND...]...` on the kernel where all tools run, and `figures host
-//! BPFTK` on this machine's own. Peers are separated by `--`. See README.md.
+//! BPFTK` on this machine's own. Peers are separated by `--`. See README.md here.
 
 mod tool;
 

@@ -50,10 +50,8 @@ impl Tool {
             // Reading from a terminal whose other side is closed is an error, and the end.
             for line in BufReader::new(File::from(ours)).split(b'\n') {
                 let Ok(line) = line else { break };
-                if contains(&line, COMM.as_bytes()) {
-                    if count.fetch_add(1, Ordering::Relaxed) == 0 {
-                        at.store(nanoseconds(begin), Ordering::Release);
-                    }
+                if contains(&line, COMM.as_bytes()) && count.fetch_add(1, Ordering::Relaxed) == 0 {
+                    at.store(nanoseconds(begin), Ordering::Release);
                 }
             }
         });
