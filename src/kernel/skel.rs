@@ -22,4 +22,4 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(tcpconnect);
+skeletons!(clone_trace, tcpconnect);
