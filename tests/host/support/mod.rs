@@ -2,13 +2,17 @@
 
 //! Running bpftk as its user would, and places to make traffic in.
 
+mod actor;
 mod netns;
+mod objects;
 mod running;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+pub(crate) use actor::{Actor, Stage};
 pub(crate) use netns::{Netns, ip};
+pub(crate) use objects::{map_entries, programs, programs_left};
 pub(crate) use running::{Run, Running};
 
 /// The binary under test: `BPFTK_BIN` in a guest, cargo's elsewhere.
