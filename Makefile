@@ -1,1 +1,126 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# On a fresh Debian or Ubuntu with make, git and Rust: `make run` and `make test`. `make help` lists the rest.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+ARGS    ?=
+CARGO   ?= cargo
+
+# KERNELS=6.1 make vm-test, and make vm-test KERNELS=6.1, are the same.
+export KERNELS JOBS
+
+arch     := $(shell uname -m)
+target   := $(arch)-unknown-linux-gnu
+build    := $(or $(CARGO_TARGET_DIR),target)
+bin      := $(build)/release/bpftk
+# Without root and without sudo, bpftk says which capability it lacks, and the tests why they skip.
+sudo     := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
+
+# One static build serves `make static`, the host tests and the guests: what is tested is what is shipped. An explicit --target
+# keeps its flags away from build scripts, which can't be static, and its objects apart from those of `make build`.
+libdir    = $(firstword $(wildcard /usr/lib/$(arch)-linux-gnu) /usr/lib)
+zstd      = $(shell nm $(libdir)/libelf.a 2>/dev/null | grep -q ' U ZSTD_' && echo -C link-arg=-lzstd)
+static    = LIBBPF_SYS_LIBRARY_PATH=$(libdir) \
+	RUSTFLAGS="-C target-feature=+crt-static $(zstd) $(RUSTFLAGS)" \
+	$(CARGO) $(1) --locked --release --features static --target $(target)
+static_bin := $(build)/$(target)/release/bpftk
+
+bindir    = $(DESTDIR)$(PREFIX)/bin
+mandir    = $(DESTDIR)$(PREFIX)/share/man/man1
+bashdir   = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+zshdir    = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+fishdir   = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+.DEFAULT_GOAL := build
+# Targets that build with cargo share its directory, and it uses all processors by itself.
+.NOTPARALLEL:
+.PHONY: help deps deps-test deps-bench build run static test host-test test-bin check-bpf check-spdx vm-test bench lint man \
+	install uninstall clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
+
+deps: ## Install what building needs and this machine lacks, through apt
+	@.ci/deps build
+
+deps-test: ## The same for the tests
+	@.ci/deps build test
+
+deps-bench: ## The same for the figures
+	@.ci/deps build test bench
+
+build: deps ## Build target/release/bpftk
+	$(CARGO) build --locked --release
+
+run: build ## Run bpftk with ARGS="tcpconnect -P 443"; without ARGS doctor, then tcpconnect
+ifeq ($(strip $(ARGS)),)
+	-$(sudo) $(bin) doctor
+	$(sudo) $(bin) tcpconnect
+else
+	$(sudo) $(bin) $(ARGS)
+endif
+
+static: deps-test ## Build dist/bpftk, one file that needs no shared library
+	$(call static,build)
+	@if ldd $(static_bin) >/dev/null 2>&1; then echo "$(static_bin) needs shared libraries:"; ldd $(static_bin); exit 1; fi
+	install -D -m 755 $(static_bin) dist/bpftk
+
+test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU
+
+host-test: deps-test test-bin ## Unit tests and host tests, on this kernel
+	@set -eu; for test in $$(cat $(build)/test-binaries); do \
+		echo "running $$(basename $$test)"; $(sudo) BPFTK_BIN=$(abspath $(static_bin)) $$test; done
+
+# The binaries of the tests; their names have a hash in them, so cargo says what they are.
+test-bin:
+	$(call static,build)
+	@$(call static,test) --no-run --message-format=json-render-diagnostics >$(build)/test-build.json
+	@jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | .executable' \
+		$(build)/test-build.json >$(build)/test-binaries
+	@test -s $(build)/test-binaries
+
+check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
+	@tests/bpf-compile.sh
+
+check-spdx: ## Check that every source file names its licence
+	@tests/spdx.sh
+
+vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=2 runs two at a time
+	@tests/vm/run.sh --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
+
+bench: deps-bench ## Figures, side by side with libbpf-tools and bpftrace
+	$(call static,build)
+	@$(call static,build) --bench figures --message-format=json-render-diagnostics >$(build)/bench-build.json
+	@$(sudo) tests/bench/run.sh $(static_bin) "$$(jq -r \
+		'select(.reason == "compiler-artifact" and .target.name == "figures") | .executable' $(build)/bench-build.json)"
+
+lint: deps ## Formatting, clippy without warnings, shellcheck where it is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then \
+		shellcheck -x -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/bin/busybox sh'); \
+	else echo 'SKIP shellcheck is not installed'; fi
+
+man: build ## Write the manual pages into man/
+	$(bin) man man
+
+# Under sudo there may be no cargo: then what `make build` built is installed.
+install: ## Install binary, manual pages and completions under PREFIX (default /usr/local), in DESTDIR
+	@if command -v $(CARGO) >/dev/null; then $(MAKE) --no-print-directory build; \
+	elif [ ! -x $(bin) ]; then echo 'no $(bin): run `make build` first' >&2; exit 1; fi
+	install -D -m 755 $(bin) $(bindir)/bpftk
+	install -d $(mandir)
+	install -m 644 man/*.1 $(mandir)
+	install -d $(bashdir) $(zshdir) $(fishdir)
+	$(bin) completions bash >$(bashdir)/bpftk
+	$(bin) completions zsh >$(zshdir)/_bpftk
+	$(bin) completions fish >$(fishdir)/bpftk.fish
+
+uninstall: ## Remove what install put there, and nothing else
+	rm -f $(bindir)/bpftk $(addprefix $(mandir)/,$(notdir $(wildcard man/*.1)))
+	rm -f $(bashdir)/bpftk $(zshdir)/_bpftk $(fishdir)/bpftk.fish
+
+clean: ## Remove target and dist
+	$(CARGO) clean
+	rm -rf dist

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libbpf_cargo::SkeletonBuilder;
+use object::{Object, ObjectSection};
 
 /// The first clang whose BPF back end emits every relocation that the programs use
 /// (`__builtin_preserve_type_info`, BTF for 64-bit enums).
@@ -21,9 +22,7 @@ fn main() {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     let vmlinux = root.join("vmlinux").join(&arch);
     if !vmlinux.join("vmlinux.h").exists() {
-        fail(&format!(
-            "no vmlinux/{arch}/vmlinux.h: bpftk builds for x86_64 and aarch64"
-        ));
+        fail(&format!("no vmlinux/{arch}/vmlinux.h: bpftk builds for x86_64 and aarch64"));
     }
     println!("cargo:rerun-if-changed={}", vmlinux.display());
 
@@ -46,8 +45,10 @@ fn main() {
 fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
     let file = source.file_name().expect("a file").to_string_lossy();
     let stem = file.strip_suffix(".bpf.c").expect("filtered by the caller");
+    let object = out.join(format!("{stem}.bpf.o"));
     let built = SkeletonBuilder::new()
         .source(source)
+        .obj(&object)
         .clang(clang)
         .clang_args([
             "-Wall",
@@ -63,6 +64,65 @@ fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
     if let Err(error) = built {
         fail(&format!("{}: {error:#}", source.display()));
     }
+    let types = match fs::read(&object).map_err(Into::into).and_then(|elf| relocated_types(&elf)) {
+        Ok(types) => types,
+        Err(error) => fail(&format!("{}: {error}", object.display())),
+    };
+    fs::write(out.join(format!("{stem}.types")), types).expect("OUT_DIR can be written");
+}
+
+/// The names of the kernel types that an object's relocations refer to, one a line: what `src/kernel/btf` looks for.
+/// Format: Documentation/bpf/btf.rst in the kernel's source.
+fn relocated_types(elf: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
+    let file = object::File::parse(elf)?;
+    let section = |name: &str| -> Result<&[u8], Box<dyn std::error::Error>> {
+        Ok(file.section_by_name(name).ok_or(format!("no section {name}"))?.data()?)
+    };
+    let (btf, ext) = (section(".BTF")?, section(".BTF.ext")?);
+    let word = |bytes: &[u8], at: usize| -> Result<usize, Box<dyn std::error::Error>> {
+        let field = bytes.get(at..at + 4).ok_or("BTF is cut short")?;
+        Ok(u32::from_le_bytes(field.try_into()?) as usize)
+    };
+
+    let body = word(btf, 4)?;
+    let types = &btf[body + word(btf, 8)?..][..word(btf, 12)?];
+    let strings = &btf[body + word(btf, 16)?..][..word(btf, 20)?];
+    // Where each type starts, by its id; 0 is void.
+    let mut starts = vec![0];
+    let mut at = 0;
+    while at < types.len() {
+        starts.push(at);
+        let info = word(types, at + 4)?;
+        let count = info & 0xffff;
+        at += 12
+            + match info >> 24 & 0x1f {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                4 | 5 | 15 | 19 => 12 * count,
+                6 | 13 => 8 * count,
+                _ => 0,
+            };
+    }
+
+    let relocations = word(ext, 4)? + word(ext, 24)?;
+    let relocations = &ext[relocations..][..word(ext, 28)?];
+    let mut names = std::collections::BTreeSet::new();
+    let record = word(relocations, 0)?;
+    let mut at = 4;
+    while at < relocations.len() {
+        let count = word(relocations, at + 4)?;
+        at += 8;
+        for _ in 0..count {
+            let id = word(relocations, at + 4)?;
+            let name = &strings[word(types, starts[id])?..];
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+            let name = std::str::from_utf8(name)?;
+            // What follows three underscores tells our variants of a type apart, not the kernel's.
+            names.insert(name.split("___").next().unwrap_or(name).to_string());
+            at += record;
+        }
+    }
+    Ok(names.into_iter().collect::<Vec<_>>().join("\n"))
 }
 
 /// `$CLANG`, else the newest of `clang` and `clang-NN` on the path.
@@ -72,10 +132,7 @@ fn find_clang() -> PathBuf {
         Some(clang) => vec![PathBuf::from(clang)],
         None => {
             let numbered = (OLDEST_CLANG..=40).rev().map(|n| format!("clang-{n}"));
-            numbered
-                .chain(["clang".into()])
-                .map(PathBuf::from)
-                .collect()
+            numbered.chain(["clang".into()]).map(PathBuf::from).collect()
         }
     };
     let found = candidates

@@ -9,12 +9,12 @@
  * SYN_SENT changes no state; those attempts are known only from the call itself, and how calls are seen is what the
  * back ends differ in:
  *
- *   fentry      fentry and fexit of tcp_v4_connect and tcp_v6_connect
- *   kprobe      kprobe and kretprobe of the same
+ *   fentry      fentry and fexit of __inet_stream_connect
+ *   kprobe      kprobe and kretprobe of tcp_v4_connect and tcp_v6_connect, which do not wait for the network, and of
+ *               tcp_v4_pre_connect and tcp_v6_pre_connect, where cgroup programs refuse
  *   tracepoint  enter and exit of the system calls, and io_uring's completions
  *
- * Refusals by a cgroup program or a security module happen before these two functions and are seen in
- * tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect, or at the system call's end.
+ * Security modules refuse before all of these, in security_socket_connect; a system call's end shows that too.
  */
 
 #include "task_filter.bpf.h"
@@ -42,10 +42,19 @@
 #define EISCONN 106
 #define EALREADY 114
 #define EINPROGRESS 115
+#define ECANCELED 125
 #define ERESTARTSYS 512
 
 /* include/uapi/linux/io_uring.h */
 #define IORING_OP_CONNECT 16
+
+/* What Linux calls submit_req since 6.3. */
+struct trace_event_raw_io_uring_submit_sqe___old {
+	void *ctx;
+	void *req;
+	__u8 opcode;
+	__u64 user_data;
+} __attribute__((preserve_access_index));
 
 const volatile __u8 at_start;
 const volatile __u8 failed_only;
@@ -55,23 +64,23 @@ const volatile __u8 filter_by_dst;
 const volatile __u8 filter_by_exclude;
 const volatile __u32 filter_netns;
 const volatile __u64 min_latency_ns;
-/* tcp_v6_connect is hooked too: what it does by calling tcp_v4_connect is one attempt, its own. */
+/* Back end kprobe: tcp_v6_connect is hooked too, and what it does by calling tcp_v4_connect is one attempt, its own. */
 const volatile __u8 has_v6_hooks = 1;
-/* Attempts without a system call that we follow are ended by io_uring's completion or the socket's end. */
+/* Back end tracepoint: attempts without a call that we follow are ended by io_uring's completion or the socket's end. */
 const volatile __u8 has_uring_hooks;
 
-/* Inserted at the call or at SYN_SENT; deleted when SYN_SENT is left, at the call's end, or with the socket. */
+/* Sized by user space. Inserted at the call or at SYN_SENT; deleted when SYN_SENT is left, at the call's end, or with the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 1);
 	__type(key, __u64);
 	__type(value, struct tcpconnect_attempt);
 } attempts SEC(".maps");
 
-/* Inserted at a call's entry, deleted at its return. */
+/* Sized by user space. Inserted at a call's entry, deleted at its return. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct tcpconnect_call);
 } calls SEC(".maps");
@@ -298,12 +307,15 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
 		return;
 	}
-	if (attempt->flags & ATTEMPT_SYN_SENT)
+	if (attempt->flags & ATTEMPT_SYN_SENT) {
+		/* The source port was chosen since. */
+		set_source(&attempt->event, sk);
 		return;
+	}
 	/* It never was under way. These say that the socket could not be asked to, not that it failed to. */
 	if (error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
 	    error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&
-	    error != EINTR && set_destination_from(&attempt->event, addr, addr_len, user)) {
+	    error != EINTR && error != ECANCELED && set_destination_from(&attempt->event, addr, addr_len, user)) {
 		set_source(&attempt->event, sk);
 		if (destination_wanted(&attempt->event)) {
 			finish(attempt, sk, TCPCONNECT_FAILED, error);
@@ -454,45 +466,7 @@ int bpftk_destroy(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* ------------------------------------------------------------------ back end: fentry */
-
-/* tcp_v6_connect calls tcp_v4_connect for a v4-mapped destination: that is the outer call's attempt. */
-static __always_inline bool inner_v4_call(struct sock *sk)
-{
-	return has_v6_hooks && BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6;
-}
-
-SEC("fentry/tcp_v4_connect")
-int BPF_PROG(bpftk_fe_v4, struct sock *sk)
-{
-	if (!inner_v4_call(sk))
-		call_begins(sk);
-	return 0;
-}
-
-SEC("fexit/tcp_v4_connect")
-int BPF_PROG(bpftk_fx_v4, struct sock *sk, struct sockaddr *addr, int addr_len, int ret)
-{
-	if (!inner_v4_call(sk))
-		call_ends(sk, -ret, addr, addr_len, false);
-	return 0;
-}
-
-SEC("fentry/tcp_v6_connect")
-int BPF_PROG(bpftk_fe_v6, struct sock *sk)
-{
-	call_begins(sk);
-	return 0;
-}
-
-SEC("fexit/tcp_v6_connect")
-int BPF_PROG(bpftk_fx_v6, struct sock *sk, struct sockaddr *addr, int addr_len, int ret)
-{
-	call_ends(sk, -ret, addr, addr_len, false);
-	return 0;
-}
-
-/* ------------------------------------------------------------------ refusals before the protocol is asked */
+/* ------------------------------------------------------------------ calls, whatever shows them */
 
 static __always_inline bool connects_by_tcp(struct sock *sk)
 {
@@ -502,6 +476,40 @@ static __always_inline bool connects_by_tcp(struct sock *sk)
 	return (family == AF_INET || family == AF_INET6) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
 }
 
+/* The socket that @sock would connect, when it is one that connects by TCP and is free to. */
+static __always_inline struct sock *free_to_connect(struct socket *sock)
+{
+	struct sock *sk;
+
+	/* A second connect() on a socket under way only asks how the first went. */
+	if (BPF_CORE_READ(sock, state) != SS_UNCONNECTED)
+		return NULL;
+	sk = BPF_CORE_READ(sock, sk);
+	if (!sk || !connects_by_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+		return NULL;
+	return sk;
+}
+
+static __always_inline void remember_call(struct sock *sk, const void *addr, __u32 addr_len)
+{
+	struct tcpconnect_call call = { .sk = (__u64)sk, .addr = (__u64)addr, .addr_len = addr_len };
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
+}
+
+static __always_inline void recall_call(int ret, bool user)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
+
+	if (!call)
+		return;
+	call_ends((struct sock *)call->sk, ret < 0 ? -ret : 0, (void *)call->addr, call->addr_len, user);
+	bpf_map_delete_elem(&calls, &tid);
+}
+
+/* A security module refused the call: @addr is the kernel's copy. */
 static __always_inline void refused(struct sock *sk, int ret, const void *addr, __u32 addr_len)
 {
 	struct tcpconnect_event event = {};
@@ -525,17 +533,35 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 		report(&event);
 }
 
-SEC("fexit/tcp_v4_pre_connect")
-int BPF_PROG(bpftk_fx_pre4, struct sock *sk, struct sockaddr *addr, int addr_len, int ret)
+/* ------------------------------------------------------------------ back end: fentry */
+
+/*
+ * net/ipv4/af_inet.c: what every connect() and every send with MSG_FASTOPEN comes to, io_uring's and the kernel's own
+ * included. It may wait for the answer, which a fexit may and a kretprobe should not.
+ */
+SEC("fentry/__inet_stream_connect")
+int BPF_PROG(bpftk_fe_conn, struct socket *sock, struct sockaddr *addr, int addr_len)
 {
-	refused(sk, ret, addr, addr_len);
+	struct sock *sk = free_to_connect(sock);
+
+	if (!sk)
+		return 0;
+	call_begins(sk);
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		remember_call(sk, addr, addr_len);
 	return 0;
 }
 
-SEC("fexit/tcp_v6_pre_connect")
-int BPF_PROG(bpftk_fx_pre6, struct sock *sk, struct sockaddr *addr, int addr_len, int ret)
+SEC("fexit/__inet_stream_connect")
+int BPF_PROG(bpftk_fx_conn, struct socket *sock, struct sockaddr *addr, int addr_len, int flags, int is_sendmsg,
+	     int ret)
 {
-	refused(sk, ret, addr, addr_len);
+	struct sock *sk = BPF_CORE_READ(sock, sk);
+
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		recall_call(ret, false);
+	else
+		call_ends(sk, ret < 0 ? -ret : 0, addr, addr_len, false);
 	return 0;
 }
 
@@ -549,23 +575,10 @@ int BPF_PROG(bpftk_fx_lsm, struct socket *sock, struct sockaddr *addr, int addr_
 
 /* ------------------------------------------------------------------ back end: kprobe */
 
-static __always_inline void remember_call(struct sock *sk, const void *addr, __u32 addr_len)
+/* tcp_v6_connect calls tcp_v4_connect for a v4-mapped destination: that is the outer call's attempt. */
+static __always_inline bool inner_v4_call(struct sock *sk)
 {
-	struct tcpconnect_call call = { .sk = (__u64)sk, .addr = (__u64)addr, .addr_len = addr_len };
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
-
-	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
-}
-
-static __always_inline void recall_call(int ret, bool user)
-{
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
-	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
-
-	if (!call)
-		return;
-	call_ends((struct sock *)call->sk, ret < 0 ? -ret : 0, (void *)call->addr, call->addr_len, user);
-	bpf_map_delete_elem(&calls, &tid);
+	return has_v6_hooks && BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6;
 }
 
 SEC("kprobe/tcp_v4_connect")
@@ -603,7 +616,7 @@ int BPF_KRETPROBE(bpftk_kr_v6, int ret)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct tcpconnect_call);
 } checks SEC(".maps");
@@ -672,20 +685,15 @@ int BPF_KRETPROBE(bpftk_kr_lsm, int ret)
 
 /* ------------------------------------------------------------------ back end: tracepoint */
 
-/* The socket behind @file, when it is one that connects by TCP. */
-static __always_inline struct socket *tcp_socket(struct file *file)
+/* The socket that @file is, if it is one: a socket points back from the file's private data. */
+static __always_inline struct socket *socket_of(struct file *file)
 {
 	struct socket *sock;
-	struct sock *sk;
 
 	if (!file)
 		return NULL;
-	/* A file that is a socket points back from its private data. */
 	sock = BPF_CORE_READ(file, private_data);
-	if (!sock || BPF_CORE_READ(sock, file) != file)
-		return NULL;
-	sk = BPF_CORE_READ(sock, sk);
-	return sk && connects_by_tcp(sk) ? sock : NULL;
+	return sock && BPF_CORE_READ(sock, file) == file ? sock : NULL;
 }
 
 static __always_inline struct file *file_of(__u32 fd)
@@ -704,14 +712,10 @@ static __always_inline struct file *file_of(__u32 fd)
 /* @addr is in user memory, perhaps not paged in yet: it is read at the call's end, when the kernel has read it too. */
 static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 addr_len)
 {
-	struct socket *sock = tcp_socket(file_of(fd));
-	struct sock *sk;
+	struct socket *sock = socket_of(file_of(fd));
+	struct sock *sk = sock ? free_to_connect(sock) : NULL;
 
-	/* A second connect() on a socket under way only asks how the first went. */
-	if (!sock || BPF_CORE_READ(sock, state) != SS_UNCONNECTED)
-		return;
-	sk = BPF_CORE_READ(sock, sk);
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+	if (!sk)
 		return;
 	call_begins(sk);
 	remember_call(sk, addr, addr_len);
@@ -766,55 +770,86 @@ int bpftk_sysexit(struct syscall_trace_exit *ctx)
 	return 0;
 }
 
-/* include/trace/events/io_uring.h: `req` came in 5.19, with what io_req_set_res left in it. */
-SEC("tracepoint/io_uring/io_uring_complete")
-int bpftk_uring(struct trace_event_raw_io_uring_complete *ctx)
+/*
+ * include/trace/events/io_uring.h: a completion has its request since 5.19; before, only what the request was
+ * submitted with.
+ */
+struct uring_id {
+	__u64 ctx;
+	__u64 user_data;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct uring_id);
+	__type(value, __u64);
+} uring_requests SEC(".maps");
+
+SEC("tracepoint/io_uring/io_uring_submit_sqe")
+int bpftk_uring_sub(struct trace_event_raw_io_uring_submit_sqe___old *ctx)
 {
+	struct uring_id id = { .ctx = (__u64)ctx->ctx, .user_data = ctx->user_data };
+	__u64 req = (__u64)ctx->req;
+
+	if (ctx->opcode == IORING_OP_CONNECT)
+		bpf_map_update_elem(&uring_requests, &id, &req, BPF_ANY);
+	return 0;
+}
+
+/* What a completion says of a connect that the socket's state has not told. */
+static __always_inline void uring_ends(struct io_kiocb *req, __u32 error)
+{
+	/* The request begins with what its opcode needs. */
+	struct io_connect *connect = (void *)req;
+	struct socket *sock = socket_of(BPF_CORE_READ(connect, file));
 	struct tcpconnect_attempt *attempt;
-	struct io_connect *connect;
-	struct io_kiocb *req;
-	struct socket *sock;
-	int res = ctx->res;
 	struct sock *sk;
+	bool wanted;
 	__u64 key;
 
-	if (res >= 0)
-		return 0;
-	req = (void *)ctx->req;
-	if (!req || BPF_CORE_READ(req, opcode) != IORING_OP_CONNECT)
-		return 0;
-	/* The request begins with what its opcode needs. */
-	connect = (void *)req;
-	sock = tcp_socket(BPF_CORE_READ(connect, file));
 	if (!sock)
-		return 0;
+		return;
 	sk = BPF_CORE_READ(sock, sk);
+	if (!sk || !connects_by_tcp(sk))
+		return;
 	key = (__u64)sk;
 	attempt = bpf_map_lookup_elem(&attempts, &key);
-	if (attempt && !(attempt->flags & ATTEMPT_SILENT) && (attempt->flags & ATTEMPT_GIVEN_UP)) {
-		finish(attempt, sk, TCPCONNECT_FAILED, -res);
-	} else if (attempt && (attempt->flags & ATTEMPT_SILENT)) {
-		/* Told when the state changed. */
-		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+	if (attempt) {
+		if (attempt->flags & ATTEMPT_GIVEN_UP)
+			finish(attempt, sk, TCPCONNECT_FAILED, error);
+		else if (attempt->event.end_ns)
+			/* Told when the state changed. */
 			bpf_map_delete_elem(&attempts, &key);
-	} else if (!attempt && BPF_CORE_READ(sock, state) == SS_UNCONNECTED) {
-		struct tcpconnect_event *event;
-		bool wanted;
+		return;
+	}
+	if (BPF_CORE_READ(sock, state) != SS_UNCONNECTED ||
+	    BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+		return;
+	attempt = new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
+	if (attempt)
+		call_ends(sk, error, BPF_CORE_READ(connect, addr), BPF_CORE_READ(connect, addr_len), true);
+}
 
-		attempt = new_attempt(sk, 0, &wanted);
-		if (!attempt)
+SEC("tracepoint/io_uring/io_uring_complete")
+int bpftk_uring_end(struct trace_event_raw_io_uring_complete *ctx)
+{
+	struct io_kiocb *req;
+	int res = ctx->res;
+
+	if (bpf_core_field_exists(ctx->req)) {
+		req = (void *)ctx->req;
+		if (res < 0 && req && BPF_CORE_READ(req, opcode) == IORING_OP_CONNECT)
+			uring_ends(req, -res);
+	} else {
+		struct uring_id id = { .ctx = (__u64)ctx->ctx, .user_data = ctx->user_data };
+		__u64 *submitted = bpf_map_lookup_elem(&uring_requests, &id);
+
+		if (!submitted)
 			return 0;
-		event = &attempt->event;
-		if (res != -ERESTARTSYS && -res != EBADF && -res != EFAULT && -res != ENOTSOCK && -res != EISCONN &&
-		    -res != EALREADY && -res != EINPROGRESS && -res != EINTR && -res != 125 /* ECANCELED */ &&
-		    set_destination_from(event, BPF_CORE_READ(connect, addr), BPF_CORE_READ(connect, addr_len), true)) {
-			set_source(event, sk);
-			if (destination_wanted(event)) {
-				finish(attempt, sk, TCPCONNECT_FAILED, -res);
-				return 0;
-			}
-		}
-		bpf_map_delete_elem(&attempts, &key);
+		if (res < 0)
+			uring_ends((void *)*submitted, -res);
+		bpf_map_delete_elem(&uring_requests, &id);
 	}
 	return 0;
 }

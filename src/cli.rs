@@ -153,12 +153,9 @@ mod tests {
 
     #[test]
     fn errors_are_one_line() {
-        for line in [
-            "tcpconnect -P 80-",
-            "tcpconnect --format xml",
-            "tcpconnct",
-            "tcpconnect --nope",
-        ] {
+        for line in
+            ["tcpconnect -P 80-", "tcpconnect --format xml", "tcpconnct", "tcpconnect --nope"]
+        {
             let words = std::iter::once("bpftk").chain(line.split(' '));
             let error = Cli::try_parse_from(words).unwrap_err();
             let text = one_line(&error);

@@ -84,9 +84,7 @@ mod tests {
 
     #[test]
     fn a_status_survives_context() {
-        let error = Err::<(), _>(unsupported("no BTF"))
-            .context("tcpconnect")
-            .unwrap_err();
+        let error = Err::<(), _>(unsupported("no BTF")).context("tcpconnect").unwrap_err();
         assert_eq!(status_of(&error), Status::Unsupported);
         assert_eq!(format!("{error:#}"), "tcpconnect: no BTF");
         assert_eq!(status_of(&anyhow::anyhow!("other")), Status::Failed);

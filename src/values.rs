@@ -10,9 +10,7 @@ use nix::unistd::User;
 /// A duration with its unit: `500us`, `500ms`, `2s`, `5m`, `1h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const VALID: &str = "a number with a unit, such as 500ms, 2s, 5m or 1h";
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let nanos_per_unit: f64 = match unit {
         "us" => 1e3,
@@ -105,9 +103,7 @@ impl std::str::FromStr for PortSet {
                 None => (port(item)?, port(item)?),
             };
             if low > high {
-                return Err(format!(
-                    "the range `{item}` is reversed; expected {high}-{low}"
-                ));
+                return Err(format!("the range `{item}` is reversed; expected {high}-{low}"));
             }
             ranges.push((low, high));
         }
@@ -189,10 +185,7 @@ pub(crate) fn parse_cidr(text: &str) -> Result<ipnet::IpNet, String> {
                 .to_string()
         })?;
     if net.trunc() != net {
-        return Err(format!(
-            "has bits behind its prefix; did you mean {}?",
-            net.trunc()
-        ));
+        return Err(format!("has bits behind its prefix; did you mean {}?", net.trunc()));
     }
     Ok(net)
 }
@@ -227,10 +220,7 @@ mod tests {
 
     #[test]
     fn pids() {
-        assert_eq!(
-            "1,22".parse::<PidList>().unwrap().0,
-            BTreeSet::from([1, 22])
-        );
+        assert_eq!("1,22".parse::<PidList>().unwrap().0, BTreeSet::from([1, 22]));
         for bad in ["", ",", "1,", "0", "-1", "+1", "foo", "1 2", "4194305"] {
             assert!(bad.parse::<PidList>().is_err(), "{bad}");
         }
@@ -243,32 +233,17 @@ mod tests {
         let has = |port: usize| words[port / 64] & (1 << (port % 64)) != 0;
         assert!(has(80) && has(443) && has(8000) && has(8001) && has(8002));
         assert!(!has(8003) && !has(81) && !has(0));
-        assert_eq!(
-            "1-65535".parse::<PortSet>().unwrap().words()[1023],
-            u64::MAX
-        );
-        for bad in [
-            "",
-            "80,,443",
-            "0",
-            "65536",
-            "80-",
-            "-80",
-            "90-80",
-            "80-443-8000",
-            "http",
-            "80:90",
-        ] {
+        assert_eq!("1-65535".parse::<PortSet>().unwrap().words()[1023], u64::MAX);
+        for bad in
+            ["", "80,,443", "0", "65536", "80-", "-80", "90-80", "80-443-8000", "http", "80:90"]
+        {
             assert!(bad.parse::<PortSet>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn users() {
-        assert_eq!(
-            "root,7".parse::<UserList>().unwrap().0,
-            BTreeSet::from([0, 7])
-        );
+        assert_eq!("root,7".parse::<UserList>().unwrap().0, BTreeSet::from([0, 7]));
         for bad in ["", "no-such-user-here", "-1", "4294967295", "99999999999"] {
             assert!(bad.parse::<UserList>().is_err(), "{bad}");
         }
@@ -278,12 +253,7 @@ mod tests {
     fn names_of_tasks() {
         assert_eq!(&"curl".parse::<Comm>().unwrap().0[..5], b"curl\0");
         assert!("".parse::<Comm>().is_err());
-        assert!(
-            "a-name-of-16-byt"
-                .parse::<Comm>()
-                .unwrap_err()
-                .contains("a-name-of-16-by")
-        );
+        assert!("a-name-of-16-byt".parse::<Comm>().unwrap_err().contains("a-name-of-16-by"));
     }
 
     #[test]
@@ -291,15 +261,9 @@ mod tests {
         assert_eq!(parse_cidr("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
         assert_eq!(parse_cidr("::1").unwrap().to_string(), "::1/128");
         assert!(parse_cidr("10.0.0.1/8").unwrap_err().contains("10.0.0.0/8"));
-        for bad in [
-            "",
-            "10.0.0",
-            "10.0.0.0/33",
-            "::/129",
-            "example.org",
-            "10.0.0.0/-1",
-            "10.0.0.0/",
-        ] {
+        for bad in
+            ["", "10.0.0", "10.0.0.0/33", "::/129", "example.org", "10.0.0.0/-1", "10.0.0.0/"]
+        {
             assert!(parse_cidr(bad).is_err(), "{bad}");
         }
     }

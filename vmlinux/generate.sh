@@ -21,6 +21,7 @@ for pair in x86_64:amd64 aarch64:arm64; do
     package=$(head -n 1 "$kernel/packages")
     mkdir -p "$here/$rust"
     {
+        echo '/* SPDX-License-Identifier: GPL-2.0-only */'
         echo "/* From the BTF of Debian's ${package% *}, version ${package#* }. Made by vmlinux/generate.sh. */"
         bpftool btf dump file "$tmp/btf" format c
     } >"$tmp/vmlinux.h"

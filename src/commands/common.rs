@@ -61,13 +61,12 @@ fn check_pid(pid: u32) -> Result<()> {
             "--pid {pid}: no such process; expected ids of running processes"
         )));
     };
-    let tgid = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse::<u32>().ok());
+    let tgid =
+        status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse::<u32>().ok());
     match tgid {
-        Some(tgid) if tgid != pid => Err(usage(format!(
-            "--pid {pid}: a thread of process {tgid}; expected {tgid}"
-        ))),
+        Some(tgid) if tgid != pid => {
+            Err(usage(format!("--pid {pid}: a thread of process {tgid}; expected {tgid}")))
+        }
         _ => Ok(()),
     }
 }
@@ -75,9 +74,9 @@ fn check_pid(pid: u32) -> Result<()> {
 /// How often an interval's table comes: what is asked for, or every second.
 pub(crate) fn interval(asked: Option<Duration>) -> Result<Duration> {
     match asked {
-        Some(interval) if interval < Duration::from_millis(10) => Err(usage(
-            "--interval: shorter than 10ms; expected at least that",
-        )),
+        Some(interval) if interval < Duration::from_millis(10) => {
+            Err(usage("--interval: shorter than 10ms; expected at least that"))
+        }
         Some(interval) => Ok(interval),
         None => Ok(Duration::from_secs(1)),
     }
@@ -99,10 +98,7 @@ pub(crate) const TIME_COLUMN: Column = Column::left("TIME", "time", 12).shown_by
 
 fn time_of_day(value: &Value) -> String {
     match value {
-        Value::Time(time) => time
-            .to_zoned(TimeZone::system())
-            .strftime("%H:%M:%S%.3f")
-            .to_string(),
+        Value::Time(time) => time.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f").to_string(),
         other => other.text(),
     }
 }
@@ -129,15 +125,9 @@ pub(crate) fn millis(value: &Value) -> String {
 pub(crate) fn losses_sentence(losses: Losses, undecodable: u64) -> String {
     let mut parts = Vec::new();
     for (count, cause) in [
-        (
-            losses.ring_full,
-            "the reader was too slow for the ring buffer",
-        ),
+        (losses.ring_full, "the reader was too slow for the ring buffer"),
         (losses.table_full, "the table of what is under way was full"),
-        (
-            losses.missed_return,
-            "the kernel did not run the hook at their return",
-        ),
+        (losses.missed_return, "the kernel did not run the hook at their return"),
         (undecodable, "their record was not understood"),
     ] {
         if count > 0 {
@@ -145,16 +135,9 @@ pub(crate) fn losses_sentence(losses: Losses, undecodable: u64) -> String {
         }
     }
     if losses.dns > 0 {
-        parts.push(format!(
-            "{} pieces of DNS answers lost: names may be missing",
-            losses.dns
-        ));
+        parts.push(format!("{} pieces of DNS answers lost: names may be missing", losses.dns));
     }
-    if parts.is_empty() {
-        "0 lost".into()
-    } else {
-        parts.join("; ")
-    }
+    if parts.is_empty() { "0 lost".into() } else { parts.join("; ") }
 }
 
 /// The losses, as a summary has them.

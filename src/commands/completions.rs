@@ -39,9 +39,7 @@ impl Completions {
         // The generator panics where it can't write: it gets memory, and the pipe that may close gets one write.
         let mut script = Vec::new();
         generate(shell, &mut definition(), "bpftk", &mut script);
-        std::io::stdout()
-            .write_all(&script)
-            .context("cannot write to standard output")?;
+        std::io::stdout().write_all(&script).context("cannot write to standard output")?;
         Ok(ExitCode::SUCCESS)
     }
 }

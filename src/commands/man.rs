@@ -37,20 +37,11 @@ pub(crate) struct Manual {
 const MANUALS: &[Manual] = &[clone_trace::MANUAL, tcpconnect::MANUAL, doctor::MANUAL];
 
 const EXIT_STATUS: &[(&str, &str)] = &[
-    (
-        "0",
-        "finished, or ended by SIGINT, SIGTERM or a reader that closed the pipe",
-    ),
+    ("0", "finished, or ended by SIGINT, SIGTERM or a reader that closed the pipe"),
     ("1", "failed while running"),
-    (
-        "2",
-        "wrong usage: the message names the value and what would be valid",
-    ),
+    ("2", "wrong usage: the message names the value and what would be valid"),
     ("3", "not permitted: the message names the capability"),
-    (
-        "4",
-        "this kernel can't do it: the message says what is missing",
-    ),
+    ("4", "this kernel can't do it: the message says what is missing"),
 ];
 
 /// Write the manual pages into DIR
@@ -76,10 +67,7 @@ fn pages() -> Vec<(String, String)> {
     let mut root = definition();
     root.build();
     let mut pages = vec![("bpftk.1".to_string(), overview(&root))];
-    for command in root
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set())
-    {
+    for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
         let name = command.get_name().to_string();
         if name == "help" {
             continue;
@@ -87,11 +75,8 @@ fn pages() -> Vec<(String, String)> {
         let manual = MANUALS.iter().find(|manual| manual.command == name);
         // The page of `tcpconnect` is called, and calls itself, bpftk-tcpconnect.
         let full = format!("bpftk-{name}");
-        let command = command
-            .clone()
-            .name(full.clone())
-            .bin_name(format!("bpftk {name}"))
-            .after_help("");
+        let command =
+            command.clone().name(full.clone()).bin_name(format!("bpftk {name}")).after_help("");
         pages.push((format!("{full}.1"), command_page(command, manual)));
     }
     pages
@@ -100,10 +85,7 @@ fn pages() -> Vec<(String, String)> {
 fn page(command: clap::Command) -> Page {
     let version = concat!("bpftk ", env!("CARGO_PKG_VERSION"));
     // A date would make every day's pages differ.
-    Page::new(command)
-        .manual("bpftk manual")
-        .source(version)
-        .date("")
+    Page::new(command).manual("bpftk manual").source(version).date("")
 }
 
 fn render(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> String {
@@ -141,16 +123,13 @@ fn command_page(command: clap::Command, manual: Option<&Manual>) -> String {
         }
         exit_status(manual.map_or(&[], |manual| manual.exit_status)).to_writer(text)?;
         let mut see = Roff::default();
-        see.control("SH", ["SEE ALSO"])
-            .text([bold("bpftk"), roman("(1)")]);
+        see.control("SH", ["SEE ALSO"]).text([bold("bpftk"), roman("(1)")]);
         see.to_writer(text)
     })
 }
 
 fn term(roff: &mut Roff, name: &str, text: &str) {
-    roff.control("TP", [])
-        .text([bold(name)])
-        .text([roman(text)]);
+    roff.control("TP", []).text([bold(name)]).text([roman(text)]);
 }
 
 fn examples(manual: &Manual) -> Roff {
@@ -223,11 +202,7 @@ mod tests {
         for entry in fs::read_dir(dir).unwrap() {
             committed += usize::from(entry.unwrap().path().extension().is_some_and(|e| e == "1"));
         }
-        assert_eq!(
-            committed,
-            pages.len(),
-            "man/ has a page of a command that is gone"
-        );
+        assert_eq!(committed, pages.len(), "man/ has a page of a command that is gone");
     }
 
     #[test]

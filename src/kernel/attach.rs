@@ -2,11 +2,13 @@
 
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
+use std::ffi::CString;
 use std::os::fd::AsRawFd;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
 
+use super::btf::Types;
 use super::tracefs::Tracefs;
 use super::{log, sys};
 use crate::error::not_permitted;
@@ -28,12 +30,7 @@ pub(crate) fn tracepoint(
     log::clear();
     let link = program
         .attach_perf_event(event.as_raw_fd())
-        .map_err(|error| {
-            anyhow!(
-                "cannot attach to {category}:{name}: {}",
-                log::explain(error)
-            )
-        })?;
+        .map_err(|error| anyhow!("cannot attach to {category}:{name}: {}", log::explain(error)))?;
     // The link closes it from now on.
     let _ = std::os::fd::IntoRawFd::into_raw_fd(event);
     Ok(link)
@@ -43,11 +40,7 @@ pub(crate) fn tracepoint(
 pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
     log::clear();
     program.attach().map_err(|error| {
-        anyhow!(
-            "cannot attach {}: {}",
-            program.name().to_string_lossy(),
-            log::explain(error)
-        )
+        anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
 }
 
@@ -56,9 +49,26 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
     log::clear();
     program.attach_kprobe(at_return, function).map_err(|error| {
         let kind = if at_return { "kretprobe" } else { "kprobe" };
-        anyhow!(
-            "cannot attach a {kind} to {function}: {}",
-            log::explain(error)
-        )
+        anyhow!("cannot attach a {kind} to {function}: {}", log::explain(error))
     })
+}
+
+/// Attaches a fentry or fexit program to what it was loaded for.
+pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
+    log::clear();
+    program.attach_trace().map_err(|error| {
+        anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
+    })
+}
+
+/// Has libbpf load fentry programs for functions whose ids are known already. To be kept until the load.
+pub(crate) fn tracing_targets(types: &Types) -> Result<Option<sys::TracingTargets>> {
+    if types.functions.is_empty() {
+        return Ok(None);
+    }
+    let named = types
+        .functions
+        .iter()
+        .filter_map(|(name, id)| Some((CString::new(name.as_str()).ok()?, *id)));
+    Ok(Some(sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?))
 }

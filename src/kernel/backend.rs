@@ -24,11 +24,7 @@ pub(crate) fn choose<B: Copy + Display, T>(
 ) -> Result<Chosen<B, T>> {
     if let Some(backend) = forced {
         return match arm(backend) {
-            Ok(armed) => Ok(Chosen {
-                backend,
-                armed,
-                passed_over: Vec::new(),
-            }),
+            Ok(armed) => Ok(Chosen { backend, armed, passed_over: Vec::new() }),
             Err(error) => Err(as_unsupported(error, &format!("back end {backend}"))),
         };
     }
@@ -36,23 +32,14 @@ pub(crate) fn choose<B: Copy + Display, T>(
     for &backend in order {
         match arm(backend) {
             Ok(armed) => {
-                return Ok(Chosen {
-                    backend,
-                    armed,
-                    passed_over,
-                });
+                return Ok(Chosen { backend, armed, passed_over });
             }
             Err(error) => passed_over.push((backend, format!("{error:#}"))),
         }
     }
-    let reasons: Vec<String> = passed_over
-        .iter()
-        .map(|(backend, reason)| format!("{backend}: {reason}"))
-        .collect();
-    Err(unsupported(format!(
-        "no back end works on this kernel; {}",
-        reasons.join("; ")
-    )))
+    let reasons: Vec<String> =
+        passed_over.iter().map(|(backend, reason)| format!("{backend}: {reason}")).collect();
+    Err(unsupported(format!("no back end works on this kernel; {}", reasons.join("; "))))
 }
 
 /// What the kernel can't do is told as such; what already knows its status keeps it.
@@ -72,11 +59,7 @@ mod tests {
     #[test]
     fn the_first_that_arms_is_chosen() {
         let chosen = choose(&["a", "b", "c"], None, |backend| {
-            if backend == "a" {
-                Err(anyhow!("missing"))
-            } else {
-                Ok(backend)
-            }
+            if backend == "a" { Err(anyhow!("missing")) } else { Ok(backend) }
         })
         .unwrap();
         assert_eq!((chosen.backend, chosen.armed), ("b", "b"));
@@ -98,14 +81,9 @@ mod tests {
     fn all_reasons_are_told() {
         let error = choose(&["a", "b"], None, |b| Err::<(), _>(anyhow!("no {b}"))).unwrap_err();
         let text = format!("{error:#}");
-        assert!(
-            text.contains("a: no a") && text.contains("b: no b"),
-            "{text}"
-        );
-        let error = choose(&["a"], Some("a"), |_| {
-            Err::<(), _>(not_permitted("CAP_BPF"))
-        })
-        .unwrap_err();
+        assert!(text.contains("a: no a") && text.contains("b: no b"), "{text}");
+        let error =
+            choose(&["a"], Some("a"), |_| Err::<(), _>(not_permitted("CAP_BPF"))).unwrap_err();
         assert_eq!(status_of(&error), Status::NotPermitted);
     }
 }

@@ -59,11 +59,8 @@ impl Held {
 /// Refuses when one of `caps` is missing, naming each that is.
 pub(crate) fn require(caps: &[Cap]) -> Result<()> {
     let held = Held::read()?;
-    let missing: Vec<&str> = caps
-        .iter()
-        .filter(|&&cap| !held.has(cap))
-        .map(|cap| cap.name())
-        .collect();
+    let missing: Vec<&str> =
+        caps.iter().filter(|&&cap| !held.has(cap)).map(|cap| cap.name()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -36,10 +36,7 @@ fn unescape(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
-        match rest
-            .get(at + 1..at + 4)
-            .and_then(|code| u8::from_str_radix(code, 8).ok())
-        {
+        match rest.get(at + 1..at + 4).and_then(|code| u8::from_str_radix(code, 8).ok()) {
             Some(byte) => {
                 out.push(byte.into());
                 rest = &rest[at + 4..];
@@ -66,10 +63,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     if is_dir && is_v2 {
         return Ok(file);
     }
-    Err(usage(format!(
-        "--cgroup {}: not a cgroup v2 directory; {place}",
-        path.display()
-    )))
+    Err(usage(format!("--cgroup {}: not a cgroup v2 directory; {place}", path.display())))
 }
 
 /// Paths of cgroups by id, from the root of cgroup v2. An id is never used twice.
@@ -85,10 +79,7 @@ impl Paths {
             let file = File::open(&path).ok()?;
             Some((path, file))
         });
-        Self {
-            mount,
-            known: HashMap::new(),
-        }
+        Self { mount, known: HashMap::new() }
     }
 
     /// The path, or `None` when the cgroup is gone or can't be looked up.

@@ -28,9 +28,6 @@ mod tests {
     #[test]
     fn now_is_now() {
         let difference = wall_time(boot_ns()).duration_since(Timestamp::now());
-        assert!(
-            difference.abs() < jiff::SignedDuration::from_millis(100),
-            "{difference}"
-        );
+        assert!(difference.abs() < jiff::SignedDuration::from_millis(100), "{difference}");
     }
 }

@@ -18,7 +18,9 @@ use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
-use super::skel::clone_trace::{CloneTraceSkel, CloneTraceSkelBuilder, OpenCloneTraceSkel, types};
+use super::skel::clone_trace::{
+    CloneTraceSkel, CloneTraceSkelBuilder, OpenCloneTraceSkel, RELOCATED_TYPES, types,
+};
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
 use super::{attach, log, probes};
@@ -101,18 +103,14 @@ pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Bac
 
 /// The kernel's function behind a system call; arch/…/include/asm/syscall_wrapper.h.
 fn wrapper(call: &str) -> String {
-    let arch = if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "x64"
-    };
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
     format!("__{arch}_sys_{call}")
 }
 
 impl Tracer {
     fn load(config: &Config, backend: Backend) -> Result<Self> {
         let mut builder = CloneTraceSkelBuilder::default();
-        config.btf.apply(&mut builder.obj_builder)?;
+        let _types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, &[])?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
         let cell = Box::leak(Box::new(MaybeUninit::uninit()));
@@ -120,19 +118,12 @@ impl Tracer {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
 
-        let rodata = open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no constants")?;
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.by_task = (backend == Backend::Task).into();
         rodata.by_syscall = (backend == Backend::Syscall).into();
         rodata.failed_only = config.failed_only.into();
         rodata.with_args = config.args.into();
-        rodata.filter_kinds = config
-            .kinds
-            .iter()
-            .fold(0, |bits, kind| bits | 1 << kind.number().0);
+        rodata.filter_kinds = config.kinds.iter().fold(0, |bits, kind| bits | 1 << kind.number().0);
         configure_task_filter!(open, &config.tasks);
 
         select_programs(&mut open, backend);
@@ -141,15 +132,9 @@ impl Tracer {
             .load()
             .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
         let maps = &skel.maps;
-        config
-            .tasks
-            .fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
+        config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
 
-        let mut tracer = Self {
-            beginnings: Vec::new(),
-            links: Vec::new(),
-            skel,
-        };
+        let mut tracer = Self { beginnings: Vec::new(), links: Vec::new(), skel };
         tracer.attach(backend)?;
         tracer.set_armed(true)?;
         Ok(tracer)
@@ -208,12 +193,7 @@ impl Tracer {
 
     /// Whether beginnings are hooked, so that an end without one is a call of its own.
     fn set_armed(&mut self, armed: bool) -> Result<()> {
-        let bss = self
-            .skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .context("the object has no variables")?;
+        let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
         bss.armed = armed.into();
         Ok(())
     }
@@ -247,10 +227,7 @@ impl Tracer {
 
     /// After `detach`: calls that have a child and have not returned, such as a vfork that waits for it.
     pub(crate) fn unreturned(&self) -> Vec<Call> {
-        let mut calls: Vec<Call> = self
-            .under_way()
-            .filter(|call| call.child.is_some())
-            .collect();
+        let mut calls: Vec<Call> = self.under_way().filter(|call| call.child.is_some()).collect();
         calls.sort_by_key(|call| call.start_ns);
         calls
     }
@@ -436,11 +413,7 @@ fn decode(bytes: &[u8]) -> Option<Call> {
             types::clone_call::CLONE_CALL_NONE => None,
             _ => return None,
         },
-        outcome: if event.result < 0 {
-            Err(i32::try_from(-event.result).ok()?)
-        } else {
-            Ok(())
-        },
+        outcome: if event.result < 0 { Err(i32::try_from(-event.result).ok()?) } else { Ok(()) },
         child: (event.child != 0).then_some(event.child),
         child_ns: u32::try_from(event.result).ok().filter(|&id| id != 0),
         shape: shape(&event),
@@ -453,14 +426,9 @@ fn seen(ns: u64) -> Option<u64> {
 }
 
 fn shape(event: &types::clone_event) -> Option<Shape> {
-    let kind = Kind::value_variants()
-        .iter()
-        .find(|kind| kind.number().0 == u32::from(event.kind))?;
-    Some(Shape {
-        kind: *kind,
-        flags: event.flags,
-        exit_signal: event.exit_signal,
-    })
+    let kind =
+        Kind::value_variants().iter().find(|kind| kind.number().0 == u32::from(event.kind))?;
+    Some(Shape { kind: *kind, flags: event.flags, exit_signal: event.exit_signal })
 }
 
 fn args(event: &types::clone_event) -> Args {
@@ -511,10 +479,7 @@ mod tests {
         for length in [SHORT, WITH_ARGS, whole.len()] {
             assert!(decode(&whole[..length]).is_some(), "{length}");
         }
-        let odd = types::clone_event {
-            call: 99,
-            ..Default::default()
-        };
+        let odd = types::clone_event { call: 99, ..Default::default() };
         assert!(decode(&bytes(&odd)).is_none());
     }
 

@@ -41,9 +41,7 @@ pub(crate) fn clear() {
 
 /// `error`, with the most telling of the collected warnings.
 pub(crate) fn explain(error: impl Display) -> String {
-    let warnings = WARNINGS
-        .lock()
-        .map(|mut warnings| std::mem::take(&mut *warnings));
+    let warnings = WARNINGS.lock().map(|mut warnings| std::mem::take(&mut *warnings));
     let error = translate(&format!("{error:#}"));
     match warnings.ok().as_deref().and_then(most_telling) {
         Some(cause) => format!("{error} ({cause})"),
@@ -59,10 +57,7 @@ fn most_telling(warnings: &[String]) -> Option<String> {
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    let from_kernel = lines
-        .iter()
-        .rev()
-        .find(|line| line.contains("Kernel error message:"));
+    let from_kernel = lines.iter().rev().find(|line| line.contains("Kernel error message:"));
     let from_verifier = verifier_complaint(&lines);
     // libbpf's hint to raise the limit of locked memory is its guess at any EPERM.
     let first = lines
@@ -80,18 +75,14 @@ fn most_telling(warnings: &[String]) -> Option<String> {
 
 /// The line before the verifier's statistics.
 fn verifier_complaint<'a>(lines: &[&'a str]) -> Option<&'a str> {
-    let end = lines
-        .iter()
-        .position(|line| line.starts_with("processed ") && line.contains("insns"))?;
+    let end =
+        lines.iter().position(|line| line.starts_with("processed ") && line.contains("insns"))?;
     lines[..end].last().copied()
 }
 
 /// ENOTSUPP (524) is the kernel's own and has no text in the C library.
 fn translate(error: &str) -> String {
-    error.replace(
-        "Unknown error 524",
-        "Operation not supported by this kernel",
-    )
+    error.replace("Unknown error 524", "Operation not supported by this kernel")
 }
 
 #[cfg(test)]

@@ -14,21 +14,14 @@ use crate::error::usage;
 
 /// The network namespace that `text` names: a file such as /run/netns/NAME or /proc/PID/ns/net, or `self`.
 pub(crate) fn resolve(text: &Path) -> Result<u32> {
-    let path = if text == Path::new("self") {
-        Path::new("/proc/self/ns/net")
-    } else {
-        text
-    };
+    let path = if text == Path::new("self") { Path::new("/proc/self/ns/net") } else { text };
     let expected = "expected `self` or a file such as /run/netns/NAME or /proc/PID/ns/net";
     let file = File::open(path)
         .map_err(|error| usage(format!("--netns {}: {error}; {expected}", text.display())))?;
     let is_net = sys::namespace_type(file.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET);
     match file.metadata() {
         Ok(meta) if is_net => Ok(meta.ino() as u32),
-        _ => Err(usage(format!(
-            "--netns {}: not a network namespace; {expected}",
-            text.display()
-        ))),
+        _ => Err(usage(format!("--netns {}: not a network namespace; {expected}", text.display()))),
     }
 }
 
@@ -40,12 +33,7 @@ mod tests {
     fn only_network_namespaces_are_taken() {
         let own = resolve(Path::new("self")).unwrap();
         assert_eq!(own, resolve(Path::new("/proc/self/ns/net")).unwrap());
-        for bad in [
-            "/proc/self/ns/uts",
-            "/proc/self/status",
-            "/",
-            "/no/such/file",
-        ] {
+        for bad in ["/proc/self/ns/uts", "/proc/self/status", "/", "/no/such/file"] {
             assert!(resolve(Path::new(bad)).is_err(), "{bad}");
         }
     }

@@ -16,11 +16,8 @@ pub(crate) type Reason = String;
 /// Whether fentry and fexit programs may be loaded at all: a cheap question, asked before a back end is tried.
 /// A load for a BTF id that is no function is EINVAL where they may, EPERM where the kernel forbids the kind.
 pub(crate) fn fentry_allowed() -> Result<(), Reason> {
-    let tried = sys::load_trivial(
-        libbpf_sys::BPF_PROG_TYPE_TRACING,
-        libbpf_sys::BPF_TRACE_FENTRY,
-        1,
-    );
+    let tried =
+        sys::load_trivial(libbpf_sys::BPF_PROG_TYPE_TRACING, libbpf_sys::BPF_TRACE_FENTRY, 1);
     match tried.map_err(|error| error.raw_os_error()) {
         Err(Some(libc::EPERM | libc::EACCES)) => {
             Err("this kernel refuses fentry programs (EPERM), whatever the privileges".into())
@@ -35,12 +32,9 @@ pub(crate) fn fentry() -> Result<(), Reason> {
     let function = c"bpf_fentry_test1";
     let id = sys::vmlinux_btf_id(function, libbpf_sys::BPF_TRACE_FENTRY)
         .ok_or("the kernel's BTF names no function to try it on")?;
-    let program = sys::load_trivial(
-        libbpf_sys::BPF_PROG_TYPE_TRACING,
-        libbpf_sys::BPF_TRACE_FENTRY,
-        id,
-    )
-    .map_err(|error| format!("a program does not load: {error}"))?;
+    let program =
+        sys::load_trivial(libbpf_sys::BPF_PROG_TYPE_TRACING, libbpf_sys::BPF_TRACE_FENTRY, id)
+            .map_err(|error| format!("a program does not load: {error}"))?;
     sys::raw_tracepoint_open(program.as_fd())
         .map(drop)
         .map_err(|error| format!("a program loads but does not attach: {error}"))
@@ -50,10 +44,8 @@ pub(crate) fn fentry() -> Result<(), Reason> {
 pub(crate) fn kprobe(function: &CStr) -> Result<(), Reason> {
     let kind = fs::read_to_string("/sys/bus/event_source/devices/kprobe/type")
         .map_err(|_| "this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)".to_string())?;
-    let kind = kind
-        .trim()
-        .parse()
-        .map_err(|_| format!("odd kprobe event type `{}`", kind.trim()))?;
+    let kind =
+        kind.trim().parse().map_err(|_| format!("odd kprobe event type `{}`", kind.trim()))?;
     sys::perf_kprobe(kind, function)
         .map(drop)
         .map_err(|error| format!("the kernel refuses a kprobe: {error}"))

@@ -47,11 +47,7 @@ impl<'a, T: 'a> EventRing<'a, T> {
         let ring = builder.build().map_err(|error| {
             anyhow::anyhow!("cannot map the ring buffer: {}", log::explain(error))
         })?;
-        Ok(Self {
-            ring,
-            queue,
-            undecodable,
-        })
+        Ok(Self { ring, queue, undecodable })
     }
 
     /// Takes what has arrived, a batch at most. Returns whether there was anything.
@@ -60,10 +56,7 @@ impl<'a, T: 'a> EventRing<'a, T> {
             n if n >= 0 => Ok(n > 0),
             // Negative is -errno; a signal is for the loop to see.
             n if -n == libc::EINTR => Ok(false),
-            n => bail!(
-                "cannot read the ring buffer: {}",
-                std::io::Error::from_raw_os_error(-n)
-            ),
+            n => bail!("cannot read the ring buffer: {}", std::io::Error::from_raw_os_error(-n)),
         }
     }
 

@@ -66,11 +66,7 @@ pub(crate) fn follow<T>(
                 return Ok(());
             }
             // After a stall, not one tick for each that was missed.
-            tick = Some(if now >= due + interval {
-                now + interval
-            } else {
-                due + interval
-            });
+            tick = Some(if now >= due + interval { now + interval } else { due + interval });
         }
 
         let more = ring.fill()?;
@@ -106,11 +102,7 @@ pub(crate) fn follow<T>(
             Err(error) => return Err(error).context("cannot wait for events"),
         }
         let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
-        if fds
-            .get(2)
-            .and_then(PollFd::revents)
-            .is_some_and(|got| got.intersects(gone))
-        {
+        if fds.get(2).and_then(PollFd::revents).is_some_and(|got| got.intersects(gone)) {
             return Ok(());
         }
         let signalled = fds[1].revents().is_some_and(|got| !got.is_empty());

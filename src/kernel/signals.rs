@@ -27,12 +27,8 @@ impl Signals {
     /// Takes the signals over. Once in a process.
     pub(crate) fn take(reopen_on_hangup: bool) -> Result<Self> {
         let (woken, waker) = UnixStream::pair().context("cannot make a socket pair")?;
-        woken
-            .set_nonblocking(true)
-            .context("cannot make a socket non-blocking")?;
-        waker
-            .set_nonblocking(true)
-            .context("cannot make a socket non-blocking")?;
+        woken.set_nonblocking(true).context("cannot make a socket non-blocking")?;
+        waker.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         let _ = WAKER.set(waker.into());
         ctrlc::set_handler(|| {
             STOP.store(true, Ordering::SeqCst);

@@ -17,6 +17,10 @@ macro_rules! skeletons {
             )]
             pub(crate) mod $name {
                 include!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".skel.rs"));
+
+                /// The kernel types that its relocations refer to.
+                pub(crate) const RELOCATED_TYPES: &str =
+                    include_str!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".types"));
             }
         )+
     };

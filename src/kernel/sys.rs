@@ -2,10 +2,11 @@
 
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::libbpf_sys;
 
@@ -171,16 +172,86 @@ pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_ty
     u32::try_from(id).ok().filter(|&id| id > 0)
 }
 
+/// While it lives, libbpf loads fentry and fexit programs for the functions and ids that it was made with, and does not
+/// read the kernel's whole BTF to look them up.
+///
+/// libbpf decides by a program's type whether it needs that BTF, so the sections get a type that doesn't, and the right
+/// one at the last moment before the load.
+#[derive(Debug)]
+pub(crate) struct TracingTargets {
+    handlers: Vec<i32>,
+}
+
+/// Function names and ids, for the callback, which libbpf gives nothing of ours but a number.
+static TRACING_IDS: Mutex<Vec<(CString, u32)>> = Mutex::new(Vec::new());
+
+impl TracingTargets {
+    pub(super) fn new(functions: impl Iterator<Item = (CString, u32)>) -> io::Result<Self> {
+        *TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner) = functions.collect();
+        let opts = libbpf_sys::libbpf_prog_handler_opts {
+            sz: size_of::<libbpf_sys::libbpf_prog_handler_opts>() as libbpf_sys::size_t,
+            prog_prepare_load_fn: Some(prepare_tracing),
+            ..Default::default()
+        };
+        let mut targets = Self { handlers: Vec::new() };
+        for (section, attach_type) in
+            [(c"fentry+", libbpf_sys::BPF_TRACE_FENTRY), (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT)]
+        {
+            // SAFETY: a C string and options of the size that they state, which libbpf copies. The callback is a plain
+            // function. libbpf's registry is not for several threads: objects are opened on the main thread only.
+            let handler = unsafe {
+                libbpf_sys::libbpf_register_prog_handler(
+                    section.as_ptr(),
+                    libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT,
+                    attach_type,
+                    &opts,
+                )
+            };
+            if handler < 0 {
+                return Err(io::Error::from_raw_os_error(-handler));
+            }
+            targets.handlers.push(handler);
+        }
+        Ok(targets)
+    }
+}
+
+impl Drop for TracingTargets {
+    fn drop(&mut self) {
+        for handler in self.handlers.drain(..) {
+            // SAFETY: registered by `new`, and not unregistered before.
+            unsafe { libbpf_sys::libbpf_unregister_prog_handler(handler) };
+        }
+    }
+}
+
+unsafe extern "C" fn prepare_tracing(
+    program: *mut libbpf_sys::bpf_program,
+    opts: *mut libbpf_sys::bpf_prog_load_opts,
+    _cookie: libc::c_long,
+) -> libc::c_int {
+    // SAFETY: libbpf calls this with a program that it is about to load; a section's name is a C string.
+    let section = unsafe { CStr::from_ptr(libbpf_sys::bpf_program__section_name(program)) };
+    let function = section.to_bytes().splitn(2, |&byte| byte == b'/').nth(1).unwrap_or_default();
+    let ids = TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner);
+    match ids.iter().find(|(name, _)| name.to_bytes() == function) {
+        Some((_, id)) => {
+            // SAFETY: libbpf's own options for this load, and the program itself.
+            unsafe {
+                (*opts).attach_btf_id = *id;
+                libbpf_sys::bpf_program__set_type(program, libbpf_sys::BPF_PROG_TYPE_TRACING)
+            }
+        }
+        None => -libc::ENOENT,
+    }
+}
+
 /// The type of a namespace file, as a CLONE_NEW* flag. Linux 4.11.
 pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
-    if kind < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(kind)
-    }
+    if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
 /// Opens a cgroup by its id, which is its file handle (fs/kernfs/mount.c, kernfs_fh_to_dentry).
@@ -192,11 +263,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
         kind: i32,
         id: u64,
     }
-    let mut handle = Handle {
-        bytes: 8,
-        kind: FILEID_KERNFS,
-        id,
-    };
+    let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id };
     // SAFETY: a file handle with the 8 bytes that it states.
     owned(
         unsafe {
@@ -216,11 +283,7 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
 /// `handler` runs in a signal handler: it may only do what signal-safety(7) allows.
 pub(super) unsafe fn on_hangup(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-    let action = SigAction::new(
-        SigHandler::Handler(handler),
-        SaFlags::SA_RESTART,
-        SigSet::empty(),
-    );
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the caller's promise.
     unsafe { sigaction(Signal::SIGHUP, &action) }?;
     Ok(())

@@ -22,11 +22,8 @@ pub(crate) struct TaskFilter {
 macro_rules! configure_task_filter {
     ($open:expr, $filter:expr) => {{
         let filter: &$crate::kernel::task_filter::TaskFilter = $filter;
-        let rodata = $open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no constants")?;
+        let rodata =
+            $open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.filter_by_pid = filter.pids.is_some().into();
         rodata.filter_by_uid = filter.uids.is_some().into();
         rodata.filter_by_comm = filter.comm.is_some().into();
@@ -37,8 +34,7 @@ macro_rules! configure_task_filter {
             (&mut $open.maps.filter_uids, &filter.uids),
         ] {
             if let Some(set) = set {
-                map.set_max_entries(set.len() as u32)
-                    .context("cannot size a filter")?;
+                map.set_max_entries(set.len() as u32).context("cannot size a filter")?;
             }
         }
     }};

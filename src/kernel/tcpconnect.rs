@@ -17,7 +17,9 @@ use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
-use super::skel::tcpconnect::{OpenTcpconnectSkel, TcpconnectSkel, TcpconnectSkelBuilder, types};
+use super::skel::tcpconnect::{
+    OpenTcpconnectSkel, RELOCATED_TYPES, TcpconnectSkel, TcpconnectSkelBuilder, types,
+};
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
 use super::{attach, cgroup, log, probes};
@@ -26,9 +28,9 @@ use crate::error::unsupported;
 /// How calls are seen, whose failures before the first packet change no socket's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
-    /// fentry and fexit of tcp_v4_connect and tcp_v6_connect
+    /// fentry and fexit of __inet_stream_connect
     Fentry,
-    /// kprobe and kretprobe of the same
+    /// kprobe and kretprobe of tcp_v4_connect and tcp_v6_connect
     Kprobe,
     /// Tracepoints only: system calls and io_uring
     Tracepoint,
@@ -47,6 +49,11 @@ impl fmt::Display for Backend {
 impl Backend {
     /// The cheapest for the machine first.
     pub(crate) const ORDER: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
+
+    /// Whether tcp_v6_connect is hooked: not if the kernel has no such function.
+    fn traces_v6(self) -> bool {
+        self == Self::Kprobe && probes::kprobe(c"tcp_v6_connect").is_ok()
+    }
 }
 
 /// What the programs are told before they are loaded.
@@ -66,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) dst: Vec<IpNet>,
     pub(crate) exclude: Vec<IpNet>,
     pub(crate) dns: bool,
+    /// Attempts that may be under way.
+    pub(crate) max_pending: u32,
 }
 
 /// The programs, attached. Dropping it detaches them.
@@ -77,9 +86,7 @@ pub(crate) struct Tracer {
 
 impl fmt::Debug for Tracer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracer")
-            .field("links", &self.links.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Tracer").field("links", &self.links.len()).finish_non_exhaustive()
     }
 }
 
@@ -91,52 +98,27 @@ pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Bac
 
 fn arm_by(config: &Config, backend: Backend) -> Result<Tracer> {
     match backend {
-        Backend::Fentry => {
-            probes::fentry_allowed().map_err(unsupported)?;
-            // A program for a function that the kernel lacks fails the whole load, and IPv6 and the refusals
-            // are extras: without them there is still every IPv4 connect.
-            Tracer::load(config, backend, Extras::ALL)
-                .or_else(|_| {
-                    Tracer::load(
-                        config,
-                        backend,
-                        Extras {
-                            refusals: false,
-                            ..Extras::ALL
-                        },
-                    )
-                })
-                .or_else(|_| Tracer::load(config, backend, Extras::NONE))
-        }
-        Backend::Kprobe => {
-            probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?;
-            Tracer::load(config, backend, Extras::ALL)
-        }
-        Backend::Tracepoint => Tracer::load(config, backend, Extras::ALL),
+        Backend::Fentry => probes::fentry_allowed().map_err(unsupported)?,
+        Backend::Kprobe => probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?,
+        Backend::Tracepoint => {}
     }
+    Tracer::load(config, backend)
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Extras {
-    ipv6: bool,
-    refusals: bool,
-}
+/// What the fentry programs attach to.
+const FUNCTIONS: &[&str] = &["__inet_stream_connect", "security_socket_connect"];
 
-impl Extras {
-    const ALL: Self = Self {
-        ipv6: true,
-        refusals: true,
-    };
-    const NONE: Self = Self {
-        ipv6: false,
-        refusals: false,
-    };
-}
+/// Calls that may be in the kernel at a time and be followed.
+const MAX_CALLS: u32 = 8192;
+/// io_uring connects that may be submitted and not complete, on kernels whose completions don't name the request.
+const MAX_URING: u32 = 4096;
 
 impl Tracer {
-    fn load(config: &Config, backend: Backend, extras: Extras) -> Result<Self> {
+    fn load(config: &Config, backend: Backend) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
-        config.btf.apply(&mut builder.obj_builder)?;
+        let functions = if backend == Backend::Fentry { FUNCTIONS } else { &[] };
+        let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
+        let _targets = attach::tracing_targets(&types)?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
         let cell = Box::leak(Box::new(MaybeUninit::uninit()));
@@ -148,15 +130,9 @@ impl Tracer {
             Backend::Tracepoint => Some(Tracefs::open()?),
             _ => None,
         };
-        let uring = tracefs
-            .as_ref()
-            .is_some_and(|tracefs| tracefs.event_has_field("io_uring", "io_uring_complete", "req"));
+        let uring = tracefs.as_ref().map_or(Uring::None, Uring::of);
 
-        let rodata = open
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no constants")?;
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.at_start = config.at_start.into();
         rodata.failed_only = config.failed_only.into();
         rodata.min_latency_ns = config.min_latency_ns;
@@ -165,60 +141,59 @@ impl Tracer {
         rodata.filter_by_port = config.ports.is_some().into();
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
-        rodata.has_v6_hooks = extras.ipv6.into();
-        rodata.has_uring_hooks = uring.into();
+        rodata.has_v6_hooks = backend.traces_v6().into();
+        rodata.has_uring_hooks = (uring != Uring::None).into();
         configure_task_filter!(open, &config.tasks);
         for (map, prefixes) in [
             (&mut open.maps.filter_dst, &config.dst),
             (&mut open.maps.filter_exclude, &config.exclude),
         ] {
-            map.set_max_entries(prefixes.len().max(1) as u32)
-                .context("cannot size a filter")?;
+            map.set_max_entries(prefixes.len().max(1) as u32).context("cannot size a filter")?;
         }
 
-        select_programs(&mut open, backend, extras, uring, config.dns);
+        let room = |needed: bool, entries: u32| if needed { entries } else { 1 };
+        let maps = &mut open.maps;
+        for (map, entries) in [
+            (&mut maps.attempts, config.max_pending.max(1)),
+            (&mut maps.calls, MAX_CALLS),
+            (&mut maps.checks, room(backend == Backend::Kprobe, MAX_CALLS)),
+            (&mut maps.uring_requests, room(uring == Uring::BySubmission, MAX_URING)),
+        ] {
+            map.set_max_entries(entries).context("cannot size a table")?;
+        }
+
+        select_programs(&mut open, backend, uring, config.dns);
         log::clear();
         let skel = open
             .load()
             .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
 
         let maps = &skel.maps;
-        config
-            .tasks
-            .fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
+        config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
         for (i, word) in config.ports.iter().flatten().enumerate() {
             maps.filter_ports
-                .update(
-                    &(i as u32).to_ne_bytes(),
-                    &word.to_ne_bytes(),
-                    MapFlags::ANY,
-                )
+                .update(&(i as u32).to_ne_bytes(), &word.to_ne_bytes(), MapFlags::ANY)
                 .context("cannot filter by port")?;
         }
-        for (map, prefixes) in [
-            (&maps.filter_dst, &config.dst),
-            (&maps.filter_exclude, &config.exclude),
-        ] {
+        for (map, prefixes) in
+            [(&maps.filter_dst, &config.dst), (&maps.filter_exclude, &config.exclude)]
+        {
             for net in prefixes {
                 map.update(&prefix_key(net), &[1], MapFlags::ANY)
                     .context("cannot filter by destination")?;
             }
         }
 
-        let mut tracer = Self {
-            links: Vec::new(),
-            skel,
-        };
-        tracer.attach(backend, extras, tracefs.as_ref(), uring, config.dns)?;
+        let mut tracer = Self { links: Vec::new(), skel };
+        tracer.attach(backend, tracefs.as_ref(), uring, config.dns)?;
         Ok(tracer)
     }
 
     fn attach(
         &mut self,
         backend: Backend,
-        extras: Extras,
         tracefs: Option<&Tracefs>,
-        uring: bool,
+        uring: Uring,
         dns: bool,
     ) -> Result<()> {
         let progs = &self.skel.progs;
@@ -228,12 +203,10 @@ impl Tracer {
                 unsupported("--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
             })?;
             let root = cgroup::open(&root)?;
-            let link = progs
-                .bpftk_dns
-                .attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root))
-                .map_err(|error| {
-                    anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
-                })?;
+            let link =
+                progs.bpftk_dns.attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root)).map_err(
+                    |error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)),
+                )?;
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
@@ -243,19 +216,9 @@ impl Tracer {
         links.push(attach::auto(&progs.bpftk_set_state)?);
         match backend {
             Backend::Fentry => {
-                links.push(attach::auto(&progs.bpftk_fx_v4)?);
-                links.push(attach::auto(&progs.bpftk_fe_v4)?);
-                if extras.ipv6 {
-                    links.push(attach::auto(&progs.bpftk_fx_v6)?);
-                    links.push(attach::auto(&progs.bpftk_fe_v6)?);
-                }
-                if extras.refusals {
-                    links.push(attach::auto(&progs.bpftk_fx_lsm)?);
-                    links.push(attach::auto(&progs.bpftk_fx_pre4)?);
-                    if extras.ipv6 {
-                        links.push(attach::auto(&progs.bpftk_fx_pre6)?);
-                    }
-                }
+                links.push(attach::trace(&progs.bpftk_fx_lsm)?);
+                links.push(attach::trace(&progs.bpftk_fx_conn)?);
+                links.push(attach::trace(&progs.bpftk_fe_conn)?);
             }
             Backend::Kprobe => {
                 links.push(attach::kprobe(&progs.bpftk_kr_v4, true, "tcp_v4_connect")?);
@@ -263,21 +226,9 @@ impl Tracer {
                 // Return before entry: an entry without its return would leave an open call behind.
                 for (ret, entry, function) in [
                     (&progs.bpftk_kr_v6, &progs.bpftk_kp_v6, "tcp_v6_connect"),
-                    (
-                        &progs.bpftk_kr_pre4,
-                        &progs.bpftk_kp_pre4,
-                        "tcp_v4_pre_connect",
-                    ),
-                    (
-                        &progs.bpftk_kr_pre6,
-                        &progs.bpftk_kp_pre6,
-                        "tcp_v6_pre_connect",
-                    ),
-                    (
-                        &progs.bpftk_kr_lsm,
-                        &progs.bpftk_kp_lsm,
-                        "security_socket_connect",
-                    ),
+                    (&progs.bpftk_kr_pre4, &progs.bpftk_kp_pre4, "tcp_v4_pre_connect"),
+                    (&progs.bpftk_kr_pre6, &progs.bpftk_kp_pre6, "tcp_v6_pre_connect"),
+                    (&progs.bpftk_kr_lsm, &progs.bpftk_kp_lsm, "security_socket_connect"),
                 ] {
                     // A kernel without IPv6, or without cgroup BPF, lacks the function.
                     if let Ok(link) = attach::kprobe(ret, true, function) {
@@ -307,12 +258,22 @@ impl Tracer {
                         &format!("sys_enter_{call}"),
                     )?);
                 }
-                if uring {
+                if uring != Uring::None {
+                    let program = &progs.bpftk_uring_end;
                     links.push(attach::tracepoint(
                         tracefs,
-                        &progs.bpftk_uring,
+                        program,
                         "io_uring",
                         "io_uring_complete",
+                    )?);
+                }
+                if uring == Uring::BySubmission {
+                    let program = &progs.bpftk_uring_sub;
+                    links.push(attach::tracepoint(
+                        tracefs,
+                        program,
+                        "io_uring",
+                        "io_uring_submit_sqe",
                     )?);
                 }
             }
@@ -346,7 +307,8 @@ impl Tracer {
     /// Entries in the tables of what is under way.
     pub(crate) fn entries(&self) -> usize {
         let maps = &self.skel.maps;
-        maps.attempts.keys().count() + maps.calls.keys().count() + maps.checks.keys().count()
+        let tables = [&maps.attempts, &maps.calls, &maps.checks, &maps.uring_requests];
+        tables.iter().map(|map| map.keys().count()).sum()
     }
 
     pub(crate) fn losses(&self) -> Result<Losses> {
@@ -358,26 +320,11 @@ impl Tracer {
 const SYN_SENT: u32 = 2;
 const SILENT: u32 = 8;
 
-fn select_programs(
-    open: &mut OpenTcpconnectSkel<'_>,
-    backend: Backend,
-    extras: Extras,
-    uring: bool,
-    dns: bool,
-) {
+fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: Uring, dns: bool) {
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
-    let fentry = backend == Backend::Fentry;
-    for (program, wanted) in [
-        (&mut progs.bpftk_fe_v4, true),
-        (&mut progs.bpftk_fx_v4, true),
-        (&mut progs.bpftk_fe_v6, extras.ipv6),
-        (&mut progs.bpftk_fx_v6, extras.ipv6),
-        (&mut progs.bpftk_fx_pre4, extras.refusals),
-        (&mut progs.bpftk_fx_pre6, extras.refusals && extras.ipv6),
-        (&mut progs.bpftk_fx_lsm, extras.refusals),
-    ] {
-        program.set_autoload(fentry && wanted);
+    for program in [&mut progs.bpftk_fe_conn, &mut progs.bpftk_fx_conn, &mut progs.bpftk_fx_lsm] {
+        program.set_autoload(backend == Backend::Fentry);
     }
     for program in [
         &mut progs.bpftk_kp_v4,
@@ -393,7 +340,6 @@ fn select_programs(
     ] {
         program.set_autoload(backend == Backend::Kprobe);
     }
-    let tracepoint = backend == Backend::Tracepoint;
     for program in [
         &mut progs.bpftk_destroy,
         &mut progs.bpftk_connect,
@@ -402,9 +348,33 @@ fn select_programs(
         &mut progs.bpftk_sendmmsg,
         &mut progs.bpftk_sysexit,
     ] {
-        program.set_autoload(tracepoint);
+        program.set_autoload(backend == Backend::Tracepoint);
     }
-    progs.bpftk_uring.set_autoload(tracepoint && uring);
+    progs.bpftk_uring_end.set_autoload(uring != Uring::None);
+    progs.bpftk_uring_sub.set_autoload(uring == Uring::BySubmission);
+}
+
+/// How io_uring's tracepoints tell of a connect that failed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Uring {
+    /// No io_uring in this kernel.
+    None,
+    /// The completion names the request, Linux 5.19.
+    ByCompletion,
+    /// It names only what the submission named too.
+    BySubmission,
+}
+
+impl Uring {
+    fn of(tracefs: &Tracefs) -> Self {
+        if tracefs.event_has_field("io_uring", "io_uring_complete", "req") {
+            Self::ByCompletion
+        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req") {
+            Self::BySubmission
+        } else {
+            Self::None
+        }
+    }
 }
 
 /// struct bpf_lpm_trie_key: the length of the prefix, then the address, v4-mapped as in every record.
@@ -501,15 +471,11 @@ struct DnsHeader {
 fn decode(bytes: &[u8]) -> Option<Event> {
     let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
     if kind == types::tcpconnect_record::TCPCONNECT_ATTEMPT.0 {
-        return Some(Event::Attempt(
-            copy_from::<types::tcpconnect_event>(bytes)?.into(),
-        ));
+        return Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()));
     }
     if kind == types::tcpconnect_record::TCPCONNECT_DNS.0 {
         let header: DnsHeader = copy_from(bytes)?;
-        let data = bytes
-            .get(size_of::<DnsHeader>()..)?
-            .get(..header.len as usize)?;
+        let data = bytes.get(size_of::<DnsHeader>()..)?.get(..header.len as usize)?;
         return Some(Event::Dns(DnsPiece {
             tcp: header.proto == libc::IPPROTO_TCP as u8,
             // include/net/tcp.h: FIN 1, SYN 2, RST 4.
@@ -517,11 +483,7 @@ fn decode(bytes: &[u8]) -> Option<Event> {
             seq: header.tcp_seq,
             offset: header.offset,
             total: header.total,
-            flow: (
-                canonical(header.saddr),
-                canonical(header.daddr),
-                header.dport,
-            ),
+            flow: (canonical(header.saddr), canonical(header.daddr), header.dport),
             data: data.to_vec(),
         }));
     }
@@ -568,10 +530,7 @@ mod tests {
     fn prefixes_are_v4_mapped() {
         let key = prefix_key(&"10.0.0.0/8".parse().unwrap());
         assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 104);
-        assert_eq!(
-            &key[4..],
-            &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets()
-        );
+        assert_eq!(&key[4..], &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets());
         let key = prefix_key(&"2001:db8::/32".parse().unwrap());
         assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 32);
     }

@@ -33,10 +33,7 @@ impl Tracefs {
             _ => anyhow!("cannot mount tracefs privately: {error}"),
         })?;
         let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
-        Ok(Self {
-            root,
-            _mount: Some(mount),
-        })
+        Ok(Self { root, _mount: Some(mount) })
     }
 
     /// Where tracefs is mounted for everybody.
@@ -55,10 +52,7 @@ impl Tracefs {
     pub(crate) fn event_id(&self, category: &str, name: &str) -> Result<u64> {
         let text = self.read(&self.event(category, name).join("id"), category, name)?;
         text.trim().parse().with_context(|| {
-            format!(
-                "tracefs gives the id `{}` for {category}:{name}",
-                text.trim()
-            )
+            format!("tracefs gives the id `{}` for {category}:{name}", text.trim())
         })
     }
 

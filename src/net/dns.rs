@@ -29,10 +29,7 @@ pub(crate) struct Names {
 impl Names {
     /// Every name that was asked for and answered with this address, the latest first.
     pub(crate) fn of(&self, addr: IpAddr) -> Vec<String> {
-        self.names
-            .get(&addr)
-            .map(|names| names.iter().cloned().collect())
-            .unwrap_or_default()
+        self.names.get(&addr).map(|names| names.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// Learns from one DNS message, if it is an answer. Bytes that are no DNS message teach nothing.
@@ -169,16 +166,11 @@ impl Reassembly {
         if self.streams.len() >= MAX_STREAMS && !self.streams.contains_key(&flow) {
             self.streams.clear();
         }
-        let stream = self.streams.entry(flow).or_insert_with(|| Stream {
-            next: seq,
-            ..Stream::default()
-        });
+        let stream =
+            self.streams.entry(flow).or_insert_with(|| Stream { next: seq, ..Stream::default() });
         // A new connection with the old one's ports: nothing near what was expected.
         if (seq.wrapping_sub(stream.next) as i32).unsigned_abs() > 1 << 20 {
-            *stream = Stream {
-                next: seq,
-                ..Stream::default()
-            };
+            *stream = Stream { next: seq, ..Stream::default() };
         }
         stream.early.push((seq, data.to_vec()));
         stream.advance();
@@ -198,10 +190,8 @@ impl Reassembly {
 impl Stream {
     /// Moves what follows on to `ready`; what was there before (a retransmission) is dropped.
     fn advance(&mut self) {
-        while let Some(at) = self
-            .early
-            .iter()
-            .position(|(seq, _)| self.next.wrapping_sub(*seq) as i32 >= 0)
+        while let Some(at) =
+            self.early.iter().position(|(seq, _)| self.next.wrapping_sub(*seq) as i32 >= 0)
         {
             let (seq, data) = self.early.swap_remove(at);
             let known = self.next.wrapping_sub(seq) as usize;
@@ -246,23 +236,17 @@ mod tests {
             false,
         ));
         for (owner, rdata) in records {
-            packet
-                .answers
-                .push(ResourceRecord::new(name(owner), CLASS::IN, 60, rdata));
+            packet.answers.push(ResourceRecord::new(name(owner), CLASS::IN, 60, rdata));
         }
         packet.build_bytes_vec_compressed().unwrap()
     }
 
     fn a(text: &str) -> RData<'static> {
-        RData::A(A {
-            address: text.parse::<std::net::Ipv4Addr>().unwrap().into(),
-        })
+        RData::A(A { address: text.parse::<std::net::Ipv4Addr>().unwrap().into() })
     }
 
     fn aaaa(text: &str) -> RData<'static> {
-        RData::AAAA(AAAA {
-            address: text.parse::<std::net::Ipv6Addr>().unwrap().into(),
-        })
+        RData::AAAA(AAAA { address: text.parse::<std::net::Ipv6Addr>().unwrap().into() })
     }
 
     fn cname(text: &str) -> RData<'_> {
@@ -305,10 +289,7 @@ mod tests {
         let mut names = Names::default();
         names.learn(&reply(
             "a.example",
-            vec![
-                ("a.example", cname("b.example")),
-                ("b.example", cname("a.example")),
-            ],
+            vec![("a.example", cname("b.example")), ("b.example", cname("a.example"))],
         ));
         assert!(names.names.is_empty());
     }

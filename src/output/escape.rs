@@ -39,10 +39,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 
 /// A C string from the kernel: up to its first NUL; bytes that are no UTF-8 become U+FFFD.
 pub(crate) fn bytes_to_string(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 

@@ -128,10 +128,7 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            fields: Vec::new(),
-        }
+        Self { kind, fields: Vec::new() }
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {

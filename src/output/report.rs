@@ -14,9 +14,7 @@ pub(crate) struct Report;
 impl Report {
     pub(crate) fn render(columns: &[Column], rows: &[Record], header: bool) -> String {
         let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         if header {
             table.set_header(columns.iter().map(|column| column.header));
         }

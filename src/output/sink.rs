@@ -113,15 +113,8 @@ impl Sink {
     /// Writes one row of a stream, at once.
     pub(crate) fn event(&mut self, record: &Record) -> Result<()> {
         debug_assert_eq!(
-            self.fields
-                .iter()
-                .map(|field| field.name)
-                .collect::<Vec<_>>(),
-            record
-                .fields
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>(),
+            self.fields.iter().map(|field| field.name).collect::<Vec<_>>(),
+            record.fields.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
             "a record has its schema's fields, in order"
         );
         self.start()?;
@@ -187,9 +180,7 @@ fn csv_record(record: &Record) -> Result<String> {
 
 fn csv_line<T: AsRef<[u8]>>(cells: impl Iterator<Item = T>) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer
-        .write_record(cells)
-        .context("cannot encode a row as CSV")?;
+    writer.write_record(cells).context("cannot encode a row as CSV")?;
     let bytes = writer.into_inner().context("cannot encode a row as CSV")?;
     String::from_utf8(bytes).context("cannot encode a row as CSV")
 }
@@ -201,9 +192,7 @@ mod tests {
 
     #[test]
     fn csv_quotes_what_needs_it() {
-        let record = Record::new(Kind::Event)
-            .with("a", "x,\"y\"\n")
-            .with("b", None::<u32>);
+        let record = Record::new(Kind::Event).with("a", "x,\"y\"\n").with("b", None::<u32>);
         assert_eq!(csv_record(&record).unwrap(), "\"x,\"\"y\"\"\n\",\n");
     }
 
@@ -219,16 +208,11 @@ mod tests {
             ..SinkOptions::default()
         };
         let mut sink = Sink::open(&options, Vec::new(), FIELDS).unwrap();
-        sink.event(&Record::new(Kind::Event).with("pid", 1_u32))
-            .unwrap();
+        sink.event(&Record::new(Kind::Event).with("pid", 1_u32)).unwrap();
         std::fs::rename(&path, dir.join("rows.1")).unwrap();
         sink.reopen().unwrap();
-        sink.event(&Record::new(Kind::Event).with("pid", 2_u32))
-            .unwrap();
-        assert_eq!(
-            std::fs::read_to_string(dir.join("rows.1")).unwrap(),
-            "pid\n1\n"
-        );
+        sink.event(&Record::new(Kind::Event).with("pid", 2_u32)).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.join("rows.1")).unwrap(), "pid\n1\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
         std::fs::remove_dir_all(&dir).unwrap();
     }

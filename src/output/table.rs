@@ -75,11 +75,7 @@ impl Column {
     /// The cell's text, safe for a terminal. Nothing to show is a dash, so that columns can be counted.
     pub(crate) fn cell(&self, record: &Record) -> String {
         let text = (self.show)(self.value(record));
-        if text.is_empty() {
-            "-".into()
-        } else {
-            printable(&text).into_owned()
-        }
+        if text.is_empty() { "-".into() } else { printable(&text).into_owned() }
     }
 }
 
@@ -88,21 +84,14 @@ const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
 pub(super) fn header_line(columns: &[Column], color: bool) -> String {
-    let cells = columns
-        .iter()
-        .map(|column| (column.header.to_string(), false));
+    let cells = columns.iter().map(|column| (column.header.to_string(), false));
     let line = join(columns, cells, false);
-    if color {
-        format!("{BOLD}{line}{RESET}\n")
-    } else {
-        line + "\n"
-    }
+    if color { format!("{BOLD}{line}{RESET}\n") } else { line + "\n" }
 }
 
 pub(super) fn row_line(columns: &[Column], record: &Record, color: bool) -> String {
-    let cells = columns
-        .iter()
-        .map(|column| (column.cell(record), (column.alarming)(column.value(record))));
+    let cells =
+        columns.iter().map(|column| (column.cell(record), (column.alarming)(column.value(record))));
     join(columns, cells, color) + "\n"
 }
 
@@ -135,12 +124,7 @@ fn join(columns: &[Column], cells: impl Iterator<Item = (String, bool)>, color: 
         if column.align == Align::Left && i != last {
             line.extend(std::iter::repeat_n(' ', pad));
         }
-        used += chars
-            + if column.align == Align::Left && i == last {
-                0
-            } else {
-                pad
-            };
+        used += chars + if column.align == Align::Left && i == last { 0 } else { pad };
     }
     line
 }
@@ -157,40 +141,25 @@ mod tests {
     ];
 
     fn row(pid: u32, comm: &str, n: u32) -> Record {
-        Record::new(Kind::Event)
-            .with("pid", pid)
-            .with("comm", comm)
-            .with("n", n)
+        Record::new(Kind::Event).with("pid", pid).with("comm", comm).with("n", n)
     }
 
     #[test]
     fn columns_line_up() {
         assert_eq!(header_line(&COLUMNS, false), "PID    COMM     N\n");
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "init", 42), false),
-            "1      init    42\n"
-        );
+        assert_eq!(row_line(&COLUMNS, &row(1, "init", 42), false), "1      init    42\n");
     }
 
     #[test]
     fn a_wide_value_is_never_cut_and_the_rest_catches_up() {
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "longer-1", 4), false),
-            "1      longer-1 4\n"
-        );
-        assert_eq!(
-            row_line(&COLUMNS, &row(1, "longer", 4), false),
-            "1      longer   4\n"
-        );
+        assert_eq!(row_line(&COLUMNS, &row(1, "longer-1", 4), false), "1      longer-1 4\n");
+        assert_eq!(row_line(&COLUMNS, &row(1, "longer", 4), false), "1      longer   4\n");
     }
 
     #[test]
     fn names_are_escaped_and_absent_values_are_dashes() {
         let line = row_line(&COLUMNS, &row(1, "\x1b[2J", 1), false);
-        assert!(
-            !line.contains('\x1b') && line.contains("\\x1b[2J"),
-            "{line}"
-        );
+        assert!(!line.contains('\x1b') && line.contains("\\x1b[2J"), "{line}");
         let empty = Record::new(Kind::Event);
         assert_eq!(row_line(&COLUMNS, &empty, false), "-      -        -\n");
     }
@@ -199,9 +168,7 @@ mod tests {
     fn another_field_stands_in_for_no_value() {
         let columns = [Column::left("CHILD", "child", 6).or("result")];
         let record = |child: Option<u32>| {
-            Record::new(Kind::Event)
-                .with("child", child)
-                .with("result", "EAGAIN")
+            Record::new(Kind::Event).with("child", child).with("result", "EAGAIN")
         };
         assert_eq!(row_line(&columns, &record(Some(7)), false), "7\n");
         assert_eq!(row_line(&columns, &record(None), false), "EAGAIN\n");

@@ -18,10 +18,7 @@ impl Writer {
     pub(super) fn open(path: Option<&Path>) -> Result<Self> {
         Ok(match path {
             None => Self::Stdout(io::stdout()),
-            Some(path) => Self::File {
-                path: path.into(),
-                file: append(path)?,
-            },
+            Some(path) => Self::File { path: path.into(), file: append(path)? },
         })
     }
 
@@ -43,11 +40,8 @@ impl Writer {
                     .context("cannot write to standard output")
             }
             Self::File { path, file } => {
-                let before = file
-                    .metadata()
-                    .ok()
-                    .filter(|meta| meta.is_file())
-                    .map(|meta| meta.len());
+                let before =
+                    file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len());
                 file.write_all(text.as_bytes())
                     .inspect_err(|_| {
                         if let Some(length) = before {

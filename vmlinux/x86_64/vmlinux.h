@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* From the BTF of Debian's linux-image-6.12.117+deb13-cloud-amd64, version 6.12.117-1. Made by vmlinux/generate.sh. */
 #ifndef __VMLINUX_H__
 #define __VMLINUX_H__

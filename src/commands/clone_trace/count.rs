@@ -92,10 +92,7 @@ fn write(sink: &mut Sink, scope: &'static str, tallies: &HashMap<Key, Tally>) ->
         .collect();
     let title = match scope {
         "total" => "Total".to_string(),
-        _ => now
-            .to_zoned(jiff::tz::TimeZone::system())
-            .strftime("%H:%M:%S")
-            .to_string(),
+        _ => now.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S").to_string(),
     };
     sink.interval(&title, &rows)
 }
@@ -121,11 +118,7 @@ mod tests {
             outcome,
             child: None,
             child_ns: None,
-            shape: Some(Shape {
-                kind,
-                flags: 0,
-                exit_signal: 0,
-            }),
+            shape: Some(Shape { kind, flags: 0, exit_signal: 0 }),
             args: None,
         }
     }
@@ -141,10 +134,7 @@ mod tests {
         }
         counts.add(&call(b"sh", Process, Ok(())));
         let of = |tallies: &HashMap<Key, Tally>| -> Vec<(u64, u64)> {
-            sorted(tallies)
-                .iter()
-                .map(|(_, tally)| (tally.calls, tally.failures))
-                .collect()
+            sorted(tallies).iter().map(|(_, tally)| (tally.calls, tally.failures)).collect()
         };
         assert_eq!(of(&counts.interval), [(2, 0), (1, 0)]);
         assert_eq!(of(&counts.total), [(2, 0), (2, 1)]);

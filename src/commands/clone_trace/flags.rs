@@ -75,18 +75,12 @@ pub(super) const PTHREAD: [&str; 9] = [
 
 /// The flags for a table: without the prefix that they share, and PTHREAD for all that a C library's thread has.
 pub(super) fn short(names: &[String]) -> String {
-    let thread = PTHREAD
-        .iter()
-        .all(|flag| names.iter().any(|name| name == flag));
+    let thread = PTHREAD.iter().all(|flag| names.iter().any(|name| name == flag));
     let rest = names
         .iter()
         .filter(|name| !(thread && PTHREAD.contains(&name.as_str())))
         .map(|name| name.strip_prefix("CLONE_").unwrap_or(name));
-    let words: Vec<&str> = thread
-        .then_some("PTHREAD")
-        .into_iter()
-        .chain(rest)
-        .collect();
+    let words: Vec<&str> = thread.then_some("PTHREAD").into_iter().chain(rest).collect();
     words.join("|")
 }
 
@@ -97,10 +91,7 @@ mod tests {
     #[test]
     fn the_low_byte_is_a_signal_for_clone_only() {
         assert_eq!(names(Some(Name::Clone), 0x100 | 0x80 | 17), ["CLONE_VM"]);
-        assert_eq!(
-            names(Some(Name::Clone3), 0x180),
-            ["CLONE_VM", "CLONE_NEWTIME"]
-        );
+        assert_eq!(names(Some(Name::Clone3), 0x180), ["CLONE_VM", "CLONE_NEWTIME"]);
         assert_eq!(names(None, 0x80), ["CLONE_NEWTIME"]);
         assert!(names(Some(Name::Fork), 0).is_empty());
     }
@@ -112,10 +103,7 @@ mod tests {
             ["CLONE_VFORK", "0x8000000000000001"]
         );
         assert_eq!(names(Some(Name::Clone), 0x1_0000_0011), ["0x100000000"]);
-        assert_eq!(
-            names(Some(Name::Clone3), 0x1_0000_0000),
-            ["CLONE_CLEAR_SIGHAND"]
-        );
+        assert_eq!(names(Some(Name::Clone3), 0x1_0000_0000), ["CLONE_CLEAR_SIGHAND"]);
     }
 
     #[test]

@@ -38,12 +38,7 @@ pub(crate) struct CloneTrace {
     tasks: TaskArgs,
 
     /// Only calls that make these, such as thread,namespace
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        help_heading = "Filters"
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Filters")]
     kind: Vec<clone_trace::Kind>,
 
     /// Only calls that failed
@@ -98,22 +93,13 @@ pub(crate) const FIELDS: &[Field] = &[
         "time",
         "when the call was made, RFC 3339; when it ended, for one whose beginning was not seen",
     ),
-    Field::new(
-        "pid",
-        "process (thread group) id of the caller, in the initial PID namespace",
-    ),
+    Field::new("pid", "process (thread group) id of the caller, in the initial PID namespace"),
     Field::new("tid", "thread id of the caller"),
     Field::new("ppid", "process id of the caller's parent; 0 for none"),
     Field::new("uid", "real user id of the caller"),
     Field::new("comm", "name of the calling thread"),
-    Field::new(
-        "cgroup",
-        "cgroup v2 path of the caller; null when the cgroup is gone",
-    ),
-    Field::new(
-        "call",
-        "clone, clone3, fork or vfork; null with the task back end",
-    ),
+    Field::new("cgroup", "cgroup v2 path of the caller; null when the cgroup is gone"),
+    Field::new("call", "clone, clone3, fork or vfork; null with the task back end"),
     Field::new(
         "child",
         "id of the new task (a thread's own id, not its process's), in the initial PID namespace; null when the call failed",
@@ -153,9 +139,7 @@ pub(crate) const FIELDS: &[Field] = &[
 const FLAGS: Column = Column::left("FLAGS", "flags", 30).shown_by(flags_cell);
 const ARGS: Column = Column::left("ARGS", "args", 20).shown_by(args_cell);
 /// A failure has no child, and its errno's name stands there.
-const CHILD: Column = Column::left("CHILD", "child", 7)
-    .or("result")
-    .alarming_if(is_failure);
+const CHILD: Column = Column::left("CHILD", "child", 7).or("result").alarming_if(is_failure);
 
 fn flags_cell(value: &Value) -> String {
     match value {
@@ -206,13 +190,7 @@ fn hex(address: u64) -> Value {
 
 fn args_value(args: &Args, exit_signal: Option<u64>) -> Value {
     match args {
-        Args::Clone {
-            newsp,
-            parent_tidptr,
-            child_tidptr,
-            tls,
-            pidfd_number,
-        } => vec![
+        Args::Clone { newsp, parent_tidptr, child_tidptr, tls, pidfd_number } => vec![
             ("exit_signal", exit_signal.into()),
             ("newsp", hex(*newsp)),
             ("parent_tidptr", hex(*parent_tidptr)),
@@ -245,10 +223,7 @@ fn args_value(args: &Args, exit_signal: Option<u64>) -> Value {
             ("set_tid", hex(*set_tid)),
             ("set_tid_size", (*set_tid_size).into()),
             ("cgroup", (*cgroup).into()),
-            (
-                "set_tids",
-                set_tids.clone().map_or(Value::Null, Value::Numbers),
-            ),
+            ("set_tids", set_tids.clone().map_or(Value::Null, Value::Numbers)),
             ("pidfd_number", (*pidfd_number).into()),
         ],
     }
@@ -287,13 +262,9 @@ impl CloneTrace {
 
     /// What only the beginning or the end of a call can answer.
     fn needs_calls(&self) -> Option<&'static str> {
-        [
-            (self.failed, "--failed"),
-            (self.args, "--args"),
-            (self.latency, "--latency"),
-        ]
-        .into_iter()
-        .find_map(|(asked, option)| asked.then_some(option))
+        [(self.failed, "--failed"), (self.args, "--args"), (self.latency, "--latency")]
+            .into_iter()
+            .find_map(|(asked, option)| asked.then_some(option))
     }
 
     fn config(&self) -> Result<Config> {
@@ -326,11 +297,8 @@ impl CloneTrace {
         let config = self.config()?;
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
-        let (columns, fields) = if self.count {
-            (count::columns(), count::FIELDS)
-        } else {
-            (self.columns(), FIELDS)
-        };
+        let (columns, fields) =
+            if self.count { (count::columns(), count::FIELDS) } else { (self.columns(), FIELDS) };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
 
@@ -338,9 +306,7 @@ impl CloneTrace {
         for (backend, reason) in &chosen.passed_over {
             note(self.kernel.verbose, || format!("not {backend}: {reason}"));
         }
-        note(self.kernel.verbose, || {
-            format!("armed, back end {}", chosen.backend)
-        });
+        note(self.kernel.verbose, || format!("armed, back end {}", chosen.backend));
         let mut session = Session {
             paths: cgroup::Paths::new(),
             counts: self.count.then(Counts::default),
@@ -414,11 +380,7 @@ impl Session {
             Some(counts) => counts.add(call),
             None => sink.event(&self.record(call))?,
         }
-        Ok(if self.full() {
-            Flow::Stop
-        } else {
-            Flow::Continue
-        })
+        Ok(if self.full() { Flow::Stop } else { Flow::Continue })
     }
 
     fn full(&self) -> bool {
@@ -448,19 +410,13 @@ impl Session {
             .with("child", call.child)
             .with("child_ns", call.child_ns)
             .with("kind", call.shape.map(|shape| shape.kind.to_string()))
-            .with(
-                "flags",
-                call.shape.map(|shape| flags::names(call.name, shape.flags)),
-            )
+            .with("flags", call.shape.map(|shape| flags::names(call.name, shape.flags)))
             .with("flags_raw", call.shape.map(|shape| shape.flags))
             .with("exit_signal", exit_signal)
             .with("result", result)
             .with("errno", errno)
             .with("latency_us", latency)
-            .with(
-                "args",
-                call.args.as_ref().map(|args| args_value(args, exit_signal)),
-            )
+            .with("args", call.args.as_ref().map(|args| args_value(args, exit_signal)))
     }
 
     /// After detaching: what is still in the ring, what has a child and has not returned, and what is missing.

@@ -17,20 +17,11 @@ use crate::output::{Column, Field, Kind, Record, Sink};
 pub(crate) const FIELDS: &[Field] = &[
     Field::new("time", "end of the interval, RFC 3339"),
     Field::new("scope", "interval, or total for the table at the end"),
-    Field::new(
-        "saddr",
-        "source address; null for attempts that never had one",
-    ),
+    Field::new("saddr", "source address; null for attempts that never had one"),
     Field::new("daddr", "destination address"),
     Field::new("dport", "destination port"),
-    Field::new(
-        "attempts",
-        "connect attempts decided in the interval, or pending at the end",
-    ),
-    Field::new(
-        "failures",
-        "those of them that failed or were closed before an answer",
-    ),
+    Field::new("attempts", "connect attempts decided in the interval, or pending at the end"),
+    Field::new("failures", "those of them that failed or were closed before an answer"),
     Field::new(
         "latency_median_us",
         "median time to the answer, in microseconds, within 1 %; null when nothing was answered",
@@ -72,11 +63,7 @@ impl Tally {
     fn new() -> Self {
         let latency =
             Histogram::new(2).expect("two significant digits are within the library's 0 to 5");
-        Self {
-            attempts: 0,
-            failures: 0,
-            latency,
-        }
+        Self { attempts: 0, failures: 0, latency }
     }
 
     fn add(&mut self, attempt: &Attempt) {
@@ -86,10 +73,7 @@ impl Tally {
             Outcome::Ok => {}
             Outcome::Failed(_) | Outcome::Closed | Outcome::Unknown => self.failures += 1,
         }
-        let us = attempt
-            .end_ns
-            .saturating_sub(attempt.start_ns)
-            .div_ceil(1000);
+        let us = attempt.end_ns.saturating_sub(attempt.start_ns).div_ceil(1000);
         // The histogram grows to fit any value.
         let _ = self.latency.record(us);
     }
@@ -153,9 +137,7 @@ fn write(
                 .with("name", (!names.is_empty()).then_some(names))
         })
         .collect();
-    let clock = now
-        .to_zoned(jiff::tz::TimeZone::system())
-        .strftime("%H:%M:%S");
+    let clock = now.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S");
     let title = match scope {
         "total" => "Total".to_string(),
         _ => clock.to_string(),
@@ -193,16 +175,8 @@ mod tests {
         }
         tally.add(&attempt(0, Outcome::Pending));
         let near = |value: f64, expected: f64| (value - expected).abs() / expected < 0.01;
-        assert!(
-            near(tally.quantile(0.5).unwrap(), 5_000.0),
-            "{:?}",
-            tally.quantile(0.5)
-        );
-        assert!(
-            near(tally.quantile(0.99).unwrap(), 9_900.0),
-            "{:?}",
-            tally.quantile(0.99)
-        );
+        assert!(near(tally.quantile(0.5).unwrap(), 5_000.0), "{:?}", tally.quantile(0.5));
+        assert!(near(tally.quantile(0.99).unwrap(), 9_900.0), "{:?}", tally.quantile(0.99));
         assert_eq!((tally.attempts, tally.failures), (10_001, 0));
     }
 
@@ -213,16 +187,7 @@ mod tests {
         counts.interval = HashMap::new();
         counts.add(&attempt(5, Outcome::Ok));
         let key = (None, "192.0.2.1".parse().unwrap(), 80);
-        assert_eq!(
-            (
-                counts.interval[&key].attempts,
-                counts.interval[&key].failures
-            ),
-            (1, 0)
-        );
-        assert_eq!(
-            (counts.total[&key].attempts, counts.total[&key].failures),
-            (2, 1)
-        );
+        assert_eq!((counts.interval[&key].attempts, counts.interval[&key].failures), (1, 0));
+        assert_eq!((counts.total[&key].attempts, counts.total[&key].failures), (2, 1));
     }
 }

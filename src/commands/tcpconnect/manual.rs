@@ -9,14 +9,8 @@ use crate::output::Field;
 pub(crate) const MANUAL: Manual = Manual {
     command: "tcpconnect",
     examples: &[
-        (
-            "bpftk tcpconnect",
-            "Every connect of the machine, printed when it is decided.",
-        ),
-        (
-            "bpftk tcpconnect -P 443,8000-8100 -u www-data",
-            "Connects of one user to these ports.",
-        ),
+        ("bpftk tcpconnect", "Every connect of the machine, printed when it is decided."),
+        ("bpftk tcpconnect -P 443,8000-8100 -u www-data", "Connects of one user to these ports."),
         (
             "bpftk tcpconnect --failed --exclude 10.0.0.0/8",
             "What can't reach the outside, and why.",
@@ -29,32 +23,17 @@ pub(crate) const MANUAL: Manual = Manual {
             "bpftk tcpconnect --dns --cgroup /sys/fs/cgroup/app",
             "One service's connects, with the names that it asked for.",
         ),
-        (
-            "bpftk tcpconnect --format json | jq 'select(.errno == 111)'",
-            "For another program.",
-        ),
-        (
-            "bpftk tcpconnect -n 1 -P 5432",
-            "Wait for the next connect to a database.",
-        ),
+        ("bpftk tcpconnect --format json | jq 'select(.errno == 111)'", "For another program."),
+        ("bpftk tcpconnect -n 1 -P 5432", "Wait for the next connect to a database."),
     ],
     columns: &[
-        (
-            "PID",
-            "Process (thread group) id of the caller, as the initial PID namespace has it.",
-        ),
+        ("PID", "Process (thread group) id of the caller, as the initial PID namespace has it."),
         (
             "COMM",
             "Name of the calling thread; for an io_uring worker, of the process that it works for.",
         ),
-        (
-            "IP",
-            "4 or 6: the version on the wire. A v4-mapped destination is 4.",
-        ),
-        (
-            "SADDR",
-            "Source address; a dash when none was chosen before the attempt failed.",
-        ),
+        ("IP", "4 or 6: the version on the wire. A v4-mapped destination is 4."),
+        ("SADDR", "Source address; a dash when none was chosen before the attempt failed."),
         ("LPORT", "With --lport: source port."),
         ("DADDR", "Destination address."),
         ("DPORT", "Destination port."),
@@ -67,22 +46,13 @@ pub(crate) const MANUAL: Manual = Manual {
             "Milliseconds from the call to the answer. For Fast Open with TCP_FASTOPEN_CONNECT this includes the time until the first write, which is what sends the SYN.",
         ),
         ("USER", "With --print-user: the caller's real user."),
-        (
-            "CGROUP",
-            "With --print-cgroup: the caller's cgroup v2 path below the mount point.",
-        ),
-        (
-            "NAME",
-            "With --dns: names that DNS answers gave this address, the latest first.",
-        ),
+        ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
+        ("NAME", "With --dns: names that DNS answers gave this address, the latest first."),
         ("TIME", "With --timestamp: local time of the call."),
     ],
     fields: &[
         ("Fields of JSON lines of type event, and of CSV", FIELDS),
-        (
-            "Fields of JSON lines of type row, with --count",
-            count::FIELDS,
-        ),
+        ("Fields of JSON lines of type row, with --count", count::FIELDS),
         ("Fields of the JSON line of type summary", SUMMARY),
     ],
     mechanism: &[
@@ -112,17 +82,8 @@ const SUMMARY: &[Field] = &[
     Field::new("failed", "of these, failed or closed before an answer"),
     Field::new("pending", "of these, undecided"),
     Field::new("lost", "rows missing, all causes together"),
-    Field::new(
-        "lost_ring_full",
-        "because the reader was too slow for the ring buffer",
-    ),
+    Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
     Field::new("lost_table_full", "because too much was under way"),
-    Field::new(
-        "lost_missed_return",
-        "because the kernel did not run the hook at a call's return",
-    ),
-    Field::new(
-        "lost_dns",
-        "pieces of DNS answers: names may be missing, no rows",
-    ),
+    Field::new("lost_missed_return", "because the kernel did not run the hook at a call's return"),
+    Field::new("lost_dns", "pieces of DNS answers: names may be missing, no rows"),
 ];

@@ -101,6 +101,10 @@ pub(crate) struct Tcpconnect {
     #[arg(long, help_heading = "Rows")]
     dns: bool,
 
+    /// Room for N attempts under way; more are counted as lost
+    #[arg(long, value_name = "N", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..=16_777_216), help_heading = "Kernel")]
+    max_pending: u32,
+
     /// Use this way of following calls, instead of the first that works here
     #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
     backend: Option<Backend>,
@@ -118,22 +122,13 @@ pub(crate) struct Tcpconnect {
 /// The schema of a row.
 pub(crate) const FIELDS: &[Field] = &[
     Field::new("time", "when connect was called, RFC 3339"),
-    Field::new(
-        "pid",
-        "process (thread group) id of the caller, in the initial PID namespace",
-    ),
+    Field::new("pid", "process (thread group) id of the caller, in the initial PID namespace"),
     Field::new("tid", "thread id of the caller"),
     Field::new("uid", "real user id of the caller"),
     Field::new("comm", "name of the caller's thread"),
-    Field::new(
-        "cgroup",
-        "cgroup v2 path of the caller; null when the cgroup is gone",
-    ),
+    Field::new("cgroup", "cgroup v2 path of the caller; null when the cgroup is gone"),
     Field::new("netns", "inode number of the socket's network namespace"),
-    Field::new(
-        "family",
-        "4 or 6: of the packets on the wire, so 4 for a v4-mapped destination",
-    ),
+    Field::new("family", "4 or 6: of the packets on the wire, so 4 for a v4-mapped destination"),
     Field::new("saddr", "source address; null when none was chosen yet"),
     Field::new("sport", "source port; null when none was chosen yet"),
     Field::new("daddr", "destination address"),
@@ -170,7 +165,7 @@ impl Tcpconnect {
             columns.push(USER_COLUMN);
         }
         columns.push(Column::left("PID", "pid", 6));
-        columns.push(Column::left("COMM", "comm", 15));
+        columns.push(Column::left("COMM", "comm", 10));
         columns.push(Column::left("IP", "family", 2));
         columns.push(Column::left("SADDR", "saddr", 15));
         if self.lport {
@@ -200,29 +195,20 @@ impl Tcpconnect {
                 (_, true) => 6,
                 _ => 0,
             },
-            netns: self
-                .netns
-                .as_deref()
-                .map(netns::resolve)
-                .transpose()?
-                .unwrap_or(0),
+            netns: self.netns.as_deref().map(netns::resolve).transpose()?.unwrap_or(0),
             ports: self.port.as_ref().map(PortSet::words),
             dst: self.dst.clone(),
             exclude: self.exclude.clone(),
             dns: self.dns,
+            max_pending: self.max_pending,
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
         })
     }
 
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
-        if self
-            .interval
-            .is_some_and(|interval| interval < Duration::from_millis(10))
-        {
-            return Err(usage(
-                "--interval: shorter than 10ms; expected at least that",
-            ));
+        if self.interval.is_some_and(|interval| interval < Duration::from_millis(10)) {
+            return Err(usage("--interval: shorter than 10ms; expected at least that"));
         }
         let config = self.config()?;
         let mut needed = vec![Cap::Bpf, Cap::Perfmon];
@@ -231,11 +217,7 @@ impl Tcpconnect {
         }
         caps::require(&needed)?;
         // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
-        let columns = if self.count {
-            count::columns(self.dns)
-        } else {
-            self.columns()
-        };
+        let columns = if self.count { count::columns(self.dns) } else { self.columns() };
         let fields = if self.count { count::FIELDS } else { FIELDS };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
@@ -244,9 +226,7 @@ impl Tcpconnect {
         for (backend, reason) in &chosen.passed_over {
             note(self.kernel.verbose, || format!("not {backend}: {reason}"));
         }
-        note(self.kernel.verbose, || {
-            format!("armed, back end {}", chosen.backend)
-        });
+        note(self.kernel.verbose, || format!("armed, back end {}", chosen.backend));
         let mut session = Session {
             paths: cgroup::Paths::new(),
             resolver: Resolver::default(),
@@ -297,9 +277,7 @@ impl Session {
         let ring = tracer.events()?;
         let timing = Timing {
             duration: args.stream.duration,
-            interval: args
-                .count
-                .then(|| args.interval.unwrap_or(Duration::from_secs(1))),
+            interval: args.count.then(|| args.interval.unwrap_or(Duration::from_secs(1))),
             to_stdout: args.output.output.is_none(),
         };
         follow(&ring, signals, timing, |turn| match turn {
@@ -387,18 +365,15 @@ impl Session {
         sink: &mut Sink,
     ) -> Result<()> {
         let ring = tracer.events()?;
-        let mut unread = 0_u64;
         while ring.fill()? {
             while let Some(event) = ring.next() {
-                if self.event(event, sink)? == Flow::Stop {
-                    unread += 1;
-                }
+                // Beyond --max-events, what is left is not wanted.
+                self.event(event, sink)?;
             }
         }
         let now = boot_ns();
         let waited = |attempt: &Attempt| {
-            args.min_latency
-                .is_none_or(|least| now - attempt.start_ns >= least.as_nanos() as u64)
+            args.min_latency.is_none_or(|least| now - attempt.start_ns >= least.as_nanos() as u64)
         };
         let full = self.limit.is_some_and(|limit| self.totals.rows >= limit);
         if !args.failed && !args.at_start && !full {
@@ -409,18 +384,13 @@ impl Session {
                 self.attempt(attempt, sink)?;
             }
         }
-        let _ = unread;
         if let Some(counts) = &mut self.counts {
             counts.total(sink, &self.resolver)?;
         }
+        note(args.kernel.verbose, || format!("{} entries left in the tables", tracer.entries()));
         let losses = tracer.losses()?;
         let undecodable = ring.undecodable();
-        let Totals {
-            ok,
-            failed,
-            pending,
-            rows,
-        } = self.totals;
+        let Totals { ok, failed, pending, rows } = self.totals;
         let record = Record::new(Kind::Summary)
             .with("command", "tcpconnect")
             .with("backend", backend.to_string())

@@ -15,21 +15,13 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn learn(&mut self, piece: &DnsPiece) {
-        let DnsPiece {
-            flow,
-            offset,
-            total,
-            data,
-            ..
-        } = piece;
+        let DnsPiece { flow, offset, total, data, .. } = piece;
         if piece.tcp {
-            for message in self
-                .reassembly
-                .segment(*flow, piece.seq.wrapping_add(*offset), data)
-            {
+            for message in self.reassembly.segment(*flow, piece.seq.wrapping_add(*offset), data) {
                 self.names.learn(&message);
             }
-            if piece.edge {
+            // A packet that closes may come in several pieces: only its last one is the end.
+            if piece.edge && offset + data.len() as u32 >= *total {
                 self.reassembly.forget(*flow);
             }
         } else if let Some(message) = self.reassembly.datagram(*flow, *offset, *total, data) {

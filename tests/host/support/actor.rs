@@ -26,14 +26,9 @@ pub(crate) struct Stage {
 fn pipe() -> (File, File) {
     let mut fds = [0; 2];
     // SAFETY: room for two descriptors.
-    assert_eq!(
-        unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) },
-        0,
-        "a pipe"
-    );
+    assert_eq!(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }, 0, "a pipe");
     // SAFETY: the kernel just made them.
-    fds.map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-        .into()
+    fds.map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) })).into()
 }
 
 impl Actor {
@@ -53,10 +48,7 @@ impl Actor {
             }
             // SAFETY: a test that is killed takes its actor along.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            let mut stage = Stage {
-                go: wait,
-                results: put,
-            };
+            let mut stage = Stage { go: wait, results: put };
             let done = catch_unwind(AssertUnwindSafe(|| {
                 stage.pause();
                 work(&mut stage);
@@ -64,12 +56,7 @@ impl Actor {
             // SAFETY: ends this process, without the test harness's clean-up.
             unsafe { libc::_exit(if done.is_ok() { 0 } else { 101 }) };
         }
-        Self {
-            pid,
-            go,
-            results,
-            reaped: false,
-        }
+        Self { pid, go, results, reaped: false }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -84,9 +71,7 @@ impl Actor {
     /// The next number that it puts out.
     pub(crate) fn get(&mut self) -> i64 {
         let mut bytes = [0; 8];
-        self.results
-            .read_exact(&mut bytes)
-            .expect("the actor puts out a number");
+        self.results.read_exact(&mut bytes).expect("the actor puts out a number");
         i64::from_ne_bytes(bytes)
     }
 
@@ -95,10 +80,7 @@ impl Actor {
         let mut bytes = Vec::new();
         self.results.read_to_end(&mut bytes).expect("a pipe");
         assert_eq!(self.reap(), 0, "the actor's exit status");
-        bytes
-            .chunks_exact(8)
-            .map(|number| i64::from_ne_bytes(number.try_into().unwrap()))
-            .collect()
+        bytes.chunks_exact(8).map(|number| i64::from_ne_bytes(number.try_into().unwrap())).collect()
     }
 
     fn reap(&mut self) -> i32 {
@@ -106,11 +88,7 @@ impl Actor {
         // SAFETY: our child, not waited for yet.
         let pid = unsafe { libc::waitpid(self.pid, &mut status, 0) };
         self.reaped = true;
-        if pid == self.pid && libc::WIFEXITED(status) {
-            libc::WEXITSTATUS(status)
-        } else {
-            -1
-        }
+        if pid == self.pid && libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
     }
 }
 
@@ -131,8 +109,6 @@ impl Stage {
     }
 
     pub(crate) fn put(&mut self, number: i64) {
-        self.results
-            .write_all(&number.to_ne_bytes())
-            .expect("the test lives");
+        self.results.write_all(&number.to_ne_bytes()).expect("the test lives");
     }
 }

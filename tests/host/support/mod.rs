@@ -3,17 +3,21 @@
 //! Running bpftk as its user would, and places to make traffic in.
 
 mod actor;
+mod cgroup;
 mod netns;
 mod objects;
 mod running;
+mod socket;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 pub(crate) use actor::{Actor, Stage};
-pub(crate) use netns::{Netns, ip};
+pub(crate) use cgroup::Cgroup;
+pub(crate) use netns::{Netns, ip, silent_network};
 pub(crate) use objects::{map_entries, programs, programs_left};
 pub(crate) use running::{Run, Running};
+pub(crate) use socket::{Tcp, sockaddr};
 
 /// The binary under test: `BPFTK_BIN` in a guest, cargo's elsewhere.
 pub(crate) fn bpftk_path() -> PathBuf {
@@ -58,10 +62,7 @@ pub(crate) fn backends(command: &str, all: &[&'static str]) -> Vec<&'static str>
             match output.status.code() {
                 Some(0) => true,
                 Some(4) => {
-                    println!(
-                        "back end {backend} is not offered here: {}",
-                        stderr(&output).trim()
-                    );
+                    println!("back end {backend} is not offered here: {}", stderr(&output).trim());
                     false
                 }
                 _ => panic!("{command} --backend {backend}: {}", stderr(&output)),

@@ -12,15 +12,19 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 /// Runs `ip` in the calling thread's namespace.
 pub(crate) fn ip(args: &str) {
-    let output = Command::new("ip")
-        .args(args.split_whitespace())
-        .output()
-        .expect("ip is installed");
-    assert!(
-        output.status.success(),
-        "ip {args}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output =
+        Command::new("ip").args(args.split_whitespace()).output().expect("ip is installed");
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Gives the calling thread's namespace a network, 203.0.113.0/24, where what is sent to 203.0.113.2 gets no answer:
+/// it goes to a hardware address that nobody has.
+pub(crate) fn silent_network() {
+    ip("link add silent type veth peer name nobody");
+    ip("addr add 203.0.113.1/24 dev silent");
+    ip("link set silent up");
+    ip("link set nobody up");
+    ip("neigh add 203.0.113.2 lladdr 02:00:00:00:00:02 dev silent");
 }
 
 /// A network namespace without a name: it is gone when nothing uses it any more, however the test ends.
@@ -43,9 +47,7 @@ impl Netns {
         })
         .join()
         .expect("the namespace is made");
-        Self {
-            file: receiver.recv().unwrap(),
-        }
+        Self { file: receiver.recv().unwrap() }
     }
 
     /// Runs `work` in the namespace, on a thread of its own.

@@ -17,8 +17,7 @@ fn ids(pid: u32, key: &str) -> Vec<u32> {
     files
         .filter_map(|file| fs::read_to_string(file.ok()?.path()).ok())
         .filter_map(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
         })
         .collect()
 }
@@ -42,10 +41,8 @@ pub(crate) fn programs(pid: u32) -> Vec<u32> {
 /// Which of them the kernel still has. It frees what was closed a little later.
 pub(crate) fn programs_left(ids: &[u32]) -> Vec<u32> {
     for _ in 0..100 {
-        let left: Vec<u32> = ProgInfoIter::default()
-            .map(|info| info.id)
-            .filter(|id| ids.contains(id))
-            .collect();
+        let left: Vec<u32> =
+            ProgInfoIter::default().map(|info| info.id).filter(|id| ids.contains(id)).collect();
         if left.is_empty() {
             return left;
         }

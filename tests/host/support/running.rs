@@ -76,12 +76,7 @@ impl Running {
             }
             all
         });
-        let running = Self {
-            child,
-            stdout: Some(stdout),
-            lines,
-            stderr: Some(stderr),
-        };
+        let running = Self { child, stdout: Some(stdout), lines, stderr: Some(stderr) };
         if armed.recv_timeout(PATIENCE).is_err() {
             let run = running.kill();
             panic!("bpftk did not arm: {} {}", run.status, run.stderr);
@@ -99,9 +94,7 @@ impl Running {
 
     /// The next line that it prints.
     pub(crate) fn line(&self) -> String {
-        self.lines
-            .recv_timeout(PATIENCE)
-            .expect("bpftk prints another line")
+        self.lines.recv_timeout(PATIENCE).expect("bpftk prints another line")
     }
 
     /// Whether it has printed another line by now.
@@ -141,11 +134,7 @@ impl Running {
     fn collect(&mut self, status: ExitStatus) -> Run {
         let stdout = self.stdout.take().unwrap().join().unwrap();
         let stderr = self.stderr.take().unwrap().join().unwrap();
-        Run {
-            status,
-            stdout,
-            stderr,
-        }
+        Run { status, stdout, stderr }
     }
 }
 
@@ -170,25 +159,16 @@ impl Run {
 
     /// The events of `pid`.
     pub(crate) fn events_of(&self, pid: u32) -> Vec<Value> {
-        self.events()
-            .into_iter()
-            .filter(|event| event["pid"] == pid)
-            .collect()
+        self.events().into_iter().filter(|event| event["pid"] == pid).collect()
     }
 
     pub(crate) fn events(&self) -> Vec<Value> {
-        self.json()
-            .into_iter()
-            .filter(|line| line["type"] == "event")
-            .collect()
+        self.json().into_iter().filter(|line| line["type"] == "event").collect()
     }
 
     /// The last line, which is the summary.
     pub(crate) fn summary(&self) -> Value {
-        let last = self
-            .json()
-            .pop()
-            .unwrap_or_else(|| panic!("no output; {}", self.stderr));
+        let last = self.json().pop().unwrap_or_else(|| panic!("no output; {}", self.stderr));
         assert_eq!(last["type"], "summary", "{}", self.stdout);
         last
     }

@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# usage: run.sh BPFTK FIGURES
+#
+# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone on this machine's kernel. Both files are
+# static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1 something could not be measured.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+[ $# -eq 2 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
+bpftk=$1 figures=$2
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+PATH=$PATH:/usr/sbin
+
+# A program and its libraries, where its interpreter looks for them.
+copy() { # FILE DEST
+    install -D -m 755 "$1" "$tmp/root$2"
+    ldd "$1" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' | while read -r library; do
+        [ -e "$tmp/root$library" ] || install -D -m 755 "$(readlink -f "$library")" "$tmp/root$library"
+    done
+}
+
+install -D -m 755 "$figures" "$tmp/root/bench/figures"
+peers=''
+if tcpconnect=$(dpkg -L libbpf-tools 2>/dev/null | grep '/tcpconnect$'); then
+    copy "$tcpconnect" /bench/tcpconnect
+    peers="$peers -- libbpf-tools /bench/tcpconnect"
+fi
+if script=$(dpkg -L bpftrace 2>/dev/null | grep '/tcpconnect\.bt$'); then
+    copy "$(command -v bpftrace)" /bench/bpftrace
+    # The guest has no C headers: their two constants as numbers.
+    sed '/^#/d; s/AF_INET6/10/g; s/AF_INET/2/g' "$script" >"$tmp/root/bench/tcpconnect.bt"
+    peers="$peers -- bpftrace /bench/bpftrace /bench/tcpconnect.bt"
+fi
+
+status=0
+dpkg-query -W -f '${Package} ${Version}\n' libbpf-tools bpftrace 2>/dev/null || true
+case $peers in *libbpf-tools*bpftrace*) ;; *) echo 'libbpf-tools or bpftrace is not installed: make deps-bench'; status=1 ;; esac
+
+out=$(tests/vm/run.sh --kernels 6.1 --memory 3072 --bpftk "$bpftk" --extra "$tmp/root" \
+    --command "uname -r; /bench/figures guest /usr/bin/bpftk $peers" | tee /dev/stderr) || status=1
+case $out in *SKIP* | '') status=1 ;; esac
+
+echo
+echo "This machine, $(uname -r), $(nproc) CPUs:"
+"$figures" host "$bpftk" || status=1
+exit $status

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! However it ends, nothing stays behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use libbpf_rs::query::ProgInfoIter;
+use nix::sys::signal::Signal;
+
+use super::with_backends;
+use crate::support::{Running, Tcp, bpftk};
+
+/// Ids of the programs that a process holds.
+fn programs_of(pid: u32) -> BTreeSet<u32> {
+    let mut ids = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs") {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        for line in text.lines() {
+            if let Some(id) = line.strip_prefix("prog_id:") {
+                ids.insert(id.trim().parse().unwrap());
+            }
+        }
+    }
+    assert!(!ids.is_empty(), "a tracer holds programs");
+    ids
+}
+
+/// Waits for the kernel to let go of `ids`: it frees programs after a grace period.
+fn assert_gone(ids: &BTreeSet<u32>) {
+    let begin = Instant::now();
+    loop {
+        let left: Vec<_> = ProgInfoIter::default()
+            .filter(|info| ids.contains(&info.id))
+            .map(|info| info.name)
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "still loaded: {left:?}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn nothing_outlives_any_end() {
+    with_backends(|traced| {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
+            let running = traced.start(&["--dns"]);
+            let ids = programs_of(running.pid());
+            traced.netns.run(|| {
+                let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+            });
+            running.signal(signal);
+            let run = running.wait();
+            assert_eq!(run.status.success(), signal != Signal::SIGKILL, "{signal}: {}", run.stderr);
+            if signal != Signal::SIGKILL {
+                assert_eq!(run.events().len(), 1, "{signal}");
+            }
+            assert_gone(&ids);
+        }
+    });
+}
+
+#[test]
+fn a_duration_ends_it() {
+    with_backends(|traced| {
+        let begin = Instant::now();
+        let run = traced.start(&["-d", "300ms"]).wait();
+        assert!(run.status.success());
+        assert!(begin.elapsed() >= Duration::from_millis(300));
+    });
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_without_an_event() {
+    with_backends(|traced| {
+        let mut child =
+            bpftk(&["tcpconnect", "--backend", traced.backend, "--netns", &traced.netns.path()])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let mut header = String::new();
+        let mut reader = std::io::BufReader::new(stdout);
+        std::io::BufRead::read_line(&mut reader, &mut header).unwrap();
+        assert!(header.starts_with("PID"), "{header}");
+        drop(reader);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
+}
+
+#[test]
+fn two_at_once_see_the_same() {
+    with_backends(|traced| {
+        let (first, second) = (traced.start(&[]), traced.start(&[]));
+        traced.netns.run(|| {
+            for _ in 0..7 {
+                let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+            }
+        });
+        let first = first.stop();
+        traced.netns.run(|| {
+            let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+        });
+        assert_eq!(first.events().len(), 7);
+        assert_eq!(second.stop().events().len(), 8);
+    });
+}
+
+#[test]
+fn a_row_is_visible_at_once_in_a_pipe() {
+    with_backends(|traced| {
+        let running = Running::start(&[
+            "tcpconnect",
+            "--backend",
+            traced.backend,
+            "--netns",
+            &traced.netns.path(),
+        ]);
+        assert!(running.line().starts_with("PID"));
+        traced.netns.run(|| {
+            let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+        });
+        let row = running.line();
+        assert!(row.contains(" ECONNREFUSED "), "{row}");
+        assert!(row.len() <= 80, "{row}");
+        assert!(running.stop().stderr.contains("1 attempts: 0 ok, 1 failed, 0 pending; 0 lost"));
+    });
+}
