@@ -97,7 +97,7 @@ extern "C" fn wait_for_byte(fd: *mut c_void) -> libc::c_int {
     0
 }
 
-/// Processes that each wait in a vfork, until `gate` is closed.
+/// Processes that each wait in a vfork, until `release`.
 fn waiting_vforks(count: usize, gate: i32) -> Vec<i64> {
     (0..count)
         .map(|_| {
@@ -109,6 +109,14 @@ fn waiting_vforks(count: usize, gate: i32) -> Vec<i64> {
             waiter
         })
         .collect()
+}
+
+fn release(waiters: Vec<i64>, gate: i32) {
+    for _ in &waiters {
+        // SAFETY: one byte for each of them.
+        unsafe { libc::write(gate, b"!".as_ptr().cast(), 1) };
+    }
+    waiters.into_iter().for_each(reap);
 }
 
 /// A kretprobe has room for so many calls only, and a waiting vfork occupies one.
@@ -123,26 +131,10 @@ fn many_waiting_vforks_are_all_rows() {
         let mut actor = Actor::new(|stage| {
             call_me(&name);
             let gate = pipe();
-            // The waiters have the reading end; nobody but this process may keep the writing end open.
-            // SAFETY: descriptors of this process.
-            unsafe { libc::fcntl(gate[1], libc::F_SETFD, libc::FD_CLOEXEC) };
-            let waiters: Vec<i64> = (0..WAITING)
-                .map(|_| {
-                    let waiter = raw(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0, 0, 0]);
-                    if waiter == 0 {
-                        // SAFETY: this copy's descriptor.
-                        unsafe { libc::close(gate[1]) };
-                        clone_vm(libc::CLONE_VFORK | libc::SIGCHLD, wait_for_byte, gate[0]);
-                        exit_now();
-                    }
-                    waiter
-                })
-                .collect();
+            let waiters = waiting_vforks(WAITING, gate[0]);
             stage.put(0);
             stage.pause();
-            // SAFETY: the last writing end: the readers read nothing, and end.
-            unsafe { libc::close(gate[1]) };
-            waiters.into_iter().for_each(reap);
+            release(waiters, gate[1]);
         });
         let args = ["clone-trace", "--backend", backend, "--comm", &name];
         let running = Running::json(&args);
@@ -191,11 +183,7 @@ fn a_vfork_that_waits_at_the_end_is_a_row() {
             let waiters = waiting_vforks(1, gate[0]);
             stage.put(waiters[0]);
             stage.pause();
-            for waiter in waiters {
-                // SAFETY: a byte for each.
-                unsafe { libc::write(gate[1], b"!".as_ptr().cast(), 1) };
-                reap(waiter);
-            }
+            release(waiters, gate[1]);
         });
         let running = Running::json(&["clone-trace", "--backend", backend, "--comm", &name]);
         actor.go();
