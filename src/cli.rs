@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{clone_trace, completions, doctor, man, tcpconnect};
 use crate::error::Status;
@@ -29,25 +29,63 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    CloneTrace(clone_trace::CloneTrace),
-    Tcpconnect(tcpconnect::Tcpconnect),
-    Doctor(doctor::Doctor),
-    Completions(completions::Completions),
-    Man(man::Man),
+/// One line a command: its arguments, its name, and what it is for. The arguments are defined only for the command that
+/// is run: start-up time is part of a tracer's work.
+macro_rules! commands {
+    ($($variant:ident($args:ty), $name:literal, $about:literal;)+) => {
+        #[derive(Debug)]
+        pub(crate) enum Command {
+            $($variant(Box<$args>),)+
+        }
+
+        impl Command {
+            pub(crate) fn run(self) -> Result<ExitCode> {
+                match self {
+                    $(Self::$variant(command) => command.run(),)+
+                }
+            }
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => {
+                        <$args>::from_arg_matches(matches).map(Box::new).map(Self::$variant)
+                    })+
+                    _ => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command
+                    .subcommand_required(true)
+                    $(.subcommand(clap::Command::new($name).about($about).defer(<$args>::augment_args)))+
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Self::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),+].contains(&name)
+            }
+        }
+    };
 }
 
-impl Command {
-    pub(crate) fn run(self) -> Result<ExitCode> {
-        match self {
-            Self::CloneTrace(command) => command.run(),
-            Self::Tcpconnect(command) => command.run(),
-            Self::Doctor(command) => command.run(),
-            Self::Completions(command) => command.run(),
-            Self::Man(command) => command.run(),
-        }
-    }
+commands! {
+    CloneTrace(clone_trace::CloneTrace), "clone-trace", "Trace every clone, clone3, fork and vfork: who, what, and the child";
+    Tcpconnect(tcpconnect::Tcpconnect), "tcpconnect", "Trace every active TCP connect: who, where to, its result and its latency";
+    Doctor(doctor::Doctor), "doctor", "Tell what works on this kernel, by which mechanism, and what was left behind";
+    Completions(completions::Completions), "completions", "Print a shell's completion script";
+    Man(man::Man), "man", "Write the manual pages into a directory";
 }
 
 /// How rows are written. On every command that prints rows.

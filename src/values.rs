@@ -125,10 +125,8 @@ impl std::str::FromStr for UserList {
                 // (uid_t)-1 is "no user" to the kernel.
                 item.parse::<u32>().ok().filter(|&uid| uid != u32::MAX)
             } else {
-                match User::from_name(item) {
-                    Ok(user) => user.map(|user| user.uid.as_raw()),
-                    Err(error) => return Err(format!("cannot look up the user `{item}`: {error}")),
-                }
+                uid_of(item)
+                    .map_err(|error| format!("cannot look up the user `{item}`: {error}"))?
             };
             match uid {
                 Some(uid) => uids.insert(uid),
@@ -145,10 +143,33 @@ impl std::str::FromStr for UserList {
 
 /// The name of a user, or its number where it has none.
 pub(crate) fn user_name(uid: u32) -> String {
-    match User::from_uid(uid.into()) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
+    let known = in_passwd(|name, id| (id == uid).then(|| name.to_string()));
+    let found = known.or_else(|| {
+        (!STATIC).then(|| User::from_uid(uid.into()).ok().flatten()).flatten().map(|user| user.name)
+    });
+    found.unwrap_or_else(|| uid.to_string())
+}
+
+/// The C library finds users of other sources (LDAP, systemd) by loading modules, which a static program must not
+/// ask for: glibc crashes.
+const STATIC: bool = cfg!(target_feature = "crt-static");
+
+fn uid_of(name: &str) -> nix::Result<Option<u32>> {
+    let known = in_passwd(|entry, id| (entry == name).then_some(id));
+    if known.is_some() || STATIC {
+        return Ok(known);
     }
+    Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+/// passwd(5): `name:password:uid:…`
+fn in_passwd<T>(mut pick: impl FnMut(&str, u32) -> Option<T>) -> Option<T> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, uid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+        pick(name, uid)
+    })
 }
 
 /// A task's name as the kernel keeps it: at most 15 bytes.
@@ -244,6 +265,7 @@ mod tests {
     #[test]
     fn users() {
         assert_eq!("root,7".parse::<UserList>().unwrap().0, BTreeSet::from([0, 7]));
+        assert_eq!((user_name(0), user_name(4_000_000_000)), ("root".into(), "4000000000".into()));
         for bad in ["", "no-such-user-here", "-1", "4294967295", "99999999999"] {
             assert!(bad.parse::<UserList>().is_err(), "{bad}");
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! `bpftk man`: the manual pages, rendered from the command line's definition and what the commands know of
-//! themselves. Hidden: `make man` and `make install` use it.
+//! themselves. `make man` and packagers use it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +46,6 @@ const EXIT_STATUS: &[(&str, &str)] = &[
 
 /// Write the manual pages into DIR
 #[derive(Args, Debug)]
-#[command(hide = true)]
 pub(crate) struct Man {
     /// Where to write bpftk.1 and one page a command
     dir: PathBuf,

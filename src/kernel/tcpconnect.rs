@@ -151,15 +151,28 @@ impl Tracer {
             map.set_max_entries(prefixes.len().max(1) as u32).context("cannot size a filter")?;
         }
 
-        let room = |needed: bool, entries: u32| if needed { entries } else { 1 };
         let maps = &mut open.maps;
         for (map, entries) in [
             (&mut maps.attempts, config.max_pending.max(1)),
             (&mut maps.calls, MAX_CALLS),
-            (&mut maps.checks, room(backend == Backend::Kprobe, MAX_CALLS)),
-            (&mut maps.uring_requests, room(uring == Uring::BySubmission, MAX_URING)),
+            (&mut maps.checks, MAX_CALLS),
+            (&mut maps.uring_requests, MAX_URING),
         ] {
             map.set_max_entries(entries).context("cannot size a table")?;
+        }
+        // What no program will look at need not be made: each map costs start-up time.
+        for (map, needed) in [
+            (&mut maps.checks, backend == Backend::Kprobe),
+            (&mut maps.uring_requests, uring == Uring::BySubmission),
+            (&mut maps.dns_scratch, config.dns),
+            (&mut maps.filter_ports, config.ports.is_some()),
+            (&mut maps.filter_dst, !config.dst.is_empty()),
+            (&mut maps.filter_exclude, !config.exclude.is_empty()),
+            (&mut maps.filter_pids, config.tasks.pids.is_some()),
+            (&mut maps.filter_uids, config.tasks.uids.is_some()),
+            (&mut maps.filter_cgroup, config.tasks.cgroup.is_some()),
+        ] {
+            map.set_autocreate(needed).context("cannot leave out a map")?;
         }
 
         select_programs(&mut open, backend, uring, config.dns);

@@ -47,34 +47,81 @@ pub(crate) struct Found {
 /// Looks for types and functions by name. `None` when `data` is not understood: then libbpf may try.
 pub(crate) fn find(data: &[u8], types: &[&str], functions: &[&str]) -> Option<Found> {
     let source = Source::new(data)?;
-    let names: Vec<&str> = types.iter().chain(functions).copied().collect();
-    let offsets = source.string_offsets(&names);
-    let by_offset: HashMap<u32, &str> = offsets.iter().map(|(name, at)| (*at, *name)).collect();
-
-    let mut starts = vec![0];
+    let wanted = Wanted::new(types, functions);
+    // A type takes 20 bytes and more on the average.
+    let mut starts = Vec::with_capacity(source.types.len() / 20);
+    starts.push(0);
     let mut roots = Vec::new();
     let mut function_ids = HashMap::new();
     let mut at = 0;
     while at < source.types.len() {
         let id = starts.len() as u32;
         let ty = source.at(at)?;
-        // Most types are no candidates: a look at the kind comes before the look at the name.
-        if matches!(ty.kind, STRUCT | UNION | ENUM | ENUM64 | TYPEDEF | FUNC)
-            && let Some(name) = by_offset.get(&ty.name)
-        {
-            if ty.kind == FUNC {
-                if functions.contains(name) {
-                    function_ids.entry((*name).to_string()).or_insert(id);
-                }
-            } else if types.contains(name) {
+        match ty.kind {
+            STRUCT | UNION | ENUM | ENUM64 | TYPEDEF
+                if wanted.types.has(source.strings, ty.name).is_some() =>
+            {
                 roots.push(id);
             }
+            FUNC => {
+                if let Some(name) = wanted.functions.has(source.strings, ty.name) {
+                    function_ids.entry(name.to_string()).or_insert(id);
+                }
+            }
+            _ => {}
         }
         starts.push(at as u32);
         at += ty.len()?;
     }
     let btf = Builder::new(&source, &starts).build(&roots)?;
     Some(Found { btf, functions: function_ids })
+}
+
+struct Wanted<'a> {
+    types: NameSet<'a>,
+    functions: NameSet<'a>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(types: &[&'a str], functions: &[&'a str]) -> Self {
+        Self { types: NameSet::new(types), functions: NameSet::new(functions) }
+    }
+}
+
+/// Some dozens of names, against which some ten thousand are held: nearly all differ in their first two bytes.
+struct NameSet<'a> {
+    names: Vec<&'a str>,
+    /// One bit for each pair of first bytes, folded.
+    first: [u64; 64],
+}
+
+impl<'a> NameSet<'a> {
+    fn new(names: &[&'a str]) -> Self {
+        let mut first = [0; 64];
+        for name in names.iter().filter(|name| name.len() > 1) {
+            let bit = Self::fold(name.as_bytes()[0], name.as_bytes()[1]);
+            first[bit / 64] |= 1 << (bit % 64);
+        }
+        Self { names: names.to_vec(), first }
+    }
+
+    fn fold(a: u8, b: u8) -> usize {
+        (usize::from(a) << 6 ^ usize::from(b)) & 0xfff
+    }
+
+    /// The name that stands at `at` in `strings`, if it is one of these.
+    fn has(&self, strings: &[u8], at: u32) -> Option<&'a str> {
+        let text = strings.get(at as usize..)?;
+        let [a, b] = *text.first_chunk()?;
+        let bit = Self::fold(a, b);
+        if self.first[bit / 64] & 1 << (bit % 64) == 0 {
+            return None;
+        }
+        self.names
+            .iter()
+            .find(|name| text.get(name.len()) == Some(&0) && text.starts_with(name.as_bytes()))
+            .copied()
+    }
 }
 
 struct Source<'a> {
@@ -133,26 +180,6 @@ impl<'a> Source<'a> {
             kind: info >> 24 & 0x1f,
             count: (info & 0xffff) as usize,
         })
-    }
-
-    /// Where each of `names` stands. Every string stands once (libbpf's btf__dedup).
-    fn string_offsets<'n>(&self, names: &[&'n str]) -> Vec<(&'n str, u32)> {
-        // Comparing lengths first skips nearly all.
-        let mut lengths = 0_u64;
-        for name in names {
-            lengths |= 1 << (name.len() % 64);
-        }
-        let mut found = Vec::new();
-        let mut at = 0;
-        for string in self.strings.split(|&byte| byte == 0) {
-            if lengths & 1 << (string.len() % 64) != 0
-                && let Some(name) = names.iter().find(|name| name.as_bytes() == string)
-            {
-                found.push((*name, at as u32));
-            }
-            at += string.len() + 1;
-        }
-        found
     }
 
     fn string(&self, at: u32) -> Option<&'a [u8]> {
