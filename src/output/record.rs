@@ -41,7 +41,7 @@ pub(crate) enum Value {
     Addr(IpAddr),
     Time(Timestamp),
     /// Named values inside a value, such as the arguments of a call.
-    Map(Vec<(&'static str, Value)>),
+    Map(Vec<(&'static str, Self)>),
 }
 
 macro_rules! value_from {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{MapCore, MapHandle};
 
-/// The ids in lines such as `map_id:	7` of a process's open files.
+/// The ids in lines such as `map_id: 7` of a process's open files.
 fn ids(pid: u32, key: &str) -> Vec<u32> {
     let Ok(files) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
         return Vec::new();
