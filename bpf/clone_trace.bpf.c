@@ -211,12 +211,18 @@ static __always_inline void read_pointed_at(struct clone_event *event)
 	__u64 pidfd = event->call == CLONE_CALL_CLONE3 ? event->args.pidfd : event->args.parent_tid;
 	__u64 tids = event->args.set_tid_size;
 	__s32 number;
+	__u64 bytes;
 
 	if (event->result > 0 && (event->flags & CLONE_PIDFD) &&
 	    !bpf_probe_read_user(&number, sizeof(number), (void *)pidfd))
 		event->args.pidfd_number = number;
-	if (tids && tids <= CLONE_SET_TIDS &&
-	    !bpf_probe_read_user(event->tids, tids * sizeof(__u32), (void *)event->args.set_tid))
+	if (!tids || tids > CLONE_SET_TIDS)
+		return;
+	/* For the verifier of 5.10, which forgets the bounds above: 1 to as many as there may be. */
+	bytes = tids;
+	barrier_var(bytes);
+	bytes = (((bytes - 1) & (CLONE_SET_TIDS - 1)) + 1) * sizeof(__u32);
+	if (!bpf_probe_read_user(event->tids, bytes, (void *)event->args.set_tid))
 		event->args.set_tids = tids;
 }
 

@@ -74,7 +74,9 @@ fn what_a_stopped_reader_misses_is_counted() {
     }
     // More than the ring buffer holds.
     let count = 13_000;
-    for backend in backends() {
+    // Under software emulation this takes long, and the ring buffer is one and the same.
+    let tried = if vm() { 1 } else { backends().len() };
+    for backend in &backends()[..tried] {
         let mut actor = Actor::new(|_| storm(count));
         let running = start(backend, actor.pid(), &[]);
         running.signal(Signal::SIGSTOP);
