@@ -1,1 +1,391 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Bad input and bad days: one line that says what is wrong, and the exit status that says whose turn it is.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Netns, Running, Tcp, bpftk, output, root, stderr, stdout};
+
+/// Runs bpftk with options that are wrong, and checks that it says so in one line that has `parts`.
+fn assert_usage(args: &[&str], parts: &[&str]) {
+    let output = output(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("bpftk: "), "{args:?}: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{args:?}: no `{part}` in: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_named_with_what_would_be_right() {
+    for (args, parts) in [
+        (&["-p", "foo"][..], &["foo", "process id"][..]),
+        (&["-p", "1,,2"], &["empty item"]),
+        (&["-p", "0"], &["0", "1 to 4194304"]),
+        (&["-p", "4194304"], &["4194304", "no such process"]),
+        (&["-u", "no-such-user"], &["no-such-user", "names or numbers"]),
+        (&["-P", "http"], &["http", "1 to 65535"]),
+        (&["-P", "443-80"], &["443-80", "80-443"]),
+        (&["-P", ""], &["empty"]),
+        (&["-P", "80-"], &["expected"]),
+        (&["--dst", "10.0.0.1/8"], &["10.0.0.1/8", "10.0.0.0/8"]),
+        (&["--dst", "example.org"], &["example.org", "CIDR"]),
+        (&["-d", "5"], &["5", "unit"]),
+        (&["-d", "-5s"], &["-5"]),
+        (&["-n", "0"], &["0"]),
+        (&["--min-latency", "fast"], &["fast"]),
+        (&["--comm", "longer-than-15-bytes"], &["longer-than-15-bytes", "15"]),
+        (&["--cgroup", "/tmp"], &["/tmp", "not a cgroup v2 directory"]),
+        (&["--cgroup", "/no/such"], &["/no/such"]),
+        (&["--netns", "/etc/passwd"], &["/etc/passwd", "not a network namespace"]),
+        (&["--netns", "/proc/self/ns/uts"], &["not a network namespace"]),
+        (&["--btf", "/etc/passwd"], &["/etc/passwd", "not BTF"]),
+        (&["--btf", "/no/such"], &["/no/such"]),
+        (&["--format", "xml"], &["xml", "json"]),
+        (&["--backend", "magic"], &["magic", "fentry"]),
+        (&["-4", "-6"], &["cannot be used with"]),
+        (&["--at-start", "--failed"], &["cannot be used with"]),
+        (&["--count", "-n", "3"], &["cannot be used with"]),
+        (&["-i", "1s"], &["--count"]),
+        (&["--count", "-i", "1us"], &["10ms"]),
+        (&["--nope"], &["--nope"]),
+        (&["extra"], &["extra"]),
+    ] {
+        let mut all = vec!["tcpconnect"];
+        all.extend_from_slice(args);
+        assert_usage(&all, parts);
+    }
+    assert_usage(&["tcpconect"], &["tcpconect", "tcpconnect"]);
+    assert_usage(&["completions", "tcsh"], &["tcsh", "zsh"]);
+}
+
+#[test]
+fn a_thread_is_no_process() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        sender.send(nix::unistd::gettid()).unwrap();
+        let _ = wait.recv();
+    });
+    let tid = receiver.recv().unwrap().to_string();
+    let pid = std::process::id().to_string();
+    assert_usage(&["tcpconnect", "-p", &tid], &[&tid, "thread of process", &pid]);
+    drop(done);
+    thread.join().unwrap();
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for args in [&["--help"][..], &["--version"], &["tcpconnect", "--help"], &["help", "doctor"]] {
+        let output = output(args);
+        assert!(output.status.success() && stderr(&output).is_empty(), "{args:?}");
+        assert!(stdout(&output).contains("bpftk"), "{args:?}");
+    }
+    let output = output(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("Usage"));
+}
+
+#[test]
+fn completions_are_what_their_shells_take() {
+    for (shell, check) in [("bash", "bash"), ("zsh", "zsh"), ("fish", "fish")] {
+        let script = output(&["completions", shell]);
+        assert!(script.status.success());
+        let text = stdout(&script);
+        for word in ["tcpconnect", "min-latency", "doctor"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
+        let Ok(mut child) =
+            Command::new(check).args(["-n", "/dev/stdin"]).stdin(Stdio::piped()).spawn()
+        else {
+            println!("{check} is not installed: its script's syntax is not checked");
+            continue;
+        };
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{shell} refuses its script");
+    }
+}
+
+/// Makes `command` run without privileges.
+fn as_nobody(command: &mut Command) -> &mut Command {
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(65534.into())?;
+            nix::unistd::setuid(65534.into())?;
+            Ok(())
+        })
+    }
+}
+
+/// A copy of bpftk where anybody may run it.
+fn public_copy() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(crate::support::bpftk_path(), dir.path().join("bpftk")).unwrap();
+    dir
+}
+
+#[test]
+fn without_privileges_the_capability_is_named() {
+    if !root() {
+        return;
+    }
+    let dir = public_copy();
+    for args in
+        [&["tcpconnect", "-d", "1s"][..], &["tcpconnect", "--dns"], &["clone-trace", "-d", "1s"]]
+    {
+        let output = as_nobody(Command::new(dir.path().join("bpftk")).args(args)).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
+        assert!(text.contains("CAP_BPF") && text.contains("CAP_PERFMON"), "{text}");
+        assert_eq!(text.contains("CAP_NET_ADMIN"), args.contains(&"--dns"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    // What needs no privileges works without them, wrong usage included.
+    let output = as_nobody(Command::new(dir.path().join("bpftk")).args(["completions", "bash"]))
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let output = as_nobody(Command::new(dir.path().join("bpftk")).args(["tcpconnect", "-P", "x"]))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+/// A bpftk that follows `netns`, and something to see in it.
+struct Scene {
+    netns: Netns,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { netns: Netns::new() }
+    }
+
+    fn refuse(&self, times: usize) {
+        self.netns.run(|| {
+            for _ in 0..times {
+                let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+            }
+        });
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_the_rows_before_it_stay_whole() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    // A file system of one page, in a mount namespace of bpftk's own, seen through its root directory.
+    let dir = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=8k none \"$1\" && exec \"$0\" tcpconnect -v --format json --netns \"$2\" -o \"$1/rows\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(crate::support::bpftk_path()).arg(dir.path());
+    let running = Running::spawn(command.arg(scene.netns.path()));
+    let rows = format!("/proc/{}/root{}/rows", running.pid(), dir.path().display());
+    let file = fs::File::open(rows).expect("the output file is there before the first row");
+    scene.refuse(200);
+    let run = running.wait();
+    assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("No space left on device") && run.stderr.contains("rows"),
+        "{}",
+        run.stderr
+    );
+    let mut text = String::new();
+    { &file }.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with('\n') && text.lines().count() > 5, "{text}");
+    for line in text.lines() {
+        serde_json::from_str::<serde_json::Value>(line).expect("every row is whole");
+    }
+}
+
+#[test]
+fn hangup_reopens_the_output() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("rows"), dir.path().join("rows.1"));
+    fs::write(&path, "what was there\n").unwrap();
+    let running = Running::start(&[
+        "tcpconnect",
+        "--format",
+        "csv",
+        "--netns",
+        &scene.netns.path(),
+        "-o",
+        path.to_str().unwrap(),
+    ]);
+    let wait_for = |path: &std::path::Path, rows: usize| {
+        let begin = std::time::Instant::now();
+        loop {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            if text.matches(",ECONNREFUSED,").count() >= rows {
+                return text;
+            }
+            assert!(begin.elapsed().as_secs() < 60, "{text}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    scene.refuse(2);
+    let first = wait_for(&path, 2);
+    assert!(first.starts_with("what was there\ntime,pid,"), "it appends: {first}");
+    fs::rename(&path, &old).unwrap();
+    running.signal(Signal::SIGHUP);
+    let begin = std::time::Instant::now();
+    while !path.exists() {
+        assert!(begin.elapsed().as_secs() < 60, "the file was not reopened");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    scene.refuse(3);
+    wait_for(&path, 3);
+    assert!(running.stop().status.success());
+    assert_eq!(fs::read_to_string(&old).unwrap(), first);
+}
+
+#[test]
+fn an_output_that_cannot_be_opened_is_told_before_anything_is_loaded() {
+    let output = output(&["tcpconnect", "-o", "/no/such/dir/rows"]);
+    // Without privileges those are what is missing first.
+    let expected = if nix::unistd::geteuid().is_root() { 1 } else { 3 };
+    assert_eq!(output.status.code(), Some(expected), "{}", stderr(&output));
+}
+
+#[test]
+fn names_cannot_write_to_the_terminal() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let name = "a\x1b[31m\n\u{202e}b";
+    let path = scene.netns.path();
+    for (format, expected) in
+        [("table", "a\\x1b[31m\\n\\u{202e}b"), ("json", "a\\u001b[31m\\n\u{202e}b")]
+    {
+        let running =
+            Running::start(&["tcpconnect", "--netns", &path, "--format", format, "--no-header"]);
+        scene.netns.run(|| {
+            fs::write("/proc/thread-self/comm", name).unwrap();
+            let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+        });
+        let row = running.line();
+        assert!(row.contains(expected), "{row}");
+        assert!(!row.contains('\x1b'), "{row}");
+        running.stop();
+    }
+}
+
+#[test]
+fn csv_has_every_field_and_no_header_when_not_wanted() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let path = scene.netns.path();
+    let running = Running::start(&["tcpconnect", "--netns", &path, "--format", "csv"]);
+    scene.refuse(1);
+    let run = running.stop();
+    let mut lines = run.stdout.lines();
+    assert_eq!(
+        lines.next().unwrap(),
+        "time,pid,tid,uid,comm,cgroup,netns,family,saddr,sport,daddr,dport,result,errno,latency_us,name"
+    );
+    let row: Vec<&str> = lines.next().unwrap().split(',').collect();
+    assert_eq!((row.len(), row[12], row[13]), (16, "ECONNREFUSED", "111"));
+    let running =
+        Running::start(&["tcpconnect", "--netns", &path, "--format", "csv", "--no-header"]);
+    scene.refuse(1);
+    assert_eq!(running.stop().stdout.lines().count(), 1);
+}
+
+#[test]
+fn color_is_for_terminals_or_for_who_asks() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    for (args, colored) in
+        [(&[][..], false), (&["--color", "always"], true), (&["--color", "never"], false)]
+    {
+        let path = scene.netns.path();
+        let mut all = vec!["tcpconnect", "--netns", &path];
+        all.extend_from_slice(args);
+        let running = Running::start(&all);
+        scene.refuse(1);
+        let run = running.stop();
+        assert_eq!(run.stdout.contains("\x1b[31mECONNREFUSED\x1b[0m"), colored, "{}", run.stdout);
+        assert_eq!(run.stdout.contains('\x1b'), colored, "{}", run.stdout);
+    }
+}
+
+#[test]
+fn head_ends_it_cleanly() {
+    if !root() {
+        return;
+    }
+    let scene = Scene::new();
+    let mut tracer = bpftk(&["tcpconnect", "--netns", &scene.netns.path(), "--no-header"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .arg("-v")
+        .spawn()
+        .unwrap();
+    let rows = tracer.stdout.take().unwrap();
+    let head = Command::new("head").arg("-1").stdin(rows).stdout(Stdio::piped()).spawn().unwrap();
+    // Until it is armed, attempts are not seen: make some until head has its line.
+    let waiting = std::thread::spawn(move || head.wait_with_output().unwrap());
+    while !waiting.is_finished() {
+        scene.refuse(1);
+    }
+    let seen = waiting.join().unwrap();
+    assert_eq!(stdout(&seen).lines().count(), 1);
+    let output = tracer.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("roken pipe"), "{}", stderr(&output));
+}
+
+#[test]
+fn tracefs_and_bpffs_need_not_be_mounted() {
+    if !root() {
+        return;
+    }
+    let script = "for fs in tracefs bpf debugfs; do for m in $(awk -v fs=$fs '$0 ~ \" - \" fs \" \" {print $5}' /proc/self/mountinfo | tac); do umount -l $m; done; done; \
+         ! test -e /sys/kernel/tracing/events && exec \"$0\" tcpconnect --backend tracepoint -d 10ms";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(crate::support::bpftk_path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// Only in a guest: lockdown can't be taken back. By its name the last test to run.
+#[test]
+fn zz_lockdown_is_explained() {
+    if std::env::var_os("BPFTK_VM").is_none() {
+        println!("SKIP locks the kernel down for good: only in a guest of the kernel matrix");
+        return;
+    }
+    let path = "/sys/kernel/security/lockdown";
+    if fs::write(path, "confidentiality").is_err() {
+        println!("SKIP this kernel has no lockdown");
+        return;
+    }
+    let output = output(&["tcpconnect", "-d", "10ms"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("locked down (confidentiality)"), "{}", stderr(&output));
+}

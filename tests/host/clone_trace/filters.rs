@@ -55,8 +55,8 @@ fn users_names_and_cgroups_are_filtered_in_the_kernel() {
             let comm = std::ffi::CString::new(name.as_str()).unwrap();
             // SAFETY: a C string.
             unsafe { libc::prctl(libc::PR_SET_NAME, comm.as_ptr()) };
-            if let Some(Cgroup(path)) = &cgroup {
-                fs::write(path.join("cgroup.procs"), "0").unwrap();
+            if let Some(cgroup) = &cgroup {
+                fs::write(cgroup.path().join("cgroup.procs"), "0").unwrap();
             }
             // SAFETY: this process alone changes.
             assert_eq!(unsafe { libc::setresuid(uid, 0, 0) }, 0);
@@ -65,8 +65,8 @@ fn users_names_and_cgroups_are_filtered_in_the_kernel() {
         let mut filters = vec![vec!["-u".to_string(), uid.to_string()]];
         filters.push(vec!["--comm".into(), name.clone()]);
         match &cgroup {
-            Some(Cgroup(path)) => {
-                filters.push(vec!["--cgroup".into(), path.to_str().unwrap().into()]);
+            Some(cgroup) => {
+                filters.push(vec!["--cgroup".into(), cgroup.path().to_str().unwrap().into()]);
             }
             None => println!("no cgroup can be made here"),
         }
@@ -87,8 +87,8 @@ fn users_names_and_cgroups_are_filtered_in_the_kernel() {
                 (&events[0]["uid"], &events[0]["comm"]),
                 (&uid.into(), &name.as_str().into())
             );
-            if let Some(Cgroup(path)) = &cgroup {
-                let name = path.file_name().unwrap().to_str().unwrap();
+            if let Some(cgroup) = &cgroup {
+                let name = cgroup.path().file_name().unwrap().to_str().unwrap();
                 assert_eq!(events[0]["cgroup"], format!("/{name}"));
             }
         }

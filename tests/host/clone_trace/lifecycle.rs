@@ -163,7 +163,7 @@ fn every_pair_of_options_loads_on_every_back_end() {
     }
     let pid = std::process::id().to_string();
     let made = Cgroup::new(&format!("bpftk-pairs-{pid}"));
-    let cgroup = made.as_ref().map(|Cgroup(path)| path.to_str().unwrap().to_string());
+    let cgroup = made.as_ref().map(|cgroup| cgroup.path().to_str().unwrap().to_string());
     let options: [&[&str]; 7] = [
         &["-p", &pid],
         &["-u", "root"],

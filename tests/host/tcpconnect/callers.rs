@@ -14,7 +14,7 @@ use nix::sys::socket::SockaddrLike;
 use nix::unistd::gettid;
 
 use super::{assert_row, text, with_backends};
-use crate::support::{Tcp, ip};
+use crate::support::{Cgroup, Tcp, ip};
 
 #[test]
 fn the_row_names_the_calling_thread() {
@@ -244,5 +244,59 @@ fn a_softirq_does_not_change_whose_row_it_is() {
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_row(&rows[0], Some(from), to, "ok");
         assert_eq!(rows[0]["tid"], tid);
+    });
+}
+
+/// A cgroup program that lets nobody connect over IPv4.
+fn forbid_connects(cgroup: &Cgroup) {
+    use libbpf_rs::libbpf_sys;
+    // r0 = 0; exit
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let mut opts = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        expected_attach_type: libbpf_sys::BPF_CGROUP_INET4_CONNECT,
+        ..Default::default()
+    };
+    let directory = std::fs::File::open(cgroup.path()).unwrap();
+    // SAFETY: two instructions, C strings, options of the size that they state, and descriptors that are open.
+    let attached = unsafe {
+        let program = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+            c"forbid".as_ptr(),
+            c"GPL".as_ptr(),
+            instructions.as_ptr().cast(),
+            2,
+            &mut opts,
+        );
+        assert!(program >= 0, "{program}");
+        let attached = libbpf_sys::bpf_prog_attach(
+            program,
+            directory.as_raw_fd(),
+            libbpf_sys::BPF_CGROUP_INET4_CONNECT,
+            0,
+        );
+        libc::close(program);
+        attached
+    };
+    assert_eq!(attached, 0);
+}
+
+#[test]
+fn what_a_cgroup_program_forbids_is_told() {
+    with_backends(|traced| {
+        let name = format!("bpftk-deny-{}-{}", std::process::id(), traced.backend);
+        let Some(cgroup) = Cgroup::new(&name) else {
+            println!("SKIP cgroup v2 is not mounted");
+            return;
+        };
+        // It goes with the cgroup.
+        forbid_connects(&cgroup);
+        let (_, rows, _) = traced.trace(&[], || {
+            let script = "echo $$ > \"$0/cgroup.procs\"; exec 3<>/dev/tcp/192.0.2.1/80";
+            Command::new("bash").args(["-c", script]).arg(cgroup.path()).output().expect("bash")
+        });
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_row(&rows[0], None, "192.0.2.1:80".parse().unwrap(), "EPERM");
+        assert_eq!(rows[0]["comm"], "bash");
     });
 }

@@ -201,11 +201,12 @@ fn cgroups() {
             return;
         };
         let inner = Cgroup::new(&format!("{name}/in\u{1b}ner")).unwrap();
-        let path = outer.0.to_string_lossy().into_owned();
+        let path = outer.path().to_string_lossy().into_owned();
         let ((), rows, _) = traced.trace(&["--cgroup", &path], || {
             let _ = Tcp::v4().connect(addr("127.0.0.1:1"));
             let script = "echo $$ > \"$0/cgroup.procs\"; exec 3<>/dev/tcp/127.0.0.1/2";
-            let _ = Command::new("bash").args(["-c", script]).arg(&inner.0).output().expect("bash");
+            let _ =
+                Command::new("bash").args(["-c", script]).arg(inner.path()).output().expect("bash");
         });
         assert_eq!(seen(&rows), ["127.0.0.1 2"]);
         assert_eq!(rows[0]["cgroup"], format!("/{name}/in\u{1b}ner"));
