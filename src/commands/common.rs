@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -67,6 +68,17 @@ fn check_pid(pid: u32) -> Result<()> {
             Err(usage(format!("--pid {pid}: a thread of process {tgid}; expected {tgid}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// How often an interval's table comes: what is asked for, or every second.
+pub(crate) fn interval(asked: Option<Duration>) -> Result<Duration> {
+    match asked {
+        Some(interval) if interval < Duration::from_millis(10) => {
+            Err(usage("--interval: shorter than 10ms; expected at least that"))
+        }
+        Some(interval) => Ok(interval),
+        None => Ok(Duration::from_secs(1)),
     }
 }
 

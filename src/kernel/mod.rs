@@ -8,6 +8,7 @@ pub(crate) mod btf;
 pub(crate) mod caps;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod clone_trace;
 pub(crate) mod log;
 pub(crate) mod losses;
 pub(crate) mod netns;

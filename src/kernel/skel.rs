@@ -26,4 +26,4 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(tcpconnect);
+skeletons!(clone_trace, tcpconnect);

@@ -18,7 +18,7 @@ pub(crate) struct TaskFilter {
     pub(crate) cgroup: Option<File>,
 }
 
-/// Before load: the constants, and room in the sets. Every skeleton has types of its own for the same C.
+/// Before load: the constants, and the sets that are needed, with room. Every skeleton has types of its own for the same C.
 macro_rules! configure_task_filter {
     ($open:expr, $filter:expr) => {{
         let filter: &$crate::kernel::task_filter::TaskFilter = $filter;
@@ -33,10 +33,14 @@ macro_rules! configure_task_filter {
             (&mut $open.maps.filter_pids, &filter.pids),
             (&mut $open.maps.filter_uids, &filter.uids),
         ] {
+            // What no program will look at need not be made: each map costs start-up time.
+            map.set_autocreate(set.is_some()).context("cannot leave out a map")?;
             if let Some(set) = set {
                 map.set_max_entries(set.len() as u32).context("cannot size a filter")?;
             }
         }
+        let map = &mut $open.maps.filter_cgroup;
+        map.set_autocreate(filter.cgroup.is_some()).context("cannot leave out a map")?;
     }};
 }
 pub(crate) use configure_task_filter;

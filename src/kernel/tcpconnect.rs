@@ -169,9 +169,6 @@ impl Tracer {
             (&mut maps.filter_ports, config.ports.is_some()),
             (&mut maps.filter_dst, !config.dst.is_empty()),
             (&mut maps.filter_exclude, !config.exclude.is_empty()),
-            (&mut maps.filter_pids, config.tasks.pids.is_some()),
-            (&mut maps.filter_uids, config.tasks.uids.is_some()),
-            (&mut maps.filter_cgroup, config.tasks.cgroup.is_some()),
         ] {
             map.set_autocreate(needed).context("cannot leave out a map")?;
         }

@@ -37,10 +37,11 @@ pub(crate) enum Value {
     Float(f64),
     Text(String),
     Texts(Vec<String>),
+    Numbers(Vec<u32>),
     Addr(IpAddr),
     Time(Timestamp),
     /// Named values inside a value, such as the arguments of a call.
-    Map(Vec<(&'static str, Value)>),
+    Map(Vec<(&'static str, Self)>),
 }
 
 macro_rules! value_from {
@@ -60,8 +61,10 @@ value_from! {
     Float(f64),
     Text(String, &str),
     Texts(Vec<String>),
+    Numbers(Vec<u32>),
     Addr(IpAddr),
     Time(Timestamp),
+    Map(Vec<(&'static str, Value)>),
 }
 
 impl<T: Into<Self>> From<Option<T>> for Value {
@@ -81,6 +84,10 @@ impl Value {
             Self::Float(value) => value.to_string(),
             Self::Text(value) => value.clone(),
             Self::Texts(values) => values.join(","),
+            Self::Numbers(values) => {
+                let texts: Vec<String> = values.iter().map(u32::to_string).collect();
+                texts.join(",")
+            }
             Self::Addr(value) => value.to_string(),
             Self::Time(value) => value.to_string(),
             Self::Map(entries) => entries
@@ -102,6 +109,7 @@ impl Serialize for Value {
             Self::Float(value) => serializer.serialize_f64(*value),
             Self::Text(value) => serializer.serialize_str(value),
             Self::Texts(values) => values.serialize(serializer),
+            Self::Numbers(values) => values.serialize(serializer),
             Self::Addr(value) => serializer.collect_str(value),
             Self::Time(value) => serializer.collect_str(value),
             Self::Map(entries) => {

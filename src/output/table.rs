@@ -16,6 +16,8 @@ pub(crate) enum Align {
 pub(crate) struct Column {
     pub(crate) header: &'static str,
     pub(crate) field: &'static str,
+    /// The field that is shown where the first has no value.
+    pub(crate) otherwise: Option<&'static str>,
     pub(crate) width: usize,
     pub(crate) align: Align,
     pub(crate) show: fn(&Value) -> String,
@@ -25,11 +27,32 @@ pub(crate) struct Column {
 
 impl Column {
     pub(crate) const fn left(header: &'static str, field: &'static str, width: usize) -> Self {
-        Self { header, field, width, align: Align::Left, show: Value::text, alarming: |_| false }
+        Self {
+            header,
+            field,
+            otherwise: None,
+            width,
+            align: Align::Left,
+            show: Value::text,
+            alarming: |_| false,
+        }
     }
 
     pub(crate) const fn right(header: &'static str, field: &'static str, width: usize) -> Self {
-        Self { header, field, width, align: Align::Right, show: Value::text, alarming: |_| false }
+        Self {
+            header,
+            field,
+            otherwise: None,
+            width,
+            align: Align::Right,
+            show: Value::text,
+            alarming: |_| false,
+        }
+    }
+
+    pub(crate) const fn or(mut self, field: &'static str) -> Self {
+        self.otherwise = Some(field);
+        self
     }
 
     pub(crate) const fn shown_by(mut self, show: fn(&Value) -> String) -> Self {
@@ -42,9 +65,16 @@ impl Column {
         self
     }
 
+    fn value<'a>(&self, record: &'a Record) -> &'a Value {
+        match (record.get(self.field), self.otherwise) {
+            (Value::Null, Some(field)) => record.get(field),
+            (value, _) => value,
+        }
+    }
+
     /// The cell's text, safe for a terminal. Nothing to show is a dash, so that columns can be counted.
     pub(crate) fn cell(&self, record: &Record) -> String {
-        let text = (self.show)(record.get(self.field));
+        let text = (self.show)(self.value(record));
         if text.is_empty() { "-".into() } else { printable(&text).into_owned() }
     }
 }
@@ -60,9 +90,8 @@ pub(super) fn header_line(columns: &[Column], color: bool) -> String {
 }
 
 pub(super) fn row_line(columns: &[Column], record: &Record, color: bool) -> String {
-    let cells = columns
-        .iter()
-        .map(|column| (column.cell(record), (column.alarming)(record.get(column.field))));
+    let cells =
+        columns.iter().map(|column| (column.cell(record), (column.alarming)(column.value(record))));
     join(columns, cells, color) + "\n"
 }
 
@@ -133,6 +162,16 @@ mod tests {
         assert!(!line.contains('\x1b') && line.contains("\\x1b[2J"), "{line}");
         let empty = Record::new(Kind::Event);
         assert_eq!(row_line(&COLUMNS, &empty, false), "-      -        -\n");
+    }
+
+    #[test]
+    fn another_field_stands_in_for_no_value() {
+        let columns = [Column::left("CHILD", "child", 6).or("result")];
+        let record = |child: Option<u32>| {
+            Record::new(Kind::Event).with("child", child).with("result", "EAGAIN")
+        };
+        assert_eq!(row_line(&columns, &record(Some(7)), false), "7\n");
+        assert_eq!(row_line(&columns, &record(None), false), "EAGAIN\n");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! where they have to skip. The same binary runs in the kernel matrix (`tests/vm`).
 
 mod cli;
+mod clone_trace;
 mod support;
 mod tcpconnect;
 mod zz_last;

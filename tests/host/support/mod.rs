@@ -2,16 +2,20 @@
 
 //! Running bpftk as its user would, and places to make traffic in.
 
+mod actor;
 mod cgroup;
 mod netns;
+mod objects;
 mod running;
 mod socket;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+pub(crate) use actor::{Actor, Stage};
 pub(crate) use cgroup::Cgroup;
 pub(crate) use netns::{Netns, ip, silent_network};
+pub(crate) use objects::{map_entries, programs, programs_left};
 pub(crate) use running::{Run, Running};
 pub(crate) use socket::{Tcp, sockaddr};
 

@@ -1,0 +1,503 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/*
+ * Every clone, clone3, fork and vfork: one row a call, in the caller's view.
+ *
+ * A call is a table entry by thread from its beginning to its end. The new task is seen between the two, in the
+ * caller's context (kernel/fork.c, copy_process): that is where the child's id in the initial PID namespace is known;
+ * the call returns its id in the caller's. Back ends:
+ *
+ *   syscall   tracepoints at enter and exit of the system calls
+ *   kprobe    kprobe and kretprobe of the architecture's wrappers of the same
+ *   task      the new task alone
+ *
+ * The kernel may not run a hook: a kretprobe when too many calls of its function are under way (each waiting vfork
+ * is one), a tracepoint when another BPF program of its kind was preempted on this CPU. So an end without a beginning
+ * makes a row of what the registers still say, and a beginning without an end is found at the thread's next call, at
+ * its exit, or by user space.
+ */
+
+#include "task_filter.bpf.h"
+#include "clone_trace.h"
+
+/* include/uapi/linux/sched.h */
+#define CSIGNAL 0xff
+#define CLONE_NEWTIME 0x80
+#define CLONE_PIDFD 0x1000
+#define CLONE_VM 0x100
+#define CLONE_VFORK 0x4000
+#define CLONE_THREAD 0x10000
+/* CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET */
+#define CLONE_NEW_NAMESPACES 0x7e020000
+
+#define SIGCHLD 17
+#define ERESTARTNOINTR 513
+
+/* include/uapi/linux/sched.h: sizes of struct clone_args. */
+#define CLONE_ARGS_SIZE_VER2 88
+
+#if defined(__TARGET_ARCH_x86)
+#define NR_CLONE 56
+#define NR_FORK 57
+#define NR_VFORK 58
+#elif defined(__TARGET_ARCH_arm64)
+#define NR_CLONE 220
+#else
+#error "which numbers do the system calls have here, and in which order are clone's arguments?"
+#endif
+#define NR_CLONE3 435
+
+const volatile __u8 by_task;
+/* The end of every call is seen: one that the table had no room for makes its row there. */
+const volatile __u8 by_syscall;
+const volatile __u8 failed_only;
+const volatile __u8 with_args;
+/* One bit a kind, by enum clone_kind; 0 is all. */
+const volatile __u8 filter_kinds;
+
+/* Set by user space while beginnings are hooked. */
+__u8 armed;
+
+/* Inserted at a call's beginning, deleted at its end, or when it is found that the end was missed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct clone_pending);
+} calls SEC(".maps");
+
+/* A new entry, too large for the stack. */
+const struct clone_pending blank;
+
+/* For the skeleton: the records have no map whose BTF would name them. */
+struct clone_event _event;
+enum clone_call _call;
+enum clone_kind _kind;
+
+/* ------------------------------------------------------------------ one call's life */
+
+/* Begins an entry for the current thread, when the user asked for its task. */
+static __always_inline struct clone_pending *new_entry(__u8 call)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	struct clone_pending *pending;
+	struct clone_event *event;
+	struct task_id task = {};
+
+	if (!task_wanted(&task))
+		return NULL;
+	if (bpf_map_update_elem(&calls, &task.tid, &blank, BPF_ANY)) {
+		if (!by_syscall)
+			count_loss(BPFTK_LOSS_TABLE_FULL);
+		return NULL;
+	}
+	pending = bpf_map_lookup_elem(&calls, &task.tid);
+	if (!pending)
+		return NULL;
+	event = &pending->event;
+	event->cgroup_id = task.cgroup_id;
+	event->pid = task.pid;
+	event->tid = task.tid;
+	event->ppid = BPF_CORE_READ(current, real_parent, tgid);
+	event->uid = task.uid;
+	event->call = call;
+	__builtin_memcpy(event->comm, task.comm, BPFTK_COMM_LEN);
+	event->args.pidfd_number = -1;
+	return pending;
+}
+
+static __always_inline void drop_entry(void)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&calls, &tid);
+}
+
+static __always_inline void set_flags(struct clone_event *event, __u64 flags)
+{
+	__u64 namespaces = CLONE_NEW_NAMESPACES;
+
+	/* In clone's flags this bit belongs to the exit signal. */
+	if (event->call != CLONE_CALL_CLONE)
+		namespaces |= CLONE_NEWTIME;
+	event->flags = flags;
+	if (flags & namespaces)
+		event->kind = CLONE_KIND_NAMESPACE;
+	else if (flags & CLONE_THREAD)
+		event->kind = CLONE_KIND_THREAD;
+	else if (flags & CLONE_VFORK)
+		event->kind = CLONE_KIND_VFORK;
+	else
+		event->kind = CLONE_KIND_PROCESS;
+}
+
+/*
+ * clone3's struct. Its page may not be there before the kernel has read it, and the caller is not waited for: what
+ * fails at the beginning is tried again when the kernel has.
+ */
+static __always_inline void read_uargs(struct clone_pending *pending)
+{
+	struct clone_event *event = &pending->event;
+	__u64 size = event->args.size;
+	struct clone_args uargs = {};
+
+	if (!pending->uargs || size < sizeof(uargs.flags))
+		return;
+	if (size > CLONE_ARGS_SIZE_VER2)
+		size = CLONE_ARGS_SIZE_VER2;
+	if (bpf_probe_read_user(&uargs, size, (void *)pending->uargs))
+		return;
+	pending->uargs = 0;
+	set_flags(event, uargs.flags);
+	event->exit_signal = uargs.exit_signal;
+	if (!with_args)
+		return;
+	event->has_args = 1;
+	event->args.stack = uargs.stack;
+	event->args.parent_tid = uargs.parent_tid;
+	event->args.child_tid = uargs.child_tid;
+	event->args.tls = uargs.tls;
+	event->args.pidfd = uargs.pidfd;
+	event->args.stack_size = uargs.stack_size;
+	event->args.set_tid = uargs.set_tid;
+	event->args.set_tid_size = uargs.set_tid_size;
+	event->args.cgroup = uargs.cgroup;
+}
+
+static __always_inline void set_arguments(struct clone_pending *pending, __u64 a, __u64 b, __u64 c, __u64 d, __u64 e)
+{
+	struct clone_event *event = &pending->event;
+
+	switch (event->call) {
+	case CLONE_CALL_CLONE:
+		set_flags(event, a);
+		event->exit_signal = a & CSIGNAL;
+		event->args.stack = b;
+		event->args.parent_tid = c;
+#if defined(__TARGET_ARCH_arm64)
+		/* CONFIG_CLONE_BACKWARDS */
+		event->args.tls = d;
+		event->args.child_tid = e;
+#else
+		event->args.child_tid = d;
+		event->args.tls = e;
+#endif
+		event->has_args = with_args;
+		break;
+	case CLONE_CALL_CLONE3:
+		pending->uargs = a;
+		event->args.size = b;
+		read_uargs(pending);
+		break;
+	case CLONE_CALL_FORK:
+		set_flags(event, 0);
+		event->exit_signal = SIGCHLD;
+		break;
+	case CLONE_CALL_VFORK:
+		set_flags(event, CLONE_VFORK | CLONE_VM);
+		event->exit_signal = SIGCHLD;
+		break;
+	}
+}
+
+static __always_inline bool kind_wanted(const struct clone_event *event)
+{
+	return !filter_kinds || (filter_kinds & (1 << event->kind));
+}
+
+/* What the caller's memory holds now that the kernel has used it. */
+static __always_inline void read_pointed_at(struct clone_event *event)
+{
+	__u64 pidfd = event->call == CLONE_CALL_CLONE3 ? event->args.pidfd : event->args.parent_tid;
+	__u64 tids = event->args.set_tid_size;
+	__s32 number;
+	__u64 bytes;
+
+	if (event->result > 0 && (event->flags & CLONE_PIDFD) &&
+	    !bpf_probe_read_user(&number, sizeof(number), (void *)pidfd))
+		event->args.pidfd_number = number;
+	if (!tids || tids > CLONE_SET_TIDS)
+		return;
+	/* For the verifier of 5.10, which forgets the bounds above: 1 to as many as there may be. */
+	bytes = tids;
+	barrier_var(bytes);
+	bytes = (((bytes - 1) & (CLONE_SET_TIDS - 1)) + 1) * sizeof(__u32);
+	if (!bpf_probe_read_user(event->tids, bytes, (void *)event->args.set_tid))
+		event->args.set_tids = tids;
+}
+
+/* The row, and the end of the entry. */
+static __always_inline void finish(struct clone_pending *pending)
+{
+	struct clone_event *event = &pending->event;
+
+	if (kind_wanted(event) && (!failed_only || event->result < 0)) {
+		if (with_args && event->has_args)
+			read_pointed_at(event);
+		if (!with_args || !event->has_args)
+			emit_record(event, CLONE_EVENT_SHORT);
+		else if (!event->args.set_tids)
+			emit_record(event, CLONE_EVENT_ARGS);
+		else
+			emit_record(event, sizeof(*event));
+	}
+	drop_entry();
+}
+
+/* An entry whose end was missed. With a child it was a success; without one, nobody knows. */
+static __always_inline void finish_missed(struct clone_pending *pending)
+{
+	if (pending->event.child) {
+		finish(pending);
+	} else {
+		count_loss(BPFTK_LOSS_MISSED_RETURN);
+		drop_entry();
+	}
+}
+
+static __always_inline struct clone_pending *find_entry(void)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	return bpf_map_lookup_elem(&calls, &tid);
+}
+
+static __always_inline void call_begins(__u8 call, __u64 a, __u64 b, __u64 c, __u64 d, __u64 e)
+{
+	struct clone_pending *pending = find_entry();
+
+	if (pending)
+		finish_missed(pending);
+	pending = new_entry(call);
+	if (!pending)
+		return;
+	pending->event.start_ns = bpf_ktime_get_boot_ns();
+	set_arguments(pending, a, b, c, d, e);
+	/* Flags that could not be read yet decide later. */
+	if (pending->event.kind && !kind_wanted(&pending->event))
+		drop_entry();
+}
+
+static __always_inline void call_ends(struct clone_pending *pending, long result)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	struct clone_event *event = &pending->event;
+
+	/* A signal came, and the kernel makes the call again: the row is that call's. */
+	if (result == -ERESTARTNOINTR) {
+		drop_entry();
+		return;
+	}
+	read_uargs(pending);
+	event->end_ns = bpf_ktime_get_boot_ns();
+	event->result = result;
+	/* The same id in both, for a caller in the initial namespace. */
+	if (result > 0 && !event->child && !BPF_CORE_READ(current, thread_pid, level))
+		event->child = result;
+	finish(pending);
+}
+
+/* kernel/fork.c, copy_process: nothing can fail any more, and the child does not run yet. */
+SEC("raw_tp/task_newtask")
+int BPF_PROG(bpftk_newtask, struct task_struct *child, __u64 flags)
+{
+	struct clone_pending *pending;
+	struct clone_event *event;
+	int exit_signal;
+
+	if (by_task) {
+		pending = new_entry(CLONE_CALL_NONE);
+		if (!pending)
+			return 0;
+		event = &pending->event;
+		event->start_ns = bpf_ktime_get_boot_ns();
+		set_flags(event, flags);
+		/* -1 for a thread: it signals nobody. */
+		exit_signal = BPF_CORE_READ(child, exit_signal);
+		event->exit_signal = exit_signal > 0 ? exit_signal : 0;
+		event->child = BPF_CORE_READ(child, pid);
+		finish(pending);
+		return 0;
+	}
+	pending = find_entry();
+	/* The first: an entry whose end was missed keeps its own child. */
+	if (!pending || pending->event.child)
+		return 0;
+	event = &pending->event;
+	event->child = BPF_CORE_READ(child, pid);
+	read_uargs(pending);
+	if (!event->kind) {
+		exit_signal = BPF_CORE_READ(child, exit_signal);
+		event->exit_signal = exit_signal > 0 ? exit_signal : 0;
+		set_flags(event, flags);
+	}
+	if (!kind_wanted(event))
+		drop_entry();
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exit")
+int BPF_PROG(bpftk_exit, struct task_struct *task)
+{
+	struct clone_pending *pending = find_entry();
+
+	if (pending)
+		finish_missed(pending);
+	return 0;
+}
+
+/* ------------------------------------------------------------------ back end: syscall */
+
+SEC("tracepoint/syscalls/sys_enter_clone")
+int bpftk_clone(struct syscall_trace_enter *ctx)
+{
+	call_begins(CLONE_CALL_CLONE, ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4]);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_clone3")
+int bpftk_clone3(struct syscall_trace_enter *ctx)
+{
+	call_begins(CLONE_CALL_CLONE3, ctx->args[0], ctx->args[1], 0, 0, 0);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_fork")
+int bpftk_fork(struct syscall_trace_enter *ctx)
+{
+	call_begins(CLONE_CALL_FORK, 0, 0, 0, 0, 0);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_vfork")
+int bpftk_vfork(struct syscall_trace_enter *ctx)
+{
+	call_begins(CLONE_CALL_VFORK, 0, 0, 0, 0, 0);
+	return 0;
+}
+
+/* The registers with which the current task entered system call @number. */
+static __always_inline struct pt_regs *user_registers(int number)
+{
+	struct pt_regs *regs;
+
+	/* Linux 5.15 */
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)) {
+		regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	} else {
+		struct task_struct *current = (void *)bpf_get_current_task();
+
+		/* arch/…/include/asm/processor.h, task_pt_regs, with pages of 4 KiB: verified below. */
+		regs = BPF_CORE_READ(current, stack) + 16384 - bpf_core_type_size(struct pt_regs);
+	}
+#if defined(__TARGET_ARCH_arm64)
+	return BPF_CORE_READ(regs, syscallno) == number ? regs : NULL;
+#else
+	return BPF_CORE_READ(regs, orig_ax) == number ? regs : NULL;
+#endif
+}
+
+/*
+ * The end of a call whose beginning was not seen: seccomp refused it before the tracepoint, it began before we came,
+ * or the hook did not run. What the filters refused at the beginning comes here too, and they refuse it again.
+ */
+static __always_inline void unseen_call_ends(int number, long result)
+{
+	struct clone_pending *pending;
+	struct pt_regs *regs;
+	__u8 call;
+
+	switch (number) {
+	case NR_CLONE:
+		call = CLONE_CALL_CLONE;
+		break;
+	case NR_CLONE3:
+		call = CLONE_CALL_CLONE3;
+		break;
+#ifdef NR_FORK
+	case NR_FORK:
+		call = CLONE_CALL_FORK;
+		break;
+	case NR_VFORK:
+		call = CLONE_CALL_VFORK;
+		break;
+#endif
+	default:
+		return;
+	}
+	pending = new_entry(call);
+	if (!pending)
+		return;
+	regs = user_registers(number);
+	if (regs)
+		set_arguments(pending, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs),
+			      PT_REGS_PARM3_CORE_SYSCALL(regs), PT_REGS_PARM4_CORE_SYSCALL(regs),
+			      PT_REGS_PARM5_CORE_SYSCALL(regs));
+	call_ends(pending, result);
+}
+
+/* sys_exit_clone, sys_exit_clone3, sys_exit_fork, sys_exit_vfork */
+SEC("tracepoint/syscalls/sys_exit_clone")
+int bpftk_sysexit(struct syscall_trace_exit *ctx)
+{
+	struct clone_pending *pending = find_entry();
+
+	if (!ctx->ret) {
+		/* A child's view of its own birth. It has made no call: an entry is of a thread that had its id. */
+		if (pending)
+			finish_missed(pending);
+	} else if (pending) {
+		call_ends(pending, ctx->ret);
+	} else if (armed) {
+		unseen_call_ends(ctx->nr, ctx->ret);
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------------ back end: kprobe */
+
+/* The wrappers' only argument are the caller's registers; arch/…/include/asm/syscall_wrapper.h. */
+static __always_inline void wrapper_begins(__u8 call, struct pt_regs *regs)
+{
+	call_begins(call, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs),
+		    PT_REGS_PARM3_CORE_SYSCALL(regs), PT_REGS_PARM4_CORE_SYSCALL(regs),
+		    PT_REGS_PARM5_CORE_SYSCALL(regs));
+}
+
+SEC("kprobe")
+int BPF_KPROBE(bpftk_kp_clone, struct pt_regs *regs)
+{
+	wrapper_begins(CLONE_CALL_CLONE, regs);
+	return 0;
+}
+
+SEC("kprobe")
+int BPF_KPROBE(bpftk_kp_clone3, struct pt_regs *regs)
+{
+	wrapper_begins(CLONE_CALL_CLONE3, regs);
+	return 0;
+}
+
+SEC("kprobe")
+int BPF_KPROBE(bpftk_kp_fork, struct pt_regs *regs)
+{
+	wrapper_begins(CLONE_CALL_FORK, regs);
+	return 0;
+}
+
+SEC("kprobe")
+int BPF_KPROBE(bpftk_kp_vfork, struct pt_regs *regs)
+{
+	wrapper_begins(CLONE_CALL_VFORK, regs);
+	return 0;
+}
+
+SEC("kretprobe")
+int BPF_KRETPROBE(bpftk_kr, long result)
+{
+	struct clone_pending *pending = find_entry();
+
+	if (pending)
+		call_ends(pending, result);
+	return 0;
+}
