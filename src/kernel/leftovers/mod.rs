@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Programs of bpftk that nobody owns any more, and what still holds them.
+//!
+//! A program has an owner while a process has a descriptor of it, or of a link or perf event that runs it: every
+//! bpftk keeps its descriptors for as long as it runs. What has none, and is loaded, is held by a place in the
+//! kernel that outlives processes: a filter, an interface, a cgroup, a map, a pin.
+
+mod cgroups;
+mod net;
+mod owners;
+mod pins;
+mod sockmaps;
+
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use self::owners::Owners;
+use super::caps::{self, Cap};
+use super::clock::boot_ns;
+use super::sys;
+
+/// What every program of bpftk is called by.
+const PREFIX: &str = "bpftk_";
+
+/// How long the kernel may take to let go of what a process that just ended had.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// A program without an owner, at one of the places that hold it.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) age: Duration,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Net(net::Place),
+    Cgroup(cgroups::Place),
+    Sockmap(sockmaps::Place),
+    Pin(pins::Place),
+    Unknown,
+}
+
+impl Leftover {
+    /// What holds it.
+    pub(crate) fn held_by(&self) -> String {
+        match &self.place {
+            Place::Net(place) => place.to_string(),
+            Place::Cgroup(place) => place.to_string(),
+            Place::Sockmap(place) => place.to_string(),
+            Place::Pin(place) => place.to_string(),
+            Place::Unknown => "nothing that was found".to_string(),
+        }
+    }
+
+    /// Takes the program off its place, after a last look: it is still there, and still nobody's.
+    pub(crate) fn remove(&self) -> Result<()> {
+        if Owners::read()?.programs.contains(&self.id) {
+            bail!("a process has opened it meanwhile");
+        }
+        match &self.place {
+            Place::Net(place) => place.remove(self.id),
+            Place::Cgroup(place) => place.remove(self.id),
+            Place::Sockmap(place) => place.remove(self.id),
+            Place::Pin(place) => place.remove(self.id),
+            Place::Unknown => Err(anyhow!(
+                "no filter, interface, cgroup, map or pin was found that holds it; a socket in another process may"
+            )),
+        }
+    }
+}
+
+/// Everything that is left over, in the order of age. An error says why that can't be known.
+pub(crate) fn find() -> Result<Vec<Leftover>> {
+    caps::require(&[Cap::SysAdmin, Cap::SysPtrace])?;
+    let programs = ownerless()?;
+    if programs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_ours = |id: u32| programs.iter().any(|program| program.id == id);
+    let owners = Owners::read()?;
+    let pins = pins::find(&owners, &is_ours);
+    let mut places: Vec<(u32, Place)> = Vec::new();
+    for (id, place) in net::find(&owners, &is_ours) {
+        // A pinned link goes with its pin.
+        if !pins
+            .iter()
+            .any(|(pinned, pin)| *pinned == id && pin.is_link_at(place.ifindex()))
+        {
+            places.push((id, Place::Net(place)));
+        }
+    }
+    for (id, place) in cgroups::find(&is_ours) {
+        if !pins
+            .iter()
+            .any(|(pinned, pin)| *pinned == id && pin.is_link_to_cgroup())
+        {
+            places.push((id, Place::Cgroup(place)));
+        }
+    }
+    places.extend(
+        sockmaps::find(&is_ours)
+            .into_iter()
+            .map(|(id, place)| (id, Place::Sockmap(place))),
+    );
+    places.extend(pins.into_iter().map(|(id, place)| (id, Place::Pin(place))));
+
+    let now = boot_ns();
+    let mut left = Vec::new();
+    for program in &programs {
+        let mut held: Vec<Place> = Vec::new();
+        let mut i = 0;
+        while i < places.len() {
+            if places[i].0 == program.id {
+                held.push(places.remove(i).1);
+            } else {
+                i += 1;
+            }
+        }
+        if held.is_empty() {
+            held.push(Place::Unknown);
+        }
+        left.extend(held.into_iter().map(|place| Leftover {
+            id: program.id,
+            name: program.name.clone(),
+            kind: sys::program_type_name(program.kind),
+            age: Duration::from_nanos(now.saturating_sub(program.loaded_ns)),
+            place,
+        }));
+    }
+    Ok(left)
+}
+
+/// Programs of ours that have no owner, and keep having none: a process that just ended leaves its programs to the
+/// kernel for a moment.
+fn ownerless() -> Result<Vec<sys::ProgramInfo>> {
+    let begin = Instant::now();
+    loop {
+        // Programs first: what is loaded after that has an owner that we may miss.
+        let mut programs = ours()?;
+        if programs.is_empty() {
+            return Ok(programs);
+        }
+        let owners = Owners::read()?;
+        programs.retain(|program| !owners.programs.contains(&program.id));
+        if programs.is_empty() || begin.elapsed() >= GRACE {
+            return Ok(programs);
+        }
+        thread::sleep(GRACE / 10);
+    }
+}
+
+/// Every loaded program whose name says that it is bpftk's.
+fn ours() -> Result<Vec<sys::ProgramInfo>> {
+    let mut found = Vec::new();
+    let mut id = 0;
+    while let Some(next) = sys::next_program(id).context("cannot list the loaded programs")? {
+        id = next;
+        // It may be unloaded meanwhile.
+        if let Ok(program) = sys::program_by_id(id)
+            && let Ok(info) = sys::program_info(std::os::fd::AsFd::as_fd(&program))
+            && info.name.starts_with(PREFIX)
+        {
+            found.push(info);
+        }
+    }
+    Ok(found)
+}
+
+/// The last look before something is removed.
+fn must_be_there(there: bool) -> Result<()> {
+    if there {
+        Ok(())
+    } else {
+        Err(anyhow!("it is not there any more"))
+    }
+}
+
+/// Attach types by the names that `bpftool` has for them.
+#[derive(Clone, Copy, Debug)]
+struct Hook {
+    kind: libbpf_rs::libbpf_sys::bpf_attach_type,
+    name: &'static str,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
