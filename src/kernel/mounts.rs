@@ -3,7 +3,7 @@
 //! What is mounted, and where.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One line of proc_pid_mountinfo(5).
 #[derive(Debug, PartialEq, Eq)]
@@ -18,12 +18,12 @@ pub(super) struct Mount {
 
 impl Mount {
     pub(super) fn of_this_process() -> Vec<Self> {
-        Self::of("self")
+        Self::of_task(Path::new("/proc/self"))
     }
 
-    /// As the process of this id sees them; nothing when it is gone.
-    pub(super) fn of(pid: &str) -> Vec<Self> {
-        fs::read_to_string(format!("/proc/{pid}/mountinfo"))
+    /// As the task of this directory in /proc sees them; nothing when it is gone.
+    pub(super) fn of_task(task: &Path) -> Vec<Self> {
+        fs::read_to_string(task.join("mountinfo"))
             .map(|text| text.lines().filter_map(Self::parse).collect())
             .unwrap_or_default()
     }

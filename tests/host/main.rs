@@ -4,5 +4,6 @@
 //! where they have to skip. The same binary runs in the kernel matrix (`tests/vm`).
 
 mod cli;
+mod doctor;
 mod support;
 mod tcpconnect;

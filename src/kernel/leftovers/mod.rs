@@ -26,8 +26,8 @@ use super::sys;
 /// What every program of bpftk is called by.
 const PREFIX: &str = "bpftk_";
 
-/// How long the kernel may take to let go of what a process that just ended had.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long the kernel may take to unload what a process that just ended had: it waits for every CPU to be done with it.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A program without an owner, at one of the places that hold it.
 #[derive(Debug)]
@@ -77,58 +77,46 @@ impl Leftover {
     }
 }
 
-/// Everything that is left over, in the order of age. An error says why that can't be known.
+/// Everything that is left over, the oldest first. An error says why that can't be known.
 pub(crate) fn find() -> Result<Vec<Leftover>> {
     caps::require(&[Cap::SysAdmin, Cap::SysPtrace])?;
-    let programs = ownerless()?;
+    let begin = Instant::now();
+    loop {
+        let left = look()?;
+        // What nothing seems to hold is most likely on its way out.
+        let unexplained = left.iter().any(|left| matches!(left.place, Place::Unknown));
+        if !unexplained || begin.elapsed() >= GRACE {
+            return Ok(left);
+        }
+        thread::sleep(GRACE / 20);
+    }
+}
+
+fn look() -> Result<Vec<Leftover>> {
+    // Programs first: one that is loaded after the owners were asked would seem to have none.
+    let mut programs = ours()?;
     if programs.is_empty() {
         return Ok(Vec::new());
     }
-    let is_ours = |id: u32| programs.iter().any(|program| program.id == id);
     let owners = Owners::read()?;
-    let pins = pins::find(&owners, &is_ours);
-    let mut places: Vec<(u32, Place)> = Vec::new();
-    for (id, place) in net::find(&owners, &is_ours) {
-        // A pinned link goes with its pin.
-        if !pins
-            .iter()
-            .any(|(pinned, pin)| *pinned == id && pin.is_link_at(place.ifindex()))
-        {
-            places.push((id, Place::Net(place)));
-        }
+    programs.retain(|program| !owners.programs.contains(&program.id));
+    if programs.is_empty() {
+        return Ok(Vec::new());
     }
-    for (id, place) in cgroups::find(&is_ours) {
-        if !pins
-            .iter()
-            .any(|(pinned, pin)| *pinned == id && pin.is_link_to_cgroup())
-        {
-            places.push((id, Place::Cgroup(place)));
-        }
-    }
-    places.extend(
-        sockmaps::find(&is_ours)
-            .into_iter()
-            .map(|(id, place)| (id, Place::Sockmap(place))),
-    );
-    places.extend(pins.into_iter().map(|(id, place)| (id, Place::Pin(place))));
-
+    let mut places = places(&owners, &|id| {
+        programs.iter().any(|program| program.id == id)
+    });
     let now = boot_ns();
     let mut left = Vec::new();
-    for program in &programs {
-        let mut held: Vec<Place> = Vec::new();
-        let mut i = 0;
-        while i < places.len() {
-            if places[i].0 == program.id {
-                held.push(places.remove(i).1);
-            } else {
-                i += 1;
-            }
-        }
+    for program in programs {
+        let (mut held, others): (Vec<_>, Vec<_>) =
+            places.into_iter().partition(|(id, _)| *id == program.id);
+        places = others;
         if held.is_empty() {
-            held.push(Place::Unknown);
+            held.push((program.id, Place::Unknown));
         }
-        left.extend(held.into_iter().map(|place| Leftover {
-            id: program.id,
+        left.extend(held.into_iter().map(|(id, place)| Leftover {
+            id,
             name: program.name.clone(),
             kind: sys::program_type_name(program.kind),
             age: Duration::from_nanos(now.saturating_sub(program.loaded_ns)),
@@ -138,23 +126,32 @@ pub(crate) fn find() -> Result<Vec<Leftover>> {
     Ok(left)
 }
 
-/// Programs of ours that have no owner, and keep having none: a process that just ended leaves its programs to the
-/// kernel for a moment.
-fn ownerless() -> Result<Vec<sys::ProgramInfo>> {
-    let begin = Instant::now();
-    loop {
-        // Programs first: what is loaded after that has an owner that we may miss.
-        let mut programs = ours()?;
-        if programs.is_empty() {
-            return Ok(programs);
+/// Every place that holds one of these programs.
+fn places(owners: &Owners, is_ours: &(dyn Fn(u32) -> bool + Sync)) -> Vec<(u32, Place)> {
+    let pins = pins::find(owners, is_ours);
+    let pinned = |id: u32, is_it: &dyn Fn(&pins::Place) -> bool| {
+        pins.iter()
+            .any(|(program, pin)| *program == id && is_it(pin))
+    };
+    let mut places: Vec<(u32, Place)> = Vec::new();
+    // What a pinned link attaches goes with its pin.
+    for (id, place) in net::find(owners, is_ours) {
+        if !pinned(id, &|pin| pin.is_link_at(place.ifindex())) {
+            places.push((id, Place::Net(place)));
         }
-        let owners = Owners::read()?;
-        programs.retain(|program| !owners.programs.contains(&program.id));
-        if programs.is_empty() || begin.elapsed() >= GRACE {
-            return Ok(programs);
-        }
-        thread::sleep(GRACE / 10);
     }
+    for (id, place) in cgroups::find(is_ours) {
+        if !pinned(id, &pins::Place::is_link_to_cgroup) {
+            places.push((id, Place::Cgroup(place)));
+        }
+    }
+    for (id, place) in sockmaps::find(is_ours) {
+        places.push((id, Place::Sockmap(place)));
+    }
+    for (id, place) in pins {
+        places.push((id, Place::Pin(place)));
+    }
+    places
 }
 
 /// Every loaded program whose name says that it is bpftk's.

@@ -20,8 +20,8 @@ pub(super) struct Owners {
     pub(super) programs: HashSet<u32>,
     /// Files of network namespaces, by inode number.
     pub(super) namespaces: HashMap<u64, PathBuf>,
-    /// One process of each mount namespace.
-    pub(super) mounters: HashMap<PathBuf, u32>,
+    /// One task's directory in /proc for each mount namespace.
+    pub(super) mounters: HashMap<PathBuf, PathBuf>,
 }
 
 impl Owners {
@@ -117,7 +117,9 @@ impl Owners {
                 continue;
             };
             if !namespaces {
-                self.mounters.entry(target).or_insert(pid);
+                self.mounters
+                    .entry(target)
+                    .or_insert_with(|| task.to_path_buf());
             } else if let Some(inode) = namespace(&target) {
                 self.namespaces.entry(inode).or_insert(path);
             }

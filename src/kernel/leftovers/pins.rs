@@ -68,9 +68,9 @@ pub(super) fn find(owners: &Owners, is_ours: &dyn Fn(u32) -> bool) -> Vec<(u32, 
     let own = Mount::of_this_process()
         .into_iter()
         .map(|mount| (mount, PathBuf::from("/")));
-    let others = owners.mounters.values().flat_map(|pid| {
-        let root = PathBuf::from(format!("/proc/{pid}/root"));
-        Mount::of(&pid.to_string())
+    let others = owners.mounters.values().flat_map(|task| {
+        let root = task.join("root");
+        Mount::of_task(task)
             .into_iter()
             .map(move |mount| (mount, root.clone()))
     });
