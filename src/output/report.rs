@@ -75,7 +75,7 @@ fn starts(columns: &[Column], cells: &[Vec<String>], header: bool) -> Vec<usize>
 }
 
 /// Breaks lines between words. A word that is longer than a line stays whole: it may be a path.
-fn wrap(text: &str, room: usize) -> String {
+pub(super) fn wrap(text: &str, room: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::record::{Field, Record, Value};
-use super::report::{Look, Report};
+use super::report::{Look, Report, wrap};
 use super::table::{Column, header_line, row_line};
 use super::writer::Writer;
 
@@ -179,7 +179,7 @@ impl Sink {
                     text.push('\n');
                 }
                 if rows.is_empty() {
-                    text.push_str(empty);
+                    text.push_str(&wrap(empty, WIDTH));
                     text.push('\n');
                 } else {
                     let look = Look {

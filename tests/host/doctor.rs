@@ -139,6 +139,22 @@ fn attach_xdp(name: &str, program: &OwnedFd) {
     assert_eq!(result, 0, "the program is attached");
 }
 
+/// Attaches to the loopback by a link.
+fn link_to_lo(program: &OwnedFd) -> OwnedFd {
+    // SAFETY: numbers, no options.
+    let fd = unsafe {
+        libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            1,
+            libbpf_sys::BPF_XDP,
+            std::ptr::null(),
+        )
+    };
+    assert!(fd >= 0, "the link is made: {fd}");
+    // SAFETY: libbpf just returned it, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 fn pin(program: &OwnedFd, path: &Path) {
     let path = CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: a C string.
@@ -366,12 +382,11 @@ fn doctor_tells_the_truth() {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(fact(&output, "kernel"), (None, release.trim().to_string()));
     assert_eq!(fact(&output, "architecture").1, std::env::consts::ARCH);
-    let version: Vec<u32> = release
-        .split(['.', '-'])
-        .take(2)
-        .map(|part| part.parse().unwrap())
-        .collect();
-    assert_eq!(is_yes(&output, "tcx"), version >= vec![6, 6], "{release}");
+    assert_eq!(
+        is_yes(&output, "tcx"),
+        kernel_version() >= vec![6, 6],
+        "{release}"
+    );
 
     let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap();
     assert_eq!(is_yes(&output, "JIT"), jit.trim() != "0");
@@ -705,7 +720,8 @@ fn doctor_removes_pins_and_cgroup_programs() {
     let point = mount.clone();
     let holder = thread::spawn(move || {
         use nix::mount::{MsFlags, mount};
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        use nix::sched::{CloneFlags, unshare};
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("bpf"), &point, Some("bpf"), MsFlags::empty(), none).unwrap();
@@ -714,13 +730,14 @@ fn doctor_removes_pins_and_cgroup_programs() {
         pin(&program, &point.join("dir/left"));
         let foreign = load_xdp("foreign_pin");
         pin(&foreign, &point.join("foreign"));
-        sender.send((id(&program), id(&foreign))).unwrap();
-        drop((program, foreign));
-        sender.send((0, 0)).unwrap();
+        let linked = load_xdp(&ours("ln"));
+        pin(&link_to_lo(&linked), &point.join("link"));
+        let ids = [id(&program), id(&foreign), id(&linked)];
+        drop((program, foreign, linked));
+        sender.send(ids).unwrap();
         let _ = wait.recv();
     });
-    let (pinned, foreign_pin) = ids.recv().unwrap();
-    ids.recv().unwrap();
+    let [pinned, foreign_pin, linked] = ids.recv().unwrap();
 
     let seen = doctor(&["--format", "json"]);
     let held = told(&seen, in_cgroup);
@@ -736,6 +753,12 @@ fn doctor_removes_pins_and_cgroup_programs() {
         held.len() == 1 && held[0].1.starts_with("pin ") && held[0].1.ends_with("dir/left"),
         "{held:?}"
     );
+    // One row: what a pinned link attaches goes with the pin.
+    let held = told(&seen, linked);
+    assert!(
+        held.len() == 1 && held[0].1.starts_with("link pinned at "),
+        "{held:?}"
+    );
     let all = leftovers(&seen);
     assert!(
         !all.contains(&foreign) && !all.contains(&foreign_pin),
@@ -749,11 +772,116 @@ fn doctor_removes_pins_and_cgroup_programs() {
         "{}",
         support::stdout(&cleaned)
     );
-    assert!(gone(in_cgroup) && gone(pinned));
+    assert!(gone(in_cgroup) && gone(pinned) && gone(linked));
     assert!(loaded(foreign) && loaded(foreign_pin));
     done.send(()).unwrap();
     holder.join().unwrap();
     fs::remove_dir(mount).unwrap();
+}
+
+/// Attached by the older call to a hook that also has links, and to a map that is pinned.
+#[test]
+fn doctor_removes_what_has_no_link_from_tcx_and_socket_maps() {
+    if !support::root() {
+        return;
+    }
+    let _alone = alone();
+    quiet();
+    let attach = |program: &OwnedFd, target: i32, hook: libbpf_sys::bpf_attach_type| {
+        // SAFETY: numbers.
+        unsafe { libbpf_sys::bpf_prog_attach(program.as_raw_fd(), target, hook, 0) }
+    };
+    let netns = Netns::new();
+    let tcx = netns.run(|| {
+        let program = load_tc(&ours("tcx"));
+        let foreign = load_tc("foreign_tcx");
+        let result = attach(&program, 1, libbpf_sys::BPF_TCX_INGRESS);
+        if result != 0 {
+            return None;
+        }
+        assert_eq!(attach(&foreign, 1, libbpf_sys::BPF_TCX_INGRESS), 0);
+        Some((id(&program), id(&foreign)))
+    });
+    let mount = Bpffs::new();
+    // SAFETY: a C string, no options.
+    let map = unsafe {
+        let fd = libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_SOCKHASH,
+            c"foreign_map".as_ptr(),
+            4,
+            4,
+            1,
+            std::ptr::null(),
+        );
+        assert!(fd >= 0);
+        OwnedFd::from_raw_fd(fd)
+    };
+    let program = load(libbpf_sys::BPF_PROG_TYPE_SK_MSG, &ours("msg"), 1);
+    let result = attach(&program, map.as_raw_fd(), libbpf_sys::BPF_SK_MSG_VERDICT);
+    assert_eq!(result, 0);
+    pin(&map, &mount.0.join("map"));
+    let verdict = id(&program);
+    drop((map, program));
+
+    let seen = doctor(&["--format", "json"]);
+    if let Some((left, foreign)) = tcx {
+        assert!(told(&seen, left)[0].1.starts_with("tcx ingress lo in "));
+        assert!(told(&seen, foreign).is_empty());
+    }
+    let held = told(&seen, verdict).remove(0).1;
+    // Kernels before 5.19 don't tell what a map holds.
+    let explained = kernel_version() >= vec![5, 19];
+    if explained {
+        assert!(
+            held.starts_with("sockmap id ") && held.ends_with(" sk_msg_verdict"),
+            "{held}"
+        );
+    } else {
+        assert_eq!(held, "nothing that was found");
+    }
+    let cleaned = doctor(&["--cleanup", "--format", "json"]);
+    assert_eq!(cleaned.status.code(), Some(if explained { 0 } else { 1 }));
+    if let Some((left, foreign)) = tcx {
+        assert!(gone(left) && loaded(foreign));
+    }
+    assert_eq!(gone(verdict), explained);
+    assert!(mount.0.join("map").exists(), "the map is not ours");
+}
+
+/// A bpffs, for as long as a test.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("bpftk-maps-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let none = None::<&str>;
+        nix::mount::mount(
+            Some("bpf"),
+            &path,
+            Some("bpf"),
+            nix::mount::MsFlags::empty(),
+            none,
+        )
+        .unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(&self.0);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn kernel_version() -> Vec<u32> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    release
+        .split(['.', '-'])
+        .take(2)
+        .map(|part| part.parse().unwrap())
+        .collect()
 }
 
 /// A cgroup of the test's own.
@@ -778,6 +906,37 @@ impl Drop for TestCgroup {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.0);
     }
+}
+
+/// Where the owners can't be seen, nothing is called ownerless.
+#[test]
+fn doctor_in_a_pid_namespace_of_its_own_removes_nothing() {
+    if !support::root() {
+        return;
+    }
+    let _alone = alone();
+    quiet();
+    let netns = Netns::new();
+    let owned = load_xdp(&ours("pns"));
+    netns.run(|| attach_xdp("lo", &owned));
+    let bpftk = support::bpftk_path();
+    let output = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", bpftk.to_str().unwrap()])
+        .args(["doctor", "--cleanup", "--format", "json"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "{}",
+        support::stdout(&output)
+    );
+    let summary = lines(&output).pop().unwrap();
+    assert!(summary["leftovers"].is_null());
+    let why = summary["leftovers_unknown"].as_str().unwrap();
+    assert!(why.contains("PID namespace"), "{why}");
+    let links = netns.run(|| support_ip("link show dev lo"));
+    assert!(links.contains("prog/xdp id"), "{links}");
 }
 
 /// What no place explains is told, and that it can't be removed is a failure.

@@ -22,6 +22,7 @@ use self::owners::Owners;
 use super::caps::{self, Cap};
 use super::clock::boot_ns;
 use super::sys;
+use crate::error::not_permitted;
 
 /// What every program of bpftk is called by.
 const PREFIX: &str = "bpftk_";
@@ -158,8 +159,19 @@ fn places(owners: &Owners, is_ours: &(dyn Fn(u32) -> bool + Sync)) -> Vec<(u32, 
 fn ours() -> Result<Vec<sys::ProgramInfo>> {
     let mut found = Vec::new();
     let mut id = 0;
-    while let Some(next) = sys::next_program(id).context("cannot list the loaded programs")? {
-        id = next;
+    loop {
+        match sys::next_program(id) {
+            Ok(Some(next)) => id = next,
+            Ok(None) => return Ok(found),
+            // CAP_SYS_ADMIN of another user namespace is none.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return Err(not_permitted(
+                    "listing the loaded programs needs CAP_SYS_ADMIN of the initial user namespace; run it as the \
+                     host's root",
+                ));
+            }
+            Err(error) => return Err(error).context("cannot list the loaded programs"),
+        }
         // It may be unloaded meanwhile.
         if let Ok(program) = sys::program_by_id(id)
             && let Ok(info) = sys::program_info(std::os::fd::AsFd::as_fd(&program))
@@ -168,7 +180,6 @@ fn ours() -> Result<Vec<sys::ProgramInfo>> {
             found.push(info);
         }
     }
-    Ok(found)
 }
 
 /// The last look before something is removed.
