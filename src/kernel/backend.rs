@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use anyhow::{Result, anyhow};
 
-use crate::error::{Status, status_of, unsupported};
+use crate::error::{Status, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ pub(crate) fn choose<B: Copy + Display, T>(
         };
     }
     let mut passed_over = Vec::new();
+    let mut forbidden = false;
     for &backend in order {
         match arm(backend) {
             Ok(armed) => {
@@ -42,17 +43,25 @@ pub(crate) fn choose<B: Copy + Display, T>(
                     passed_over,
                 });
             }
-            Err(error) => passed_over.push((backend, format!("{error:#}"))),
+            Err(error) => {
+                forbidden |= status_of(&error) == Status::NotPermitted;
+                passed_over.push((backend, format!("{error:#}")));
+            }
         }
     }
     let reasons: Vec<String> = passed_over
         .iter()
         .map(|(backend, reason)| format!("{backend}: {reason}"))
         .collect();
-    Err(unsupported(format!(
-        "no back end works on this kernel; {}",
-        reasons.join("; ")
-    )))
+    let reasons = reasons.join("; ");
+    // What was only forbidden may work: that is no verdict on the kernel.
+    Err(if forbidden {
+        not_permitted(format!(
+            "no back end works with these privileges; {reasons}"
+        ))
+    } else {
+        unsupported(format!("no back end works on this kernel; {reasons}"))
+    })
 }
 
 /// What the kernel can't do is told as such; what already knows its status keeps it.
@@ -67,7 +76,6 @@ fn as_unsupported(error: anyhow::Error, what: &str) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::not_permitted;
 
     #[test]
     fn the_first_that_arms_is_chosen() {
@@ -102,6 +110,13 @@ mod tests {
             text.contains("a: no a") && text.contains("b: no b"),
             "{text}"
         );
+        assert_eq!(status_of(&error), Status::Unsupported);
+        let error = choose(&["a", "b"], None, |backend| match backend {
+            "a" => Err::<(), _>(not_permitted("CAP_X")),
+            _ => Err(unsupported("missing")),
+        })
+        .unwrap_err();
+        assert_eq!(status_of(&error), Status::NotPermitted);
         let error = choose(&["a"], Some("a"), |_| {
             Err::<(), _>(not_permitted("CAP_BPF"))
         })
