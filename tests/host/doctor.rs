@@ -103,8 +103,14 @@ fn command(program: &str, args: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Attaches by clsact, as an older kernel's bpftk does, in the calling thread's namespace.
-fn attach_tc(name: &str, direction: libbpf_sys::bpf_tc_attach_point, program: &OwnedFd) {
+/// Attaches by clsact, as an older kernel's bpftk does, in the calling thread's namespace. Tells handle and priority;
+/// those that are 0 the kernel chooses.
+fn attach_tc_at(
+    name: &str,
+    direction: libbpf_sys::bpf_tc_attach_point,
+    program: &OwnedFd,
+    (handle, priority): (u32, u32),
+) -> (u32, u32) {
     let mut hook = libbpf_sys::bpf_tc_hook {
         sz: size_of::<libbpf_sys::bpf_tc_hook>() as _,
         ifindex: ifindex(name),
@@ -114,6 +120,8 @@ fn attach_tc(name: &str, direction: libbpf_sys::bpf_tc_attach_point, program: &O
     let mut opts = libbpf_sys::bpf_tc_opts {
         sz: size_of::<libbpf_sys::bpf_tc_opts>() as _,
         prog_fd: program.as_raw_fd(),
+        handle,
+        priority,
         ..Default::default()
     };
     // SAFETY: options of the sizes that they state. The qdisc may be there already.
@@ -122,6 +130,11 @@ fn attach_tc(name: &str, direction: libbpf_sys::bpf_tc_attach_point, program: &O
         libbpf_sys::bpf_tc_attach(&hook, &mut opts)
     };
     assert_eq!(result, 0, "the filter is attached");
+    (opts.handle, opts.priority)
+}
+
+fn attach_tc(name: &str, direction: libbpf_sys::bpf_tc_attach_point, program: &OwnedFd) -> u32 {
+    attach_tc_at(name, direction, program, (0, 0)).1
 }
 
 /// Attaches to the interface without a link.
@@ -535,33 +548,41 @@ fn doctor_removes_ownerless_filters_and_nothing_else() {
     let netns = Netns::new();
     netns.run(|| ip("link add v0 type veth peer name v1"));
 
-    let left: Vec<(u64, &str)> = netns.run(|| {
+    let xdp = netns.run(|| {
+        let program = load_xdp(&ours("xdp"));
+        attach_xdp("v1", &program);
+        id(&program)
+    });
+    let tc = netns.run(|| {
         [
-            (libbpf_sys::BPF_TC_INGRESS, "tc ingress v0"),
-            (libbpf_sys::BPF_TC_EGRESS, "tc egress v0"),
+            (libbpf_sys::BPF_TC_INGRESS, "tc ingress v0 handle 0x1"),
+            (libbpf_sys::BPF_TC_EGRESS, "tc egress v0 handle 0x1"),
         ]
         .map(|(direction, place)| {
             let program = load_tc(&ours("tc"));
-            attach_tc("v0", direction, &program);
-            (id(&program), place)
+            let priority = attach_tc("v0", direction, &program);
+            (
+                id(&program),
+                format!("{place} priority {priority}"),
+                priority,
+            )
         })
-        .into_iter()
-        .chain([{
-            let program = load_xdp(&ours("xdp"));
-            attach_xdp("v1", &program);
-            (id(&program), "xdp (generic) v1")
-        }])
-        .collect()
     });
-    // Of others: on the same hooks, by names that are not ours.
+    // Of others: on the same hooks, by names that are not ours; one even at the same priority.
     let foreign: Vec<u64> = netns.run(|| {
-        let tc = load_tc("foreign_tc");
-        attach_tc("v0", libbpf_sys::BPF_TC_EGRESS, &tc);
-        attach_tc("v0", libbpf_sys::BPF_TC_INGRESS, &tc);
+        let program = load_tc("foreign_tc");
+        attach_tc("v0", libbpf_sys::BPF_TC_EGRESS, &program);
+        let beside = (2, tc[0].2);
+        attach_tc_at("v0", libbpf_sys::BPF_TC_INGRESS, &program, beside);
         let xdp = load_xdp("not_bpftk_");
         attach_xdp("v0", &xdp);
-        vec![id(&tc), id(&xdp)]
+        vec![id(&program), id(&xdp)]
     });
+    let left: Vec<(u64, String)> = tc
+        .into_iter()
+        .map(|(id, place, _)| (id, place))
+        .chain([(xdp, "xdp (generic) v1".to_string())])
+        .collect();
     // Of ours, but somebody has them: this process, and a bpftk at work.
     let owned = load_tc(&ours("own"));
     netns.run(|| attach_tc("v0", libbpf_sys::BPF_TC_EGRESS, &owned));
@@ -573,10 +594,7 @@ fn doctor_removes_ownerless_filters_and_nothing_else() {
         let told = told(&seen, *id);
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!(told[0].0, "left");
-        assert!(told[0].1.starts_with(place), "{told:?}");
-        if place.starts_with("tc") {
-            assert!(told[0].1.contains(" handle 0x1 priority "), "{told:?}");
-        }
+        assert!(told[0].1.starts_with(place.as_str()), "{told:?}");
     }
     let all = leftovers(&seen);
     for id in foreign.iter().copied().chain([id(&owned)]) {
