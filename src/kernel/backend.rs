@@ -6,6 +6,8 @@ use std::fmt::Display;
 
 use anyhow::{Result, anyhow};
 
+use super::caps::{Cap, Held};
+use super::probes;
 use crate::error::{Status, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
@@ -29,7 +31,10 @@ pub(crate) fn choose<B: Copy + Display, T>(
                 armed,
                 passed_over: Vec::new(),
             }),
-            Err(error) => Err(as_unsupported(error, &format!("back end {backend}"))),
+            Err(error) => {
+                no_memory()?;
+                Err(as_unsupported(error, &format!("back end {backend}")))
+            }
         };
     }
     let mut passed_over = Vec::new();
@@ -49,6 +54,7 @@ pub(crate) fn choose<B: Copy + Display, T>(
             }
         }
     }
+    no_memory()?;
     let reasons: Vec<String> = passed_over
         .iter()
         .map(|(backend, reason)| format!("{backend}: {reason}"))
@@ -62,6 +68,14 @@ pub(crate) fn choose<B: Copy + Display, T>(
     } else {
         unsupported(format!("no back end works on this kernel; {reasons}"))
     })
+}
+
+/// Where memory is what is missing, the kernel's own words are of permission, and the same for every back end.
+fn no_memory() -> Result<()> {
+    if Held::read()?.has(Cap::Bpf) {
+        probes::memory_for_maps().map_err(not_permitted)?;
+    }
+    Ok(())
 }
 
 /// What the kernel can't do is told as such; what already knows its status keeps it.

@@ -95,13 +95,11 @@ const TRIALS: &[Trial] = &[
     trial("unprivileged BPF", &[], |_| unprivileged()),
     trial("JIT", &[Cap::Bpf], |_| jit()),
     trial("memlock", &[Cap::Bpf], memlock),
-    trial("kprobes", &[Cap::Bpf, Cap::Perfmon], |_| {
-        by_probe(probes::kprobe(c"tcp_v4_connect"))
-    }),
+    trial("kprobes", &[Cap::Bpf, Cap::Perfmon], kprobes),
     trial("fentry", &[Cap::Bpf, Cap::Perfmon], |_| {
         by_probe(probes::fentry())
     }),
-    trial("tracepoints", &[Cap::Perfmon], |_| tracepoints()),
+    trial("tracepoints", &[Cap::Perfmon], tracepoints),
     trial("raw tracepoints", &[Cap::Bpf, Cap::Perfmon], |_| {
         raw_tracepoints()
     }),
@@ -277,16 +275,38 @@ fn memlock(context: &Context<'_>) -> Found {
         Some(bytes) => format!("limit {} KiB", bytes / 1024),
         None => "limit not known".to_string(),
     };
-    // 1 MiB, as a ring buffer has.
-    match sys::map_create(libbpf_sys::BPF_MAP_TYPE_ARRAY, 4, 1 << 20, 1) {
-        Ok(_) => yes(format!("{limit}; a map of 1 MiB fits")),
-        Err(error) => no(format!(
-            "{limit}; a map of 1 MiB is refused: {error}; raise it with `ulimit -l unlimited`"
-        )),
+    match probes::memory_for_maps() {
+        Ok(()) => yes(format!("{limit}; a map of 1 MiB fits")),
+        Err(reason) => no(reason),
     }
 }
 
-fn tracepoints() -> Found {
+fn kprobes(context: &Context<'_>) -> Found {
+    match probes::kprobe(c"tcp_v4_connect") {
+        // Where there are kprobe events, it was the kernel that refused one.
+        Err(reason) if Path::new("/sys/bus/event_source/devices/kprobe").exists() => {
+            refused(context, reason)
+        }
+        tried => by_probe(tried),
+    }
+}
+
+/// Some kernels ask for more than CAP_PERFMON.
+fn refused(context: &Context<'_>, reason: String) -> Found {
+    if context.held.has(Cap::SysAdmin) {
+        return no(reason);
+    }
+    let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    (
+        Answer::NotTried,
+        format!(
+            "{reason}; kernel.perf_event_paranoid = {} may ask for CAP_SYS_ADMIN",
+            paranoid.trim()
+        ),
+    )
+}
+
+fn tracepoints(context: &Context<'_>) -> Found {
     let tried = Tracefs::open().and_then(|tracefs| {
         let id = tracefs.event_id("syscalls", "sys_enter_connect")?;
         sys::perf_tracepoint(id).map_err(Into::into)
@@ -294,7 +314,7 @@ fn tracepoints() -> Found {
     match tried {
         Ok(_) => yes("syscalls:sys_enter_connect opens"),
         Err(error) => match error.downcast_ref::<io::Error>() {
-            Some(error) => no(format!("the kernel refuses one: {error}")),
+            Some(error) => refused(context, format!("the kernel refuses one: {error}")),
             None => by_error(&error),
         },
     }
@@ -313,6 +333,9 @@ fn ring_buffer() -> Found {
     // A multiple of any page size.
     match sys::map_create(libbpf_sys::BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 16) {
         Ok(_) => yes(""),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            (Answer::Unknown, format!("{error}; see memlock"))
+        }
         Err(error) => no(format!("{error}; since Linux 5.8")),
     }
 }

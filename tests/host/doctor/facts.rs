@@ -275,6 +275,39 @@ fn without_privileges_says_what_it_could_not_try() {
     fs::remove_file(copy).unwrap();
 }
 
+/// Before Linux 5.11 maps count against a limit, and what is refused looks as if BPF were forbidden.
+#[test]
+fn names_the_limit_on_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
+    const CAP_SYS_RESOURCE: std::ffi::c_ulong = 24;
+    if !support::root() {
+        return;
+    }
+    let _alone = alone();
+    let mut command = support::bpftk(&["doctor", "--format", "json"]);
+    // SAFETY: two system calls.
+    unsafe {
+        command.pre_exec(|| {
+            setrlimit(Resource::RLIMIT_MEMLOCK, 1 << 16, 1 << 16)?;
+            // Else libbpf raises it.
+            nix::libc::prctl(nix::libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0);
+            Ok(())
+        });
+    }
+    let output = command.output().unwrap();
+    let counted = kernel_version() < vec![5, 11];
+    assert_eq!(is_yes(&output, "memlock"), !counted);
+    assert!(fact(&output, "memlock").1.contains("64 KiB"));
+    let command = rows(&output, "command").remove(0);
+    if counted {
+        assert_eq!(output.status.code(), Some(3));
+        let why = command["detail"].as_str().unwrap();
+        assert!(why.contains("64 KiB") && why.contains("ulimit -l"), "{why}");
+    } else {
+        assert_eq!(command["status"], "ok", "{command}");
+    }
+}
+
 #[test]
 fn takes_types_from_a_file_and_says_when_they_do_not_fit() {
     let refused = doctor(&["--btf", "/no/such/file"]);
