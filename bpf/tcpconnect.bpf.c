@@ -401,8 +401,6 @@ static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_at
 		return;
 	}
 	error = BPF_CORE_READ(sk, sk_err);
-	if (!error)
-		error = BPF_CORE_READ(sk, sk_err_soft);
 	attempt->event.end_ns = bpf_ktime_get_boot_ns();
 	if (error) {
 		if (has_uring_hooks && !attempt->call_tid) {

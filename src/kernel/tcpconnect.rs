@@ -3,8 +3,10 @@
 //! The kernel side of `tcpconnect`: its programs, loaded and attached by back end, and its records.
 
 use std::fmt;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -93,16 +95,28 @@ impl fmt::Debug for Tracer {
 /// Loads and attaches by the first back end that works here.
 pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Backend, Tracer>> {
     probes::may_read_kernel()?;
-    backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend))
+    // No back end changes what names need.
+    let dns_root = if config.dns { Some(root_cgroup()?) } else { None };
+    backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend, dns_root.as_ref()))
 }
 
-fn arm_by(config: &Config, backend: Backend) -> Result<Tracer> {
+fn arm_by(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Tracer> {
     match backend {
         Backend::Fentry => probes::fentry_allowed().map_err(unsupported)?,
         Backend::Kprobe => probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?,
         Backend::Tracepoint => {}
     }
-    Tracer::load(config, backend)
+    Tracer::load(config, backend, dns_root)
+}
+
+/// Where every socket of the machine is below.
+fn root_cgroup() -> Result<File> {
+    let root = cgroup::mount_point().ok_or_else(|| {
+        unsupported(
+            "--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)",
+        )
+    })?;
+    cgroup::open(&root)
 }
 
 /// What the fentry programs attach to.
@@ -114,7 +128,7 @@ const MAX_CALLS: u32 = 8192;
 const MAX_URING: u32 = 4096;
 
 impl Tracer {
-    fn load(config: &Config, backend: Backend) -> Result<Self> {
+    fn load(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
         let functions = if backend == Backend::Fentry { FUNCTIONS } else { &[] };
         let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
@@ -196,7 +210,7 @@ impl Tracer {
         }
 
         let mut tracer = Self { links: Vec::new(), skel };
-        tracer.attach(backend, tracefs.as_ref(), uring, config.dns)?;
+        tracer.attach(backend, tracefs.as_ref(), uring, dns_root)?;
         Ok(tracer)
     }
 
@@ -205,19 +219,15 @@ impl Tracer {
         backend: Backend,
         tracefs: Option<&Tracefs>,
         uring: Uring,
-        dns: bool,
+        dns_root: Option<&File>,
     ) -> Result<()> {
         let progs = &self.skel.progs;
         let links = &mut self.links;
-        if dns {
-            let root = cgroup::mount_point().ok_or_else(|| {
-                unsupported("--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
+        if let Some(root) = dns_root {
+            log::clear();
+            let link = progs.bpftk_dns.attach_cgroup(root.as_raw_fd()).map_err(|error| {
+                anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
             })?;
-            let root = cgroup::open(&root)?;
-            let link =
-                progs.bpftk_dns.attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root)).map_err(
-                    |error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)),
-                )?;
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
