@@ -68,9 +68,11 @@ static: deps-test ## Build dist/bpftk, one file that needs no shared library
 
 test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU
 
+# One test at a time, as in the guests: a tracer sees the whole machine, other tests included.
 host-test: deps-test test-bin ## Unit tests and host tests, on this kernel
 	@set -eu; for test in $$(cat $(build)/test-binaries); do \
-		echo "running $$(basename $$test)"; $(sudo) BPFTK_BIN=$(abspath $(static_bin)) $$test; done
+		echo "running $$(basename $$test)"; \
+		$(sudo) env BPFTK_BIN=$(abspath $(static_bin)) $$test --test-threads=1; done
 
 # The binaries of the tests; their names have a hash in them, so cargo says what they are.
 test-bin:

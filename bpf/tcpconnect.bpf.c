@@ -66,6 +66,8 @@ const volatile __u32 filter_netns;
 const volatile __u64 min_latency_ns;
 /* Back end kprobe: tcp_v6_connect is hooked too, and what it does by calling tcp_v4_connect is one attempt, its own. */
 const volatile __u8 has_v6_hooks = 1;
+/* Back end kprobe: the kernel runs a kretprobe for so many calls at a time, and skips it for more. */
+const volatile __u8 may_miss_returns;
 /* Back end tracepoint: attempts without a call that we follow are ended by io_uring's completion or the socket's end. */
 const volatile __u8 has_uring_hooks;
 
@@ -84,6 +86,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tcpconnect_call);
 } calls SEC(".maps");
+
+/* Back end kprobe: the same, of the checks whether a call is allowed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcpconnect_call);
+} checks SEC(".maps");
 
 /* One bit a port. */
 struct {
@@ -278,11 +288,17 @@ static __always_inline void call_begins(struct sock *sk)
 	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
 	bool wanted;
 
-	/* Another thread's call on the same socket: the kernel lets one of them connect, and that one is followed. */
-	if (attempt && attempt->event.end_ns == 0)
-		return;
-	if (attempt)
+	if (attempt && !attempt->event.end_ns) {
+		/*
+		 * Another thread's call on the same socket: the kernel lets one of them connect, and that one is
+		 * followed. Behind the socket's lock there is no other: that call's return was missed.
+		 */
+		if (!may_miss_returns || (attempt->flags & ATTEMPT_SYN_SENT))
+			return;
+		count_loss(BPFTK_LOSS_MISSED_RETURN);
+	} else if (attempt) {
 		finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+	}
 	new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
 }
 
@@ -459,10 +475,25 @@ int bpftk_destroy(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!attempt)
 		return 0;
-	if (attempt->flags & ATTEMPT_SYN_SENT)
+	if (attempt->flags & ATTEMPT_SYN_SENT) {
 		finish(attempt, sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED, 0);
-	else
+	} else {
+		/* It failed at once, where to was only in the call. */
+		if (may_miss_returns)
+			count_loss(BPFTK_LOSS_MISSED_RETURN);
 		bpf_map_delete_elem(&attempts, &key);
+	}
+	return 0;
+}
+
+/* No call's entry outlives its thread, whose last return may have been missed. */
+SEC("raw_tp/sched_process_exit")
+int bpftk_exit(void *ctx)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&calls, &tid);
+	bpf_map_delete_elem(&checks, &tid);
 	return 0;
 }
 
@@ -613,13 +644,6 @@ int BPF_KRETPROBE(bpftk_kr_v6, int ret)
 	recall_call(ret, false);
 	return 0;
 }
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tcpconnect_call);
-} checks SEC(".maps");
 
 static __always_inline void check_begins(struct sock *sk, const void *addr, __u32 addr_len)
 {
@@ -781,28 +805,41 @@ struct uring_id {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1);
 	__type(key, struct uring_id);
-	__type(value, __u64);
+	__type(value, struct tcpconnect_call);
 } uring_requests SEC(".maps");
 
+/* What a connect request asks for. It begins with what its opcode needs. */
+static __always_inline void read_request(struct io_kiocb *req, struct tcpconnect_call *call)
+{
+	struct io_connect *connect = (void *)req;
+	struct socket *sock = socket_of(BPF_CORE_READ(connect, file));
+
+	call->sk = (__u64)sock;
+	call->addr = (__u64)BPF_CORE_READ(connect, addr);
+	call->addr_len = BPF_CORE_READ(connect, addr_len);
+}
+
+/* After the request is prepared; when it completes, its memory may have served for something else. */
 SEC("tracepoint/io_uring/io_uring_submit_sqe")
 int bpftk_uring_sub(struct trace_event_raw_io_uring_submit_sqe___old *ctx)
 {
 	struct uring_id id = { .ctx = (__u64)ctx->ctx, .user_data = ctx->user_data };
-	__u64 req = (__u64)ctx->req;
+	struct tcpconnect_call call = {};
 
-	if (ctx->opcode == IORING_OP_CONNECT)
-		bpf_map_update_elem(&uring_requests, &id, &req, BPF_ANY);
+	if (ctx->opcode != IORING_OP_CONNECT)
+		return 0;
+	read_request(ctx->req, &call);
+	if (call.sk)
+		bpf_map_update_elem(&uring_requests, &id, &call, BPF_ANY);
 	return 0;
 }
 
-/* What a completion says of a connect that the socket's state has not told. */
-static __always_inline void uring_ends(struct io_kiocb *req, __u32 error)
+/* What a completion says of a connect that the socket's state has not told. call->sk is the struct socket. */
+static __always_inline void uring_ends(const struct tcpconnect_call *call, __u32 error)
 {
-	/* The request begins with what its opcode needs. */
-	struct io_connect *connect = (void *)req;
-	struct socket *sock = socket_of(BPF_CORE_READ(connect, file));
+	struct socket *sock = (void *)call->sk;
 	struct tcpconnect_attempt *attempt;
 	struct sock *sk;
 	bool wanted;
@@ -823,32 +860,34 @@ static __always_inline void uring_ends(struct io_kiocb *req, __u32 error)
 			bpf_map_delete_elem(&attempts, &key);
 		return;
 	}
-	if (BPF_CORE_READ(sock, state) != SS_UNCONNECTED ||
-	    BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+	if (!free_to_connect(sock))
 		return;
 	attempt = new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
 	if (attempt)
-		call_ends(sk, error, BPF_CORE_READ(connect, addr), BPF_CORE_READ(connect, addr_len), true);
+		call_ends(sk, error, (void *)call->addr, call->addr_len, true);
 }
 
 SEC("tracepoint/io_uring/io_uring_complete")
 int bpftk_uring_end(struct trace_event_raw_io_uring_complete *ctx)
 {
-	struct io_kiocb *req;
 	int res = ctx->res;
 
 	if (bpf_core_field_exists(ctx->req)) {
-		req = (void *)ctx->req;
-		if (res < 0 && req && BPF_CORE_READ(req, opcode) == IORING_OP_CONNECT)
-			uring_ends(req, -res);
+		struct io_kiocb *req = (void *)ctx->req;
+		struct tcpconnect_call call = {};
+
+		if (res >= 0 || !req || BPF_CORE_READ(req, opcode) != IORING_OP_CONNECT)
+			return 0;
+		read_request(req, &call);
+		uring_ends(&call, -res);
 	} else {
 		struct uring_id id = { .ctx = (__u64)ctx->ctx, .user_data = ctx->user_data };
-		__u64 *submitted = bpf_map_lookup_elem(&uring_requests, &id);
+		struct tcpconnect_call *call = bpf_map_lookup_elem(&uring_requests, &id);
 
-		if (!submitted)
+		if (!call)
 			return 0;
 		if (res < 0)
-			uring_ends((void *)*submitted, -res);
+			uring_ends(call, -res);
 		bpf_map_delete_elem(&uring_requests, &id);
 	}
 	return 0;

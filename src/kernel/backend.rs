@@ -6,7 +6,9 @@ use std::fmt::Display;
 
 use anyhow::{Result, anyhow};
 
-use crate::error::{Status, status_of, unsupported};
+use super::caps::{Cap, Held};
+use super::probes;
+use crate::error::{Status, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
 #[derive(Debug)]
@@ -25,21 +27,43 @@ pub(crate) fn choose<B: Copy + Display, T>(
     if let Some(backend) = forced {
         return match arm(backend) {
             Ok(armed) => Ok(Chosen { backend, armed, passed_over: Vec::new() }),
-            Err(error) => Err(as_unsupported(error, &format!("back end {backend}"))),
+            Err(error) => {
+                no_memory()?;
+                Err(as_unsupported(error, &format!("back end {backend}")))
+            }
         };
     }
     let mut passed_over = Vec::new();
+    let mut forbidden = false;
     for &backend in order {
         match arm(backend) {
             Ok(armed) => {
                 return Ok(Chosen { backend, armed, passed_over });
             }
-            Err(error) => passed_over.push((backend, format!("{error:#}"))),
+            Err(error) => {
+                forbidden |= status_of(&error) == Status::NotPermitted;
+                passed_over.push((backend, format!("{error:#}")));
+            }
         }
     }
+    no_memory()?;
     let reasons: Vec<String> =
         passed_over.iter().map(|(backend, reason)| format!("{backend}: {reason}")).collect();
-    Err(unsupported(format!("no back end works on this kernel; {}", reasons.join("; "))))
+    let reasons = reasons.join("; ");
+    // What was only forbidden may work: that is no verdict on the kernel.
+    Err(if forbidden {
+        not_permitted(format!("no back end works with these privileges; {reasons}"))
+    } else {
+        unsupported(format!("no back end works on this kernel; {reasons}"))
+    })
+}
+
+/// Where memory is what is missing, the kernel's own words are of permission, and the same for every back end.
+fn no_memory() -> Result<()> {
+    if Held::read()?.has(Cap::Bpf) {
+        probes::memory_for_maps().map_err(not_permitted)?;
+    }
+    Ok(())
 }
 
 /// What the kernel can't do is told as such; what already knows its status keeps it.
@@ -54,7 +78,6 @@ fn as_unsupported(error: anyhow::Error, what: &str) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::not_permitted;
 
     #[test]
     fn the_first_that_arms_is_chosen() {
@@ -82,6 +105,13 @@ mod tests {
         let error = choose(&["a", "b"], None, |b| Err::<(), _>(anyhow!("no {b}"))).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("a: no a") && text.contains("b: no b"), "{text}");
+        assert_eq!(status_of(&error), Status::Unsupported);
+        let error = choose(&["a", "b"], None, |backend| match backend {
+            "a" => Err::<(), _>(not_permitted("CAP_X")),
+            _ => Err(unsupported("missing")),
+        })
+        .unwrap_err();
+        assert_eq!(status_of(&error), Status::NotPermitted);
         let error =
             choose(&["a"], Some("a"), |_| Err::<(), _>(not_permitted("CAP_BPF"))).unwrap_err();
         assert_eq!(status_of(&error), Status::NotPermitted);

@@ -10,44 +10,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
+use super::mounts::Mount;
 use super::sys;
 use crate::error::usage;
 
 /// Where cgroup v2 is mounted, whole.
 pub(crate) fn mount_point() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(parse_mount)
-}
-
-/// proc_pid_mountinfo(5): `36 35 98:0 /root /mount/point options [tags] - fstype source options`.
-fn parse_mount(line: &str) -> Option<PathBuf> {
-    let (before, after) = line.split_once(" - ")?;
-    if after.split(' ').next()? != "cgroup2" {
-        return None;
-    }
-    let mut words = before.split(' ').skip(3);
-    let (root, point) = (words.next()?, words.next()?);
-    (root == "/").then(|| PathBuf::from(unescape(point)))
-}
-
-/// Spaces and the like stand as `\040`.
-fn unescape(text: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        match rest.get(at + 1..at + 4).and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) => {
-                out.push(byte.into());
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out + rest
+    Mount::of_this_process()
+        .into_iter()
+        .find(|mount| mount.fstype == "cgroup2" && mount.root == Path::new("/"))
+        .map(|mount| mount.point)
 }
 
 /// Opens the cgroup that an option names; anything that isn't a cgroup v2 directory is wrong usage.
@@ -105,18 +77,6 @@ impl Paths {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_are_found_in_mountinfo() {
-        let line = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate";
-        assert_eq!(parse_mount(line), Some("/sys/fs/cgroup".into()));
-        let part = "30 23 0:26 /a /mnt rw - cgroup2 none rw";
-        assert_eq!(parse_mount(part), None);
-        let v1 = "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
-        assert_eq!(parse_mount(v1), None);
-        let space = "30 23 0:26 / /mnt/a\\040b rw - cgroup2 none rw";
-        assert_eq!(parse_mount(space), Some("/mnt/a b".into()));
-    }
 
     #[test]
     fn what_is_no_cgroup_is_refused() {

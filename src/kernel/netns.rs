@@ -3,11 +3,14 @@
 //! Network namespaces, by the inode number that the kernel knows them by.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
 
 use anyhow::Result;
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::sys;
 use crate::error::usage;
@@ -23,6 +26,33 @@ pub(crate) fn resolve(text: &Path) -> Result<u32> {
         Ok(meta) if is_net => Ok(meta.ino() as u32),
         _ => Err(usage(format!("--netns {}: not a network namespace; {expected}", text.display()))),
     }
+}
+
+/// Does `work` in the namespace that `file` is of, on a thread of its own: a thread that moved can't be trusted to
+/// come back.
+pub(crate) fn within<T: Send>(file: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(file, CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Does `work` in a namespace that nobody else sees and that ends with it.
+pub(crate) fn within_new<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use libbpf_rs::libbpf_sys;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::sys;
 
@@ -49,6 +50,26 @@ pub(crate) fn kprobe(function: &CStr) -> Result<(), Reason> {
     sys::perf_kprobe(kind, function)
         .map(drop)
         .map_err(|error| format!("the kernel refuses a kprobe: {error}"))
+}
+
+/// Whether the kernel has memory for maps. Before Linux 5.11 they count against RLIMIT_MEMLOCK, which libbpf raises if it
+/// may: without CAP_SYS_RESOURCE every map of some size is EPERM, as if BPF were forbidden.
+pub(crate) fn memory_for_maps() -> Result<(), Reason> {
+    // 1 MiB, as a ring buffer has.
+    let tried = sys::map_create(libbpf_sys::BPF_MAP_TYPE_ARRAY, 4, 1 << 20, 1);
+    match tried.map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::EPERM)) => {
+            let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
+                |_| "limited".to_string(),
+                |(soft, _)| format!("limited to {} KiB", soft / 1024),
+            );
+            Err(format!(
+                "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
+                 `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The mode that lockdown is in, where the kernel has it: `none`, `integrity` or `confidentiality`.

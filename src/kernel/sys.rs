@@ -291,6 +291,222 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
+/// 0 or -errno.
+fn done(result: i32) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    Ok(())
+}
+
+/// Attaches to a raw tracepoint by its name.
+pub(super) fn raw_tracepoint_open_named(
+    program: BorrowedFd<'_>,
+    name: &CStr,
+) -> io::Result<OwnedFd> {
+    // SAFETY: a C string.
+    from_libbpf(unsafe { libbpf_sys::bpf_raw_tracepoint_open(name.as_ptr(), program.as_raw_fd()) })
+}
+
+pub(super) fn map_create(
+    kind: libbpf_sys::bpf_map_type,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    // SAFETY: a C string, and no options.
+    from_libbpf(unsafe {
+        libbpf_sys::bpf_map_create(
+            kind,
+            c"bpftk_probe".as_ptr(),
+            key_size,
+            value_size,
+            max_entries,
+            std::ptr::null(),
+        )
+    })
+}
+
+/// What the kernel tells of a loaded program.
+#[derive(Clone, Debug)]
+pub(super) struct ProgramInfo {
+    pub(super) id: u32,
+    pub(super) kind: u32,
+    pub(super) name: String,
+    /// Nanoseconds since boot.
+    pub(super) loaded_ns: u64,
+    /// Bytes of machine code; 0 when it is interpreted, or when that may not be known.
+    pub(super) jited_len: u32,
+}
+
+pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: room for as much as `len` says; no buffer of it asks for more.
+    done(unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut len) })?;
+    Ok(ProgramInfo {
+        id: info.id,
+        kind: info.type_,
+        name: crate::output::bytes_to_string(&info.name.map(|c| c as u8)),
+        loaded_ns: info.load_time,
+        jited_len: info.jited_prog_len,
+    })
+}
+
+/// `xdp`, `sched_cls` and the like.
+pub(super) fn program_type_name(kind: u32) -> String {
+    // SAFETY: any number may be asked for.
+    let name = unsafe { libbpf_sys::libbpf_bpf_prog_type_str(kind) };
+    if name.is_null() {
+        return format!("type {kind}");
+    }
+    // SAFETY: a static C string.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+/// The next id after `after`, of loaded programs.
+pub(super) fn next_program(after: u32) -> io::Result<Option<u32>> {
+    let mut id = 0;
+    // SAFETY: room for one id.
+    next(unsafe { libbpf_sys::bpf_prog_get_next_id(after, &mut id) }, id)
+}
+
+/// The next id after `after`, of maps.
+pub(super) fn next_map(after: u32) -> io::Result<Option<u32>> {
+    let mut id = 0;
+    // SAFETY: room for one id.
+    next(unsafe { libbpf_sys::bpf_map_get_next_id(after, &mut id) }, id)
+}
+
+fn next(result: i32, id: u32) -> io::Result<Option<u32>> {
+    match done(result) {
+        Ok(()) => Ok(Some(id)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a number.
+    from_libbpf(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })
+}
+
+pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a number.
+    from_libbpf(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) })
+}
+
+/// What is pinned at `path`.
+pub(super) fn pinned(path: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: a C string.
+    from_libbpf(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })
+}
+
+/// What may be attached at one place. The kernel says ENOSPC when it is more.
+const MOST_ATTACHED: usize = 1024;
+
+/// Ids of the programs attached to a cgroup, a map or (tcx) an interface.
+pub(super) fn attached(
+    target: RawFd,
+    attach_type: libbpf_sys::bpf_attach_type,
+) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0; MOST_ATTACHED];
+    let mut count = MOST_ATTACHED as u32;
+    // SAFETY: room for as many ids as `count` says.
+    done(unsafe {
+        libbpf_sys::bpf_prog_query(
+            target,
+            attach_type,
+            0,
+            std::ptr::null_mut(),
+            ids.as_mut_ptr(),
+            &mut count,
+        )
+    })?;
+    ids.truncate(count as usize);
+    Ok(ids)
+}
+
+/// Ids of the programs at a tcx hook, those without a link. Linux 6.6.
+pub(super) fn attached_without_link(
+    ifindex: i32,
+    attach_type: libbpf_sys::bpf_attach_type,
+) -> io::Result<Vec<u32>> {
+    let mut programs = vec![0_u32; MOST_ATTACHED];
+    let mut links = vec![0_u32; MOST_ATTACHED];
+    let mut opts = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as libbpf_sys::size_t,
+        prog_ids: programs.as_mut_ptr(),
+        link_ids: links.as_mut_ptr(),
+        ..Default::default()
+    };
+    opts.__bindgen_anon_1.count = MOST_ATTACHED as u32;
+    // SAFETY: options of the size that they state, with room for `count` ids twice.
+    done(unsafe { libbpf_sys::bpf_prog_query_opts(ifindex, attach_type, &mut opts) })?;
+    // SAFETY: the union's members are the same number by two names.
+    let count = unsafe { opts.__bindgen_anon_1.count } as usize;
+    Ok(programs
+        .into_iter()
+        .zip(links)
+        .take(count)
+        .filter(|&(_, link)| link == 0)
+        .map(|(program, _)| program)
+        .collect())
+}
+
+/// Detaches `program` from a cgroup, a map or (tcx) an interface.
+pub(super) fn detach(
+    program: BorrowedFd<'_>,
+    target: RawFd,
+    attach_type: libbpf_sys::bpf_attach_type,
+) -> io::Result<()> {
+    // SAFETY: numbers.
+    done(unsafe { libbpf_sys::bpf_prog_detach2(program.as_raw_fd(), target, attach_type) })
+}
+
+/// Takes `program` off an interface; fails when another one is there (XDP_FLAGS_REPLACE, Linux 5.7).
+pub(super) fn xdp_detach(program: BorrowedFd<'_>, ifindex: i32, mode_flag: u32) -> io::Result<()> {
+    let opts = libbpf_sys::bpf_xdp_attach_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as libbpf_sys::size_t,
+        old_prog_fd: program.as_raw_fd(),
+        ..Default::default()
+    };
+    // SAFETY: options of the size that they state.
+    done(unsafe { libbpf_sys::bpf_xdp_detach(ifindex, mode_flag, &opts) })
+}
+
+/// The program that a process's perf event runs.
+pub(super) fn program_of_event(pid: i32, fd: RawFd) -> Option<u32> {
+    let mut name = [0_u8; 256];
+    let mut len = name.len() as u32;
+    let (mut id, mut kind, mut offset, mut address) = (0, 0, 0, 0);
+    // SAFETY: room for a name of `len` bytes, and for one number each.
+    let result = unsafe {
+        libbpf_sys::bpf_task_fd_query(
+            pid,
+            fd,
+            0,
+            name.as_mut_ptr().cast(),
+            &mut len,
+            &mut id,
+            &mut kind,
+            &mut offset,
+            &mut address,
+        )
+    };
+    // A name that does not fit is ENOSPC, with everything else filled in.
+    (result == 0 || result == -libc::ENOSPC).then_some(id)
+}
+
+/// What the kernel says to a program that asks for an io_uring of no entries: never Ok.
+pub(super) fn io_uring_refusal() -> io::Error {
+    // SAFETY: the kernel checks the pointer.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<libc::c_void>()) };
+    debug_assert!(result < 0);
+    io::Error::last_os_error()
+}
+
 /// Opens a cgroup by its id, which is its file handle (fs/kernfs/mount.c, kernfs_fh_to_dentry).
 pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
     const FILEID_KERNFS: i32 = 0xfe;

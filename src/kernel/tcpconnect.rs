@@ -142,6 +142,7 @@ impl Tracer {
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
         rodata.has_v6_hooks = backend.traces_v6().into();
+        rodata.may_miss_returns = (backend == Backend::Kprobe).into();
         rodata.has_uring_hooks = (uring != Uring::None).into();
         configure_task_filter!(open, &config.tasks);
         for (map, prefixes) in [
@@ -220,8 +221,11 @@ impl Tracer {
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
-        if backend == Backend::Tracepoint {
+        if backend != Backend::Fentry {
             links.push(attach::auto(&progs.bpftk_destroy)?);
+        }
+        if backend == Backend::Kprobe {
+            links.push(attach::auto(&progs.bpftk_exit)?);
         }
         links.push(attach::auto(&progs.bpftk_set_state)?);
         match backend {
@@ -347,11 +351,11 @@ fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: U
         &mut progs.bpftk_kr_pre6,
         &mut progs.bpftk_kp_lsm,
         &mut progs.bpftk_kr_lsm,
+        &mut progs.bpftk_exit,
     ] {
         program.set_autoload(backend == Backend::Kprobe);
     }
     for program in [
-        &mut progs.bpftk_destroy,
         &mut progs.bpftk_connect,
         &mut progs.bpftk_sendto,
         &mut progs.bpftk_sendmsg,
@@ -360,6 +364,7 @@ fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: U
     ] {
         program.set_autoload(backend == Backend::Tracepoint);
     }
+    progs.bpftk_destroy.set_autoload(backend != Backend::Fentry);
     progs.bpftk_uring_end.set_autoload(uring != Uring::None);
     progs.bpftk_uring_sub.set_autoload(uring == Uring::BySubmission);
 }

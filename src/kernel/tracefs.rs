@@ -77,8 +77,8 @@ impl Tracefs {
                 unsupported(format!("this kernel has no tracepoint {category}:{name}"))
             }
             std::io::ErrorKind::PermissionDenied => not_permitted(format!(
-                "reading {} needs root or CAP_DAC_READ_SEARCH",
-                path.display()
+                "reading {} in tracefs needs root or CAP_DAC_READ_SEARCH",
+                path.strip_prefix(&self.root).unwrap_or(path).display()
             )),
             _ => anyhow!("cannot read {}: {error}", path.display()),
         })

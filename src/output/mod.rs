@@ -9,8 +9,7 @@ mod sink;
 mod table;
 mod writer;
 
-pub(crate) use escape::{bytes_to_string, printable};
+pub(crate) use escape::bytes_to_string;
 pub(crate) use record::{Field, Kind, Record, Value};
-pub(crate) use report::Report;
 pub(crate) use sink::{ColorChoice, Format, Sink, SinkOptions};
-pub(crate) use table::{Align, Column};
+pub(crate) use table::Column;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::record::{Field, Record, Value};
-use super::report::Report;
+use super::report::{Look, Report, wrap};
 use super::table::{Column, header_line, row_line};
 use super::writer::Writer;
 
@@ -135,7 +135,8 @@ impl Sink {
                     text = format!("\x1b[{}A\x1b[J", self.drawn);
                 }
                 let mut body = format!("{title}\n");
-                body.push_str(&Report::render(&self.columns, rows, self.header));
+                let look = Look { header: self.header, color: self.color, width: None };
+                body.push_str(&Report::render(&self.columns, rows, look));
                 self.drawn = body.lines().count();
                 text.push_str(&body);
                 self.writer.write(&text)
@@ -149,6 +150,33 @@ impl Sink {
                 let lines: Result<String> = rows.iter().map(csv_record).collect();
                 self.writer.write(&lines?)
             }
+        }
+    }
+
+    /// Writes one of several finite tables, with columns of its own. `empty` is said in place of a table without rows.
+    pub(crate) fn section(
+        &mut self,
+        columns: &[Column],
+        rows: &[Record],
+        empty: &str,
+    ) -> Result<()> {
+        const WIDTH: usize = 80;
+        match self.format {
+            Format::Table => {
+                let mut text = String::new();
+                if std::mem::replace(&mut self.header_written, true) {
+                    text.push('\n');
+                }
+                if rows.is_empty() {
+                    text.push_str(&wrap(empty, WIDTH));
+                    text.push('\n');
+                } else {
+                    let look = Look { header: self.header, color: self.color, width: Some(WIDTH) };
+                    text.push_str(&Report::render(columns, rows, look));
+                }
+                self.writer.write(&text)
+            }
+            Format::Json | Format::Csv => self.interval("", rows),
         }
     }
 

@@ -79,9 +79,9 @@ impl Column {
     }
 }
 
-const BOLD: &str = "\x1b[1m";
-const RED: &str = "\x1b[31m";
-const RESET: &str = "\x1b[0m";
+pub(super) const BOLD: &str = "\x1b[1m";
+pub(super) const RED: &str = "\x1b[31m";
+pub(super) const RESET: &str = "\x1b[0m";
 
 pub(super) fn header_line(columns: &[Column], color: bool) -> String {
     let cells = columns.iter().map(|column| (column.header.to_string(), false));

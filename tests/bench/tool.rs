@@ -50,10 +50,8 @@ impl Tool {
             // Reading from a terminal whose other side is closed is an error, and the end.
             for line in BufReader::new(File::from(ours)).split(b'\n') {
                 let Ok(line) = line else { break };
-                if contains(&line, COMM.as_bytes()) {
-                    if count.fetch_add(1, Ordering::Relaxed) == 0 {
-                        at.store(nanoseconds(begin), Ordering::Release);
-                    }
+                if contains(&line, COMM.as_bytes()) && count.fetch_add(1, Ordering::Relaxed) == 0 {
+                    at.store(nanoseconds(begin), Ordering::Release);
                 }
             }
         });
@@ -107,6 +105,20 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Waits until it has printed so many rows, and no more for a moment. Not forever: it may have lost some.
+    pub(crate) fn settle(&self, rows: u64) {
+        let begin = Instant::now();
+        let mut seen = u64::MAX;
+        while begin.elapsed() < Duration::from_secs(3) {
+            let now = self.rows.load(Ordering::Relaxed);
+            if now >= rows && now == seen {
+                break;
+            }
+            seen = now;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Peak resident memory in KiB.
     pub(crate) fn peak_rss(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

@@ -372,20 +372,3 @@ fn tracefs_and_bpffs_need_not_be_mounted() {
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
 }
-
-/// Only in a guest: lockdown can't be taken back. By its name the last test to run.
-#[test]
-fn zz_lockdown_is_explained() {
-    if std::env::var_os("BPFTK_VM").is_none() {
-        println!("SKIP locks the kernel down for good: only in a guest of the kernel matrix");
-        return;
-    }
-    let path = "/sys/kernel/security/lockdown";
-    if fs::write(path, "confidentiality").is_err() {
-        println!("SKIP this kernel has no lockdown");
-        return;
-    }
-    let output = output(&["tcpconnect", "-d", "10ms"]);
-    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    assert!(stderr(&output).contains("locked down (confidentiality)"), "{}", stderr(&output));
-}

@@ -5,5 +5,7 @@
 
 mod cli;
 mod clone_trace;
+mod doctor;
 mod support;
 mod tcpconnect;
+mod zz_last;

@@ -49,6 +49,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
         ("NAME", "With --dns: names that DNS answers gave this address, the latest first."),
         ("TIME", "With --timestamp: local time of the call."),
+        ("ATTEMPTS FAILURES MEDIAN P99", "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %. The last table is the whole run's."),
     ],
     fields: &[
         ("Fields of JSON lines of type event, and of CSV", FIELDS),
@@ -58,8 +59,8 @@ pub(crate) const MANUAL: Manual = Manual {
     mechanism: &[
         "An attempt begins when a TCP socket is asked to connect and ends when it leaves the state SYN_SENT. The tracepoint sock:inet_sock_set_state shows both, the beginning in the caller's context, so that process, user and cgroup are the caller's also when the answer arrives in a softirq. One attempt is one row: a second connect() on a socket that is under way only asks how the first went, and calls that ask for no connection (a bad descriptor, a socket that is connected already) are no attempts.",
         "Failures before the first packet (no route, no free port, forbidden) change no state. How they are seen is what the back ends differ in; the first of this list that the kernel accepts is used, -v says which, --backend insists on one.",
-        "fentry: fentry and fexit programs on tcp_v4_connect and tcp_v6_connect; refusals by cgroup programs and security modules are seen on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect. Needs Linux 5.5 on x86_64, 6.0 on aarch64.",
-        "kprobe: kprobes and kretprobes on the same functions, none of which waits for the network.",
+        "fentry: fentry and fexit programs on __inet_stream_connect, which every connect and every Fast Open send comes to, io_uring's and the kernel's own included; what a security module refuses is seen on security_socket_connect. Needs a trampoline for the architecture: x86_64, or aarch64 since Linux 6.0.",
+        "kprobe: kprobes and kretprobes on tcp_v4_connect and tcp_v6_connect, which don't wait for the network, and on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect, where cgroup programs and security modules refuse. Linux runs a kretprobe for a limited number of calls at a time (on small machines 10). Beyond it an attempt that failed at once is counted as lost_missed_return; all others are seen by their state changes.",
         "tracepoint: enter and exit of connect, and of sendto, sendmsg and sendmmsg for MSG_FASTOPEN, and io_uring:io_uring_complete. Complete where kprobes and fentry are forbidden, except for two early failures: of 32-bit system calls, for which Linux has no tracepoints, and of connects that the kernel makes itself (NFS, for example).",
         "Kernels without IPv6 trace IPv4. MPTCP sockets connect by TCP subflows, each of which is a row; additional subflows are the kernel's, and show its worker as caller.",
         "--dns attaches a program to the root cgroup (v2) that copies what sockets receive from port 53, over UDP and TCP, IPv4 and IPv6, in any network namespace, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs, led to it; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
@@ -69,7 +70,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "fentry and kprobe: proportional to the rate of connects and of TCP state changes, nothing else. `make bench` prints the time per connect beside other tools.",
         "tracepoint: two programs for each connect, sendto, sendmsg and sendmmsg call, of which all but connects and Fast Open end at once; and while any system call tracepoint is in use, Linux sends every system call of every process through its slow path, which costs each some tens of nanoseconds.",
         "--dns: a program for each packet that a local socket receives; it reads a few header bytes of those that are not from port 53.",
-        "Memory in the kernel: 65536 attempts may be under way (about 12 MiB) and 1 MiB of rows may wait for the reader. What does not fit is counted, and told at the end.",
+        "Memory in the kernel: room for 16384 attempts under way (about 3 MiB; --max-pending) and for 1 MiB of rows that wait for the reader, some 9000. What does not fit is counted, and told at the end.",
     ],
     exit_status: &[],
 };

@@ -97,11 +97,6 @@ impl Running {
         self.lines.recv_timeout(PATIENCE).expect("bpftk prints another line")
     }
 
-    /// Whether it has printed another line by now.
-    pub(crate) fn try_line(&self) -> Option<String> {
-        self.lines.try_recv().ok()
-    }
-
     /// Ends it as Ctrl-C does.
     pub(crate) fn stop(self) -> Run {
         self.signal(Signal::SIGINT);

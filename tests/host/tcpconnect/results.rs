@@ -343,11 +343,10 @@ fn calls_that_ask_for_no_connection_are_no_attempts() {
             assert_eq!(connected.connect(to), Err(Errno::EISCONN));
             // SAFETY: a descriptor that can't be open, a null address.
             assert_eq!(unsafe { libc::connect(1_000_000, std::ptr::null(), 16) }, -1);
-            // SAFETY: an address that can't be read.
-            assert_eq!(
-                unsafe { libc::connect(Tcp::v4().0.as_raw_fd(), 8 as *const libc::sockaddr, 16) },
-                -1
-            );
+            let socket = Tcp::v4();
+            // SAFETY: an address that can't be read, which the kernel finds out.
+            let status = unsafe { libc::connect(socket.0.as_raw_fd(), 8 as *const _, 16) };
+            assert_eq!(status, -1);
             // UDP and UNIX sockets connect too, but not by TCP.
             std::net::UdpSocket::bind("127.0.0.1:0").unwrap().connect(to).unwrap();
             assert!(std::os::unix::net::UnixStream::connect("/no/such/socket").is_err());
