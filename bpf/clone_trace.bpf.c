@@ -232,14 +232,15 @@ static __always_inline void finish(struct clone_pending *pending)
 	struct clone_event *event = &pending->event;
 
 	if (kind_wanted(event) && (!failed_only || event->result < 0)) {
-		if (with_args && event->has_args)
-			read_pointed_at(event);
-		if (!with_args || !event->has_args)
+		if (!with_args || !event->has_args) {
 			emit_record(event, CLONE_EVENT_SHORT);
-		else if (!event->args.set_tids)
-			emit_record(event, CLONE_EVENT_ARGS);
-		else
-			emit_record(event, sizeof(*event));
+		} else {
+			read_pointed_at(event);
+			if (event->args.set_tids)
+				emit_record(event, sizeof(*event));
+			else
+				emit_record(event, CLONE_EVENT_ARGS);
+		}
 	}
 	drop_entry();
 }
