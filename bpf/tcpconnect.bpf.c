@@ -181,9 +181,16 @@ SEC("fentry/__inet_stream_connect")
 int BPF_PROG(bpftk_fe_conn, struct socket *sock, struct sockaddr *addr, int addr_len)
 {
 	struct sock *sk = free_to_connect(sock);
+	struct tcpconnect_call *outer;
+	__u32 tid;
 
 	if (!sk)
 		return 0;
+	/* Before 6.3 an MPTCP socket's TCP socket is connected by a call inside its own: the attempt is the inner one's. */
+	tid = (__u32)bpf_get_current_pid_tgid();
+	outer = bpf_map_lookup_elem(&calls, &tid);
+	if (outer)
+		bpf_map_delete_elem(&attempts, &outer->sk);
 	call_begins(sk);
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
 		remember_call(sk, addr, addr_len);
