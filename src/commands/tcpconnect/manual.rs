@@ -49,7 +49,10 @@ pub(crate) const MANUAL: Manual = Manual {
         ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
         ("NAME", "With --dns: names that DNS answers gave this address, the latest first."),
         ("TIME", "With --timestamp: local time of the call."),
-        ("ATTEMPTS FAILURES MEDIAN P99", "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %. The last table is the whole run's."),
+        (
+            "ATTEMPTS FAILURES MEDIAN P99",
+            "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %. The last table is the whole run's.",
+        ),
     ],
     fields: &[
         ("Fields of JSON lines of type event, and of CSV", FIELDS),
