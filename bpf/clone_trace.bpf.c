@@ -12,9 +12,10 @@
  *   task      the new task alone
  *
  * The kernel may not run a hook: a kretprobe when too many calls of its function are under way (each waiting vfork
- * is one), a tracepoint when another BPF program of its kind was preempted on this CPU. So an end without a beginning
- * makes a row of what the registers still say, and a beginning without an end is found at the thread's next call, at
- * its exit, or by user space.
+ * is one); a system call's tracepoint, which is preemptible in Linux 7, while the same program was preempted on this
+ * CPU. So a new task or an end without a beginning makes up for it by what the registers still say, and a beginning
+ * without an end is found at the thread's next call, at its exit, or by user space. The new task and the exit are
+ * seen by perf's tracepoints, not by raw ones, because those are run with preemption off.
  */
 
 #include "task_filter.bpf.h"
@@ -26,6 +27,7 @@
 #define CLONE_PIDFD 0x1000
 #define CLONE_VM 0x100
 #define CLONE_VFORK 0x4000
+#define CLONE_PARENT 0x8000
 #define CLONE_THREAD 0x10000
 /* CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET */
 #define CLONE_NEW_NAMESPACES 0x7e020000
@@ -48,7 +50,7 @@
 #define NR_CLONE3 435
 
 const volatile __u8 by_task;
-/* The end of every call is seen: one that the table had no room for makes its row there. */
+/* The end of a call is seen without an entry too. */
 const volatile __u8 by_syscall;
 const volatile __u8 failed_only;
 const volatile __u8 with_args;
@@ -76,8 +78,8 @@ enum clone_kind _kind;
 
 /* ------------------------------------------------------------------ one call's life */
 
-/* Begins an entry for the current thread, when the user asked for its task. */
-static __always_inline struct clone_pending *new_entry(__u8 call)
+/* Begins an entry for the current thread, when the user asked for its task. @last: without one there is no row. */
+static __always_inline struct clone_pending *new_entry(__u8 call, bool last)
 {
 	struct task_struct *current = (void *)bpf_get_current_task();
 	struct clone_pending *pending;
@@ -87,7 +89,7 @@ static __always_inline struct clone_pending *new_entry(__u8 call)
 	if (!task_wanted(&task))
 		return NULL;
 	if (bpf_map_update_elem(&calls, &task.tid, &blank, BPF_ANY)) {
-		if (!by_syscall)
+		if (last)
 			count_loss(BPFTK_LOSS_TABLE_FULL);
 		return NULL;
 	}
@@ -269,7 +271,8 @@ static __always_inline void call_begins(__u8 call, __u64 a, __u64 b, __u64 c, __
 
 	if (pending)
 		finish_missed(pending);
-	pending = new_entry(call);
+	/* At the end of a system call its tracepoint tries again. */
+	pending = new_entry(call, !by_syscall);
 	if (!pending)
 		return;
 	pending->event.start_ns = bpf_ktime_get_boot_ns();
@@ -298,38 +301,140 @@ static __always_inline void call_ends(struct clone_pending *pending, long result
 	finish(pending);
 }
 
+/* The registers with which the current task entered the kernel. */
+static __always_inline struct pt_regs *user_registers(void)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+
+	/* Linux 5.15 */
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
+		return (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	/* arch/…/include/asm/processor.h, task_pt_regs, with pages of 4 KiB: the caller looks whether they make sense. */
+	return BPF_CORE_READ(current, stack) + 16384 - bpf_core_type_size(struct pt_regs);
+}
+
+static __always_inline int number_in(struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_arm64)
+	return BPF_CORE_READ(regs, syscallno);
+#else
+	return BPF_CORE_READ(regs, orig_ax);
+#endif
+}
+
+static __always_inline __u8 call_of(int number)
+{
+	switch (number) {
+	case NR_CLONE:
+		return CLONE_CALL_CLONE;
+	case NR_CLONE3:
+		return CLONE_CALL_CLONE3;
+#ifdef NR_FORK
+	case NR_FORK:
+		return CLONE_CALL_FORK;
+	case NR_VFORK:
+		return CLONE_CALL_VFORK;
+#endif
+	}
+	return CLONE_CALL_NONE;
+}
+
+/*
+ * An entry for a call whose beginning was not seen: seccomp refused it before the tracepoint, it began before we came,
+ * or the hook did not run. What the filters refused at the beginning comes here too, and they refuse it again.
+ */
+static __always_inline struct clone_pending *unseen_call(int number, bool last)
+{
+	struct clone_pending *pending;
+	struct pt_regs *regs;
+	__u8 call = call_of(number);
+
+	if (!armed || !call)
+		return NULL;
+	pending = new_entry(call, last);
+	if (!pending)
+		return NULL;
+	regs = user_registers();
+	if (number_in(regs) == number)
+		set_arguments(pending, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs),
+			      PT_REGS_PARM3_CORE_SYSCALL(regs), PT_REGS_PARM4_CORE_SYSCALL(regs),
+			      PT_REGS_PARM5_CORE_SYSCALL(regs));
+	return pending;
+}
+
+/* The signal that the parent of the current task's new child will get. */
+static __always_inline __u64 child_exit_signal(__u32 pid, __u64 flags)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	struct task_struct *child;
+	int exit_signal = 0;
+
+	if (flags & CLONE_THREAD)
+		return 0;
+	if (flags & CLONE_PARENT) {
+		exit_signal = BPF_CORE_READ(current, group_leader, exit_signal);
+	} else {
+		/* The last of the caller's children; it is not found if it was adopted right now. */
+		child = (void *)BPF_CORE_READ(current, children.prev) -
+			bpf_core_field_offset(struct task_struct, sibling);
+		if (BPF_CORE_READ(child, pid) == pid)
+			exit_signal = BPF_CORE_READ(child, exit_signal);
+	}
+	return exit_signal > 0 ? exit_signal : 0;
+}
+
+/*
+ * A task that the current one makes by a call that is not in the table. The kernel makes some by itself on the way
+ * out of a call, such as io_uring's workers: those have other flags.
+ */
+static __always_inline struct clone_pending *unseen_parent(__u64 flags)
+{
+	struct clone_pending *pending = unseen_call(number_in(user_registers()), false);
+	__u64 asked;
+
+	if (!pending)
+		return NULL;
+	asked = pending->event.flags;
+	if (pending->event.call == CLONE_CALL_CLONE)
+		asked = (__u32)asked & ~CSIGNAL;
+	if (pending->event.kind && asked == flags)
+		return pending;
+	drop_entry();
+	return NULL;
+}
+
 /* kernel/fork.c, copy_process: nothing can fail any more, and the child does not run yet. */
-SEC("raw_tp/task_newtask")
-int BPF_PROG(bpftk_newtask, struct task_struct *child, __u64 flags)
+SEC("tracepoint/task/task_newtask")
+int bpftk_newtask(struct trace_event_raw_task_newtask *ctx)
 {
 	struct clone_pending *pending;
 	struct clone_event *event;
-	int exit_signal;
+	__u64 flags = ctx->clone_flags;
+	__u32 child = ctx->pid;
 
 	if (by_task) {
-		pending = new_entry(CLONE_CALL_NONE);
+		pending = new_entry(CLONE_CALL_NONE, true);
 		if (!pending)
 			return 0;
 		event = &pending->event;
 		event->start_ns = bpf_ktime_get_boot_ns();
 		set_flags(event, flags);
-		/* -1 for a thread: it signals nobody. */
-		exit_signal = BPF_CORE_READ(child, exit_signal);
-		event->exit_signal = exit_signal > 0 ? exit_signal : 0;
-		event->child = BPF_CORE_READ(child, pid);
+		event->exit_signal = child_exit_signal(child, flags);
+		event->child = child;
 		finish(pending);
 		return 0;
 	}
 	pending = find_entry();
+	if (!pending)
+		pending = unseen_parent(flags);
 	/* The first: an entry whose end was missed keeps its own child. */
 	if (!pending || pending->event.child)
 		return 0;
 	event = &pending->event;
-	event->child = BPF_CORE_READ(child, pid);
+	event->child = child;
 	read_uargs(pending);
 	if (!event->kind) {
-		exit_signal = BPF_CORE_READ(child, exit_signal);
-		event->exit_signal = exit_signal > 0 ? exit_signal : 0;
+		event->exit_signal = child_exit_signal(child, flags);
 		set_flags(event, flags);
 	}
 	if (!kind_wanted(event))
@@ -337,8 +442,8 @@ int BPF_PROG(bpftk_newtask, struct task_struct *child, __u64 flags)
 	return 0;
 }
 
-SEC("raw_tp/sched_process_exit")
-int BPF_PROG(bpftk_exit, struct task_struct *task)
+SEC("tracepoint/sched/sched_process_exit")
+int bpftk_exit(void *ctx)
 {
 	struct clone_pending *pending = find_entry();
 
@@ -377,66 +482,6 @@ int bpftk_vfork(struct syscall_trace_enter *ctx)
 	return 0;
 }
 
-/* The registers with which the current task entered system call @number. */
-static __always_inline struct pt_regs *user_registers(int number)
-{
-	struct pt_regs *regs;
-
-	/* Linux 5.15 */
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)) {
-		regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	} else {
-		struct task_struct *current = (void *)bpf_get_current_task();
-
-		/* arch/…/include/asm/processor.h, task_pt_regs, with pages of 4 KiB: verified below. */
-		regs = BPF_CORE_READ(current, stack) + 16384 - bpf_core_type_size(struct pt_regs);
-	}
-#if defined(__TARGET_ARCH_arm64)
-	return BPF_CORE_READ(regs, syscallno) == number ? regs : NULL;
-#else
-	return BPF_CORE_READ(regs, orig_ax) == number ? regs : NULL;
-#endif
-}
-
-/*
- * The end of a call whose beginning was not seen: seccomp refused it before the tracepoint, it began before we came,
- * or the hook did not run. What the filters refused at the beginning comes here too, and they refuse it again.
- */
-static __always_inline void unseen_call_ends(int number, long result)
-{
-	struct clone_pending *pending;
-	struct pt_regs *regs;
-	__u8 call;
-
-	switch (number) {
-	case NR_CLONE:
-		call = CLONE_CALL_CLONE;
-		break;
-	case NR_CLONE3:
-		call = CLONE_CALL_CLONE3;
-		break;
-#ifdef NR_FORK
-	case NR_FORK:
-		call = CLONE_CALL_FORK;
-		break;
-	case NR_VFORK:
-		call = CLONE_CALL_VFORK;
-		break;
-#endif
-	default:
-		return;
-	}
-	pending = new_entry(call);
-	if (!pending)
-		return;
-	regs = user_registers(number);
-	if (regs)
-		set_arguments(pending, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs),
-			      PT_REGS_PARM3_CORE_SYSCALL(regs), PT_REGS_PARM4_CORE_SYSCALL(regs),
-			      PT_REGS_PARM5_CORE_SYSCALL(regs));
-	call_ends(pending, result);
-}
-
 /* sys_exit_clone, sys_exit_clone3, sys_exit_fork, sys_exit_vfork */
 SEC("tracepoint/syscalls/sys_exit_clone")
 int bpftk_sysexit(struct syscall_trace_exit *ctx)
@@ -447,11 +492,12 @@ int bpftk_sysexit(struct syscall_trace_exit *ctx)
 		/* A child's view of its own birth. It has made no call: an entry is of a thread that had its id. */
 		if (pending)
 			finish_missed(pending);
-	} else if (pending) {
-		call_ends(pending, ctx->ret);
-	} else if (armed) {
-		unseen_call_ends(ctx->nr, ctx->ret);
+		return 0;
 	}
+	if (!pending)
+		pending = unseen_call(ctx->nr, true);
+	if (pending)
+		call_ends(pending, ctx->ret);
 	return 0;
 }
 

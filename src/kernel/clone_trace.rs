@@ -144,16 +144,18 @@ impl Tracer {
     fn attach(&mut self, backend: Backend) -> Result<()> {
         let progs = &self.skel.progs;
         let (links, beginnings) = (&mut self.links, &mut self.beginnings);
+        let tracefs = Tracefs::open()?;
+        let newtask = attach::tracepoint(&tracefs, &progs.bpftk_newtask, "task", "task_newtask")?;
         if backend == Backend::Task {
-            beginnings.push(attach::auto(&progs.bpftk_newtask)?);
+            beginnings.push(newtask);
             return Ok(());
         }
-        links.push(attach::auto(&progs.bpftk_exit)?);
-        links.push(attach::auto(&progs.bpftk_newtask)?);
+        links.push(newtask);
+        let exit = &progs.bpftk_exit;
+        links.push(attach::tracepoint(&tracefs, exit, "sched", "sched_process_exit")?);
         match backend {
             Backend::Task => {}
             Backend::Syscall => {
-                let tracefs = Tracefs::open()?;
                 for (enter, call) in [
                     (&progs.bpftk_clone, "clone"),
                     (&progs.bpftk_clone3, "clone3"),
