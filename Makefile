@@ -66,7 +66,7 @@ endif
 
 static: deps-test ## Build dist/bpftk, one file that needs no shared library
 	$(call static,build)
-	@if ldd $(static_bin) >/dev/null 2>&1; then echo "$(static_bin) needs shared libraries:"; ldd $(static_bin); exit 1; fi
+	@if ldd $(static_bin) 2>/dev/null | grep '=>'; then echo '$(static_bin) needs these shared libraries' >&2; exit 1; fi
 	install -D -m 755 $(static_bin) dist/bpftk
 
 test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU
