@@ -207,7 +207,7 @@ impl Tracer {
     /// Detaches everything. What has been reported can still be read.
     pub(crate) fn detach(&mut self) -> Result<()> {
         self.set_armed(false)?;
-        self.beginnings.clear();
+        attach::detach(&mut self.beginnings);
         // A call that the kernel is just carrying out takes microseconds: its end decides what it was. Those that
         // wait for something have their child already.
         for _ in 0..100 {
@@ -216,7 +216,7 @@ impl Tracer {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        self.links.clear();
+        attach::detach(&mut self.links);
         Ok(())
     }
 

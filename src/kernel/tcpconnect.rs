@@ -313,7 +313,7 @@ impl Tracer {
 
     /// Detaches everything. What has been reported can still be read.
     pub(crate) fn detach(&mut self) {
-        self.links.clear();
+        attach::detach(&mut self.links);
     }
 
     /// The attempts that nobody has answered, after `detach`.
