@@ -19,11 +19,14 @@ sudo     := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 
 # One static build serves `make static`, the host tests and the guests: what is tested is what is shipped. An explicit --target
 # keeps its flags away from build scripts, which can't be static, and its objects apart from those of `make build`.
+#
+# libelf.a that can decompress with zstd (elfutils 0.189 and later) needs more than libbpf-sys knows to link, and that of 0.192 isn't
+# whole. Then libelf is built from the source that libbpf-sys brings along.
 libdir    = $(firstword $(wildcard /usr/lib/$(arch)-linux-gnu) /usr/lib)
-zstd      = $(shell nm $(libdir)/libelf.a 2>/dev/null | grep -q ' U ZSTD_' && echo -C link-arg=-lzstd)
+vendored  = $(shell nm $(libdir)/libelf.a 2>/dev/null | grep -q ' U ZSTD_' && echo ,libbpf-rs/vendored)
 static    = LIBBPF_SYS_LIBRARY_PATH=$(libdir) \
-	RUSTFLAGS="-C target-feature=+crt-static $(zstd) $(RUSTFLAGS)" \
-	$(CARGO) $(1) --locked --release --features static --target $(target)
+	RUSTFLAGS="-C target-feature=+crt-static $(RUSTFLAGS)" \
+	$(CARGO) $(1) --locked --release --features static$(vendored) --target $(target)
 static_bin := $(build)/$(target)/release/bpftk
 
 bindir    = $(DESTDIR)$(PREFIX)/bin
@@ -63,7 +66,7 @@ endif
 
 static: deps-test ## Build dist/bpftk, one file that needs no shared library
 	$(call static,build)
-	@if ldd $(static_bin) >/dev/null 2>&1; then echo "$(static_bin) needs shared libraries:"; ldd $(static_bin); exit 1; fi
+	@if ldd $(static_bin) 2>/dev/null | grep '=>'; then echo '$(static_bin) needs these shared libraries' >&2; exit 1; fi
 	install -D -m 755 $(static_bin) dist/bpftk
 
 test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU

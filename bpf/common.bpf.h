@@ -34,6 +34,7 @@ struct {
 
 /* For the skeleton, which learns of an enum only from a variable. */
 enum bpftk_loss _loss;
+enum bpftk_record _record;
 
 static __always_inline void count_loss(__u32 cause)
 {

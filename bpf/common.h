@@ -9,6 +9,12 @@
 /* Some 8 000 records: half a second at 16 000 events a second with the reader stopped. */
 #define BPFTK_RING_BYTES (1024 * 1024)
 
+/* The first word of a record that shares its ring buffer with others. */
+enum bpftk_record {
+	BPFTK_RECORD_EVENT = 1,
+	BPFTK_RECORD_DNS = 2,
+};
+
 enum bpftk_loss {
 	/* The ring buffer was full: one record, one row, is missing. */
 	BPFTK_LOSS_RING_FULL,

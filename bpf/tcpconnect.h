@@ -4,11 +4,6 @@
 
 #include "common.h"
 
-enum tcpconnect_record {
-	TCPCONNECT_ATTEMPT = 1,
-	TCPCONNECT_DNS = 2,
-};
-
 enum tcpconnect_verdict {
 	/* Not decided: what --at-start reports, and what is left in the table at the end. */
 	TCPCONNECT_PENDING,
@@ -61,30 +56,6 @@ struct tcpconnect_call {
 	__u32 pad;
 };
 
-/* Payload bytes of one DNS record; a longer message comes in several. A power of two: the verifier follows a mask. */
-#define TCPCONNECT_DNS_CHUNK 2048
-#define TCPCONNECT_DNS_CHUNKS 32
-
-/* A piece of what a socket received from port 53. */
-struct tcpconnect_dns {
-	__u32 record;
-	__u32 tcp_seq;  /* of the packet's first payload byte */
-	__u32 offset;   /* of this piece in the packet's payload */
-	__u32 total;    /* length of the packet's payload */
-	__u32 len;      /* of this piece */
-	__u16 sport;
-	__u16 dport;
-	__u8 proto;
-	__u8 tcp_flags;
-	__u8 pad[6];
-	__u8 saddr[16];
-	__u8 daddr[16];
-	__u8 data[TCPCONNECT_DNS_CHUNK];
-};
-
-#define TCPCONNECT_DNS_HEADER __builtin_offsetof(struct tcpconnect_dns, data)
-
 _Static_assert(sizeof(struct tcpconnect_event) == 104, "src/commands/tcpconnect.rs decodes 104 bytes");
-_Static_assert(sizeof(struct tcpconnect_dns) == 64 + TCPCONNECT_DNS_CHUNK, "no hidden padding");
 
 #endif

@@ -2,6 +2,7 @@
 
 //! All that touches the kernel. Only this module knows libbpf.
 
+mod addr;
 pub(crate) mod attach;
 pub(crate) mod backend;
 pub(crate) mod btf;
@@ -9,6 +10,7 @@ pub(crate) mod caps;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod clone_trace;
+pub(crate) mod dns;
 pub(crate) mod facts;
 pub(crate) mod leftovers;
 pub(crate) mod log;

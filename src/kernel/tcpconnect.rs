@@ -3,8 +3,10 @@
 //! The kernel side of `tcpconnect`: its programs, loaded and attached by back end, and its records.
 
 use std::fmt;
+use std::fs::File;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -13,8 +15,10 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags};
 use plain::Plain;
 
+use super::addr::canonical;
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
+use super::dns::DnsPiece;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
 use super::skel::tcpconnect::{
@@ -93,16 +97,28 @@ impl fmt::Debug for Tracer {
 /// Loads and attaches by the first back end that works here.
 pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Backend, Tracer>> {
     probes::may_read_kernel()?;
-    backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend))
+    // No back end changes what names need.
+    let dns_root = if config.dns { Some(root_cgroup()?) } else { None };
+    backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend, dns_root.as_ref()))
 }
 
-fn arm_by(config: &Config, backend: Backend) -> Result<Tracer> {
+fn arm_by(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Tracer> {
     match backend {
         Backend::Fentry => probes::fentry_allowed().map_err(unsupported)?,
         Backend::Kprobe => probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?,
         Backend::Tracepoint => {}
     }
-    Tracer::load(config, backend)
+    Tracer::load(config, backend, dns_root)
+}
+
+/// Where every socket of the machine is below.
+fn root_cgroup() -> Result<File> {
+    let root = cgroup::mount_point().ok_or_else(|| {
+        unsupported(
+            "--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)",
+        )
+    })?;
+    cgroup::open(&root)
 }
 
 /// What the fentry programs attach to.
@@ -114,7 +130,7 @@ const MAX_CALLS: u32 = 8192;
 const MAX_URING: u32 = 4096;
 
 impl Tracer {
-    fn load(config: &Config, backend: Backend) -> Result<Self> {
+    fn load(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
         let functions = if backend == Backend::Fentry { FUNCTIONS } else { &[] };
         let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
@@ -196,7 +212,7 @@ impl Tracer {
         }
 
         let mut tracer = Self { links: Vec::new(), skel };
-        tracer.attach(backend, tracefs.as_ref(), uring, config.dns)?;
+        tracer.attach(backend, tracefs.as_ref(), uring, dns_root)?;
         Ok(tracer)
     }
 
@@ -205,19 +221,15 @@ impl Tracer {
         backend: Backend,
         tracefs: Option<&Tracefs>,
         uring: Uring,
-        dns: bool,
+        dns_root: Option<&File>,
     ) -> Result<()> {
         let progs = &self.skel.progs;
         let links = &mut self.links;
-        if dns {
-            let root = cgroup::mount_point().ok_or_else(|| {
-                unsupported("--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)")
+        if let Some(root) = dns_root {
+            log::clear();
+            let link = progs.bpftk_dns.attach_cgroup(root.as_raw_fd()).map_err(|error| {
+                anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
             })?;
-            let root = cgroup::open(&root)?;
-            let link =
-                progs.bpftk_dns.attach_cgroup(std::os::fd::AsRawFd::as_raw_fd(&root)).map_err(
-                    |error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)),
-                )?;
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
@@ -441,73 +453,26 @@ pub(crate) struct Attempt {
     pub(crate) outcome: Outcome,
 }
 
-/// A piece of what a socket received from port 53.
-#[derive(Clone, Debug)]
-pub(crate) struct DnsPiece {
-    pub(crate) tcp: bool,
-    /// The connection was opened or closed by this packet: RST, SYN or FIN.
-    pub(crate) edge: bool,
-    pub(crate) seq: u32,
-    pub(crate) offset: u32,
-    pub(crate) total: u32,
-    pub(crate) flow: (IpAddr, IpAddr, u16),
-    pub(crate) data: Vec<u8>,
-}
-
 // SAFETY: integers and arrays of integers without hidden padding, as bpf/tcpconnect.h asserts.
 unsafe impl Plain for types::tcpconnect_event {}
 // SAFETY: as above.
 unsafe impl Plain for types::tcpconnect_attempt {}
-// SAFETY: as above.
-unsafe impl Plain for DnsHeader {}
 
 const _: () = assert!(size_of::<types::tcpconnect_event>() == 104);
 const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 112);
-const _: () = assert!(size_of::<DnsHeader>() == std::mem::offset_of!(types::tcpconnect_dns, data));
-
-/// struct tcpconnect_dns without its data, of which a record has as much as it needs.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct DnsHeader {
-    record: u32,
-    tcp_seq: u32,
-    offset: u32,
-    total: u32,
-    len: u32,
-    sport: u16,
-    dport: u16,
-    proto: u8,
-    tcp_flags: u8,
-    pad: [u8; 6],
-    saddr: [u8; 16],
-    daddr: [u8; 16],
-}
 
 fn decode(bytes: &[u8]) -> Option<Event> {
-    let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
-    if kind == types::tcpconnect_record::TCPCONNECT_ATTEMPT.0 {
-        return Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()));
+    match record_kind(bytes)? {
+        types::bpftk_record::BPFTK_RECORD_EVENT => {
+            Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()))
+        }
+        types::bpftk_record::BPFTK_RECORD_DNS => DnsPiece::decode(bytes).map(Event::Dns),
+        _ => None,
     }
-    if kind == types::tcpconnect_record::TCPCONNECT_DNS.0 {
-        let header: DnsHeader = copy_from(bytes)?;
-        let data = bytes.get(size_of::<DnsHeader>()..)?.get(..header.len as usize)?;
-        return Some(Event::Dns(DnsPiece {
-            tcp: header.proto == libc::IPPROTO_TCP as u8,
-            // include/net/tcp.h: FIN 1, SYN 2, RST 4.
-            edge: header.tcp_flags & 7 != 0,
-            seq: header.tcp_seq,
-            offset: header.offset,
-            total: header.total,
-            flow: (canonical(header.saddr), canonical(header.daddr), header.dport),
-            data: data.to_vec(),
-        }));
-    }
-    None
 }
 
-/// The one place where a v4-mapped address becomes the IPv4 address that it is.
-fn canonical(addr: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(addr).to_canonical()
+fn record_kind(bytes: &[u8]) -> Option<types::bpftk_record> {
+    Some(types::bpftk_record(u32::from_ne_bytes(*bytes.first_chunk()?)))
 }
 
 impl From<types::tcpconnect_event> for Attempt {
@@ -540,6 +505,7 @@ impl From<types::tcpconnect_event> for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
 
     #[test]
     fn prefixes_are_v4_mapped() {
@@ -555,10 +521,6 @@ mod tests {
         assert!(decode(&[]).is_none());
         assert!(decode(&1_u32.to_ne_bytes()).is_none());
         assert!(decode(&[0xff; 104]).is_none());
-        let mut dns = vec![0; 64];
-        dns[..4].copy_from_slice(&2_u32.to_ne_bytes());
-        dns[16..20].copy_from_slice(&100_u32.to_ne_bytes());
-        assert!(decode(&dns).is_none(), "its length says more than there is");
     }
 
     #[test]

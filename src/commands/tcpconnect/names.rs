@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::kernel::tcpconnect::DnsPiece;
+use crate::kernel::dns::DnsPiece;
 use crate::net::dns::{Names, Reassembly};
 
 #[derive(Debug, Default)]

@@ -204,7 +204,7 @@ fn without_privileges_says_what_it_could_not_try() {
         assert!(text.contains("CAP_BPF"), "{text}");
         if format == "table" {
             assert!(text.contains("Leftovers were not looked for"), "{text}");
-            assert!(support::stderr(&output).contains("no back end for tcpconnect"));
+            assert!(support::stderr(&output).contains("no back end for clone-trace, tcpconnect"));
             continue;
         }
         for name in ["JIT", "memlock", "kprobes", "fentry", "ring buffer", "tcx", "XDP link"] {
@@ -285,11 +285,17 @@ fn takes_types_from_a_file_and_says_when_they_do_not_fit() {
     let output = doctor(&["--format", "json", "--btf", path.to_str().unwrap()]);
     fs::remove_file(&path).unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", support::stdout(&output));
-    let command = rows(&output, "command").remove(0);
-    assert_eq!(command["status"], "unavailable");
-    let why = command["detail"].as_str().unwrap();
-    for backend in ["fentry", "kprobe", "tracepoint"] {
-        assert!(why.contains(backend), "{why}");
+    for (name, backends) in [
+        ("clone-trace", ["syscall", "kprobe", "task"]),
+        ("tcpconnect", ["fentry", "kprobe", "tracepoint"]),
+    ] {
+        let rows = rows(&output, "command");
+        let command = rows.iter().find(|row| row["name"] == name).unwrap();
+        assert_eq!(command["status"], "unavailable");
+        let why = command["detail"].as_str().unwrap();
+        for backend in backends {
+            assert!(why.contains(backend), "{why}");
+        }
     }
     assert!(fact(&output, "BTF").1.contains(path.to_str().unwrap()));
 }

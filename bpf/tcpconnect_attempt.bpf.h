@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_TCPCONNECT_ATTEMPT_BPF_H
+#define BPFTK_TCPCONNECT_ATTEMPT_BPF_H
+
+/*
+ * One connect attempt: what is stored of it, which are wanted, and its life from the call to the row. The hooks that
+ * drive it are in tcpconnect.bpf.c.
+ */
+
+#include "task_filter.bpf.h"
+#include "tcpconnect.h"
+
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+
+#define IPPROTO_TCP 6
+
+/* include/uapi/asm-generic/errno*.h */
+#define EINTR 4
+#define EBADF 9
+#define EFAULT 14
+#define EPIPE 32
+#define ENOTSOCK 88
+#define EOPNOTSUPP 95
+#define EISCONN 106
+#define EALREADY 114
+#define EINPROGRESS 115
+#define ECANCELED 125
+#define ERESTARTSYS 512
+
+const volatile __u8 at_start;
+const volatile __u8 failed_only;
+const volatile __u8 filter_family; /* 4, 6, or 0 for both */
+const volatile __u8 filter_by_port;
+const volatile __u8 filter_by_dst;
+const volatile __u8 filter_by_exclude;
+const volatile __u32 filter_netns;
+const volatile __u64 min_latency_ns;
+/* Back end kprobe: tcp_v6_connect is hooked too, and what it does by calling tcp_v4_connect is one attempt, its own. */
+const volatile __u8 has_v6_hooks = 1;
+/* Back end kprobe: the kernel runs a kretprobe for so many calls at a time, and skips it for more. */
+const volatile __u8 may_miss_returns;
+/* Back end tracepoint: attempts without a call that we follow are ended by io_uring's completion or the socket's end. */
+const volatile __u8 has_uring_hooks;
+
+/* Sized by user space. Inserted at the call or at SYN_SENT; deleted when SYN_SENT is left, at the call's end, or with the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct tcpconnect_attempt);
+} attempts SEC(".maps");
+
+/* Sized by user space. Inserted at a call's entry, deleted at its return. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcpconnect_call);
+} calls SEC(".maps");
+
+/* Back end kprobe: the same, of the checks whether a call is allowed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcpconnect_call);
+} checks SEC(".maps");
+
+/* One bit a port. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536 / 64);
+	__type(key, __u32);
+	__type(value, __u64);
+} filter_ports SEC(".maps");
+
+struct prefix {
+	__u32 len;
+	__u8 addr[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, __u8);
+} filter_dst SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, __u8);
+} filter_exclude SEC(".maps");
+
+/* ------------------------------------------------------------------ what the user asked for */
+
+static __always_inline bool is_v4_mapped(const __u8 addr[16])
+{
+	__u64 high, low;
+
+	__builtin_memcpy(&high, addr, 8);
+	__builtin_memcpy(&low, addr + 8, 8);
+	return !high && (__u32)low == bpf_htonl(0xffff);
+}
+
+/* The filters on the destination. @event has its final destination. */
+static __always_inline bool destination_wanted(const struct tcpconnect_event *event)
+{
+	struct prefix prefix = { .len = 128 };
+
+	if (filter_family && filter_family != (is_v4_mapped(event->daddr) ? 4 : 6))
+		return false;
+	if (filter_netns && filter_netns != event->netns)
+		return false;
+	if (filter_by_port) {
+		__u32 word = event->dport / 64;
+		__u64 *bits = bpf_map_lookup_elem(&filter_ports, &word);
+
+		if (!bits || !(*bits & (1ull << (event->dport % 64))))
+			return false;
+	}
+	if (filter_by_dst || filter_by_exclude)
+		__builtin_memcpy(prefix.addr, event->daddr, 16);
+	if (filter_by_exclude && bpf_map_lookup_elem(&filter_exclude, &prefix))
+		return false;
+	if (filter_by_dst && !bpf_map_lookup_elem(&filter_dst, &prefix))
+		return false;
+	return true;
+}
+
+/* The filters on the outcome, and the row. */
+static __always_inline void report(struct tcpconnect_event *event)
+{
+	if (at_start) {
+		event->verdict = TCPCONNECT_PENDING;
+		event->error = 0;
+	} else {
+		if (failed_only && event->verdict == TCPCONNECT_OK)
+			return;
+		if (min_latency_ns && event->end_ns - event->start_ns < min_latency_ns)
+			return;
+	}
+	emit_record(event, sizeof(*event));
+}
+
+/* ------------------------------------------------------------------ reading sockets and addresses */
+
+static __always_inline void set_source(struct tcpconnect_event *event, struct sock *sk)
+{
+	__u16 sport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+
+	/* A failed connect gives the port and the address back: keep what was seen while it had them. */
+	if (sport)
+		event->sport = sport;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
+		struct in6_addr addr;
+
+		BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
+		if (addr.in6_u.u6_addr32[0] | addr.in6_u.u6_addr32[1] | addr.in6_u.u6_addr32[2] |
+		    addr.in6_u.u6_addr32[3])
+			__builtin_memcpy(event->saddr, &addr, 16);
+	} else {
+		__be32 addr = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+
+		if (addr)
+			set_v4_mapped(event->saddr, addr);
+	}
+}
+
+static __always_inline void set_destination(struct tcpconnect_event *event, struct sock *sk)
+{
+	event->dport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6)
+		BPF_CORE_READ_INTO((struct in6_addr *)event->daddr, sk, __sk_common.skc_v6_daddr);
+	else
+		set_v4_mapped(event->daddr, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+}
+
+/* A sockaddr as the caller gave it. False when it names no TCP destination: then there was no attempt. */
+static __always_inline bool set_destination_from(struct tcpconnect_event *event, const void *addr, __u32 len, bool user)
+{
+	struct sockaddr_in6 any = {};
+	__u32 want = len < sizeof(any) ? sizeof(struct sockaddr_in) : sizeof(any);
+
+	/* SIN6_LEN_RFC2133: an IPv6 address without a scope is long enough. */
+	if (len >= 24 && len < sizeof(any))
+		want = 24;
+	if (len < sizeof(struct sockaddr_in))
+		return false;
+	if (user ? bpf_probe_read_user(&any, want, addr) : bpf_probe_read_kernel(&any, want, addr))
+		return false;
+	event->dport = bpf_ntohs(any.sin6_port);
+	if (any.sin6_family == AF_INET)
+		set_v4_mapped(event->daddr, ((struct sockaddr_in *)&any)->sin_addr.s_addr);
+	else if (any.sin6_family == AF_INET6 && want >= 24)
+		__builtin_memcpy(event->daddr, &any.sin6_addr, 16);
+	else
+		return false;
+	return true;
+}
+
+static __always_inline __u32 netns_of(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+/* ------------------------------------------------------------------ one attempt's life */
+
+/* Stores a new attempt by the current task. NULL when the task is not asked for, or there is no room. */
+static __always_inline struct tcpconnect_attempt *new_attempt(struct sock *sk, __u32 flags, bool *wanted)
+{
+	struct tcpconnect_attempt attempt = {};
+	struct task_id task = {};
+	__u64 key = (__u64)sk;
+
+	*wanted = task_wanted(&task);
+	if (!*wanted)
+		return NULL;
+	attempt.event.record = BPFTK_RECORD_EVENT;
+	attempt.event.start_ns = bpf_ktime_get_boot_ns();
+	attempt.event.cgroup_id = task.cgroup_id;
+	attempt.event.pid = task.pid;
+	attempt.event.tid = task.tid;
+	attempt.event.uid = task.uid;
+	attempt.event.netns = netns_of(sk);
+	__builtin_memcpy(attempt.event.comm, task.comm, BPFTK_COMM_LEN);
+	attempt.flags = flags;
+	attempt.call_tid = flags & ATTEMPT_CALL_KNOWN ? task.tid : 0;
+	bpf_map_update_elem(&attempts, &key, &attempt, BPF_ANY);
+	return bpf_map_lookup_elem(&attempts, &key);
+}
+
+static __always_inline void finish(struct tcpconnect_attempt *attempt, struct sock *sk, __u8 verdict, __u32 error)
+{
+	__u64 key = (__u64)sk;
+
+	if (!(attempt->flags & ATTEMPT_SILENT)) {
+		if (!attempt->event.end_ns)
+			attempt->event.end_ns = bpf_ktime_get_boot_ns();
+		attempt->event.verdict = verdict;
+		attempt->event.error = error;
+		report(&attempt->event);
+	}
+	bpf_map_delete_elem(&attempts, &key);
+}
+
+/* A connect() enters the kernel with a socket that is free to connect. */
+static __always_inline void call_begins(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
+	bool wanted;
+
+	if (attempt && !attempt->event.end_ns) {
+		/*
+		 * Another thread's call on the same socket: the kernel lets one of them connect, and that one is
+		 * followed. Behind the socket's lock there is no other: that call's return was missed.
+		 */
+		if (!may_miss_returns || (attempt->flags & ATTEMPT_SYN_SENT))
+			return;
+		count_loss(BPFTK_LOSS_MISSED_RETURN);
+	} else if (attempt) {
+		finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+	}
+	new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
+}
+
+/*
+ * The call's end. @error is positive; @addr is what the caller passed, in user memory or the kernel's copy of it.
+ * An error after SYN_SENT is this call's result only if the attempt ended without an error code on the socket:
+ * else the state change told, or the attempt goes on (EINPROGRESS, EINTR).
+ */
+static __always_inline void call_ends(struct sock *sk, __u32 error, const void *addr, __u32 addr_len, bool user)
+{
+	__u64 key = (__u64)sk;
+	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
+
+	if (!attempt || !(attempt->flags & ATTEMPT_CALL_KNOWN) ||
+	    attempt->call_tid != (__u32)bpf_get_current_pid_tgid())
+		return;
+	attempt->flags &= ~ATTEMPT_CALL_KNOWN;
+	if (attempt->flags & ATTEMPT_GIVEN_UP) {
+		if (error)
+			finish(attempt, sk, TCPCONNECT_FAILED, error);
+		else
+			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+		return;
+	}
+	if (attempt->flags & ATTEMPT_SYN_SENT) {
+		/* The source port was chosen since. */
+		set_source(&attempt->event, sk);
+		return;
+	}
+	/* It never was under way. These say that the socket could not be asked to, not that it failed to. */
+	if (error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
+	    error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&
+	    error != EINTR && error != ECANCELED && set_destination_from(&attempt->event, addr, addr_len, user)) {
+		set_source(&attempt->event, sk);
+		if (destination_wanted(&attempt->event)) {
+			finish(attempt, sk, TCPCONNECT_FAILED, error);
+			return;
+		}
+	}
+	bpf_map_delete_elem(&attempts, &key);
+}
+
+/* The socket enters SYN_SENT, in the caller's context. */
+static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt)
+{
+	__u64 key = (__u64)sk;
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
+
+	if (call && call->sk != key) {
+		/*
+		 * The call was made on an MPTCP socket, which connects by a TCP socket of its own: the attempt
+		 * is that one's.
+		 */
+		__u64 outer = call->sk;
+		struct tcpconnect_attempt *from = bpf_map_lookup_elem(&attempts, &outer);
+
+		if (from && from->call_tid == tid && !(from->flags & ATTEMPT_SYN_SENT)) {
+			struct tcpconnect_attempt moved = *from;
+
+			bpf_map_update_elem(&attempts, &key, &moved, BPF_ANY);
+			bpf_map_delete_elem(&attempts, &outer);
+			call->sk = key;
+			attempt = bpf_map_lookup_elem(&attempts, &key);
+		}
+	}
+	if (attempt && (attempt->flags & ATTEMPT_SYN_SENT)) {
+		/* An earlier attempt on this socket, whose end was not seen. */
+		finish(attempt, sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED, 0);
+		attempt = NULL;
+	}
+	if (!attempt) {
+		bool wanted;
+
+		attempt = new_attempt(sk, 0, &wanted);
+		if (!attempt) {
+			if (wanted)
+				count_loss(BPFTK_LOSS_TABLE_FULL);
+			return;
+		}
+	}
+	attempt->flags |= ATTEMPT_SYN_SENT;
+	set_destination(&attempt->event, sk);
+	set_source(&attempt->event, sk);
+	if (!destination_wanted(&attempt->event)) {
+		attempt->flags |= ATTEMPT_SILENT;
+	} else if (at_start) {
+		report(&attempt->event);
+		attempt->flags |= ATTEMPT_SILENT;
+	}
+}
+
+static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, int newstate)
+{
+	__u32 error;
+
+	set_source(&attempt->event, sk);
+	if (newstate != TCP_CLOSE) {
+		finish(attempt, sk, TCPCONNECT_OK, 0);
+		return;
+	}
+	error = BPF_CORE_READ(sk, sk_err);
+	attempt->event.end_ns = bpf_ktime_get_boot_ns();
+	if (error) {
+		if (has_uring_hooks && !attempt->call_tid) {
+			/* io_uring may report the same error at its completion: that is no second attempt. */
+			if (!(attempt->flags & ATTEMPT_SILENT)) {
+				attempt->event.verdict = TCPCONNECT_FAILED;
+				attempt->event.error = error;
+				report(&attempt->event);
+			}
+			attempt->flags |= ATTEMPT_SILENT;
+			return;
+		}
+		finish(attempt, sk, TCPCONNECT_FAILED, error);
+		return;
+	}
+	/*
+	 * No error on the socket: the connect() itself failed after SYN_SENT (no free port, say), and its return
+	 * value, still to come, tells why; or the caller closed it.
+	 */
+	if ((attempt->flags & ATTEMPT_CALL_KNOWN) && attempt->call_tid == (__u32)bpf_get_current_pid_tgid()) {
+		attempt->flags |= ATTEMPT_GIVEN_UP;
+		return;
+	}
+	if (has_uring_hooks && !attempt->call_tid) {
+		attempt->flags |= ATTEMPT_GIVEN_UP;
+		return;
+	}
+	finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+}
+
+#endif
