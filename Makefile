@@ -8,6 +8,8 @@ ARGS    ?=
 CARGO   ?= cargo
 
 # KERNELS=6.1 make vm-test, and make vm-test KERNELS=6.1, are the same.
+# A guest has two processors and often waits: two guests fill a small machine.
+JOBS ?= 2
 export KERNELS JOBS
 
 arch     := $(shell uname -m)
@@ -91,7 +93,7 @@ check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
 check-spdx: ## Check that every source file names its licence
 	@tests/spdx.sh
 
-vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=2 runs two at a time
+vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
 	@tests/vm/run.sh --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
 
 bench: deps-bench ## Figures, side by side with libbpf-tools and bpftrace

@@ -85,9 +85,8 @@ int bpftk_destroy(struct bpf_raw_tracepoint_args *ctx)
 	if (attempt->flags & ATTEMPT_SYN_SENT) {
 		finish(attempt, sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED, 0);
 	} else {
-		/* It failed at once, where to was only in the call. */
-		if (may_miss_returns)
-			count_loss(BPFTK_LOSS_MISSED_RETURN);
+		/* The end of its call was missed. If it failed at once, where to was only in the call. */
+		count_loss(BPFTK_LOSS_MISSED_RETURN);
 		bpf_map_delete_elem(&attempts, &key);
 	}
 	return 0;
