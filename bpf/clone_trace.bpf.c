@@ -14,8 +14,8 @@
  * The kernel may not run a hook: a kretprobe when too many calls of its function are under way (each waiting vfork
  * is one); a system call's tracepoint, which is preemptible in Linux 7, while the same program was preempted on this
  * CPU. So a new task or an end without a beginning makes up for it by what the registers still say, and a beginning
- * without an end is found at the thread's next call, at its exit, or by user space. The new task and the exit are
- * seen by perf's tracepoints, not by raw ones, because those are run with preemption off.
+ * without an end is found at the thread's next call, at its exit, or by user space. The new task is seen through both
+ * kinds of tracepoint, which are skipped at different times.
  */
 
 #include "task_filter.bpf.h"
@@ -403,33 +403,22 @@ static __always_inline struct clone_pending *unseen_parent(__u64 flags)
 	return NULL;
 }
 
-/* kernel/fork.c, copy_process: nothing can fail any more, and the child does not run yet. */
-SEC("tracepoint/task/task_newtask")
-int bpftk_newtask(struct trace_event_raw_task_newtask *ctx)
+/* The current task has made @child, by a call that the table has or should have. */
+static __always_inline void new_child(__u32 child, __u64 flags)
 {
-	struct clone_pending *pending;
+	struct clone_pending *pending = find_entry();
 	struct clone_event *event;
-	__u64 flags = ctx->clone_flags;
-	__u32 child = ctx->pid;
 
-	if (by_task) {
-		pending = new_entry(CLONE_CALL_NONE, true);
-		if (!pending)
-			return 0;
-		event = &pending->event;
-		event->start_ns = bpf_ktime_get_boot_ns();
-		set_flags(event, flags);
-		event->exit_signal = child_exit_signal(child, flags);
-		event->child = child;
-		finish(pending);
-		return 0;
+	/* A call makes one child: the entry is an earlier call's, whose end was missed as this one's beginning was. */
+	if (pending && pending->event.child && pending->event.child != child) {
+		finish_missed(pending);
+		pending = NULL;
 	}
-	pending = find_entry();
 	if (!pending)
 		pending = unseen_parent(flags);
-	/* The first: an entry whose end was missed keeps its own child. */
+	/* Seen already, by the other of the two hooks. */
 	if (!pending || pending->event.child)
-		return 0;
+		return;
 	event = &pending->event;
 	event->child = child;
 	read_uargs(pending);
@@ -439,6 +428,43 @@ int bpftk_newtask(struct trace_event_raw_task_newtask *ctx)
 	}
 	if (!kind_wanted(event))
 		drop_entry();
+}
+
+/* kernel/fork.c, copy_process: nothing can fail any more, and the child does not run yet. */
+SEC("tracepoint/task/task_newtask")
+int bpftk_newtask(struct trace_event_raw_task_newtask *ctx)
+{
+	struct clone_pending *pending;
+	struct clone_event *event;
+	__u64 flags = ctx->clone_flags;
+	__u32 child = ctx->pid;
+
+	if (!by_task) {
+		new_child(child, flags);
+		return 0;
+	}
+	pending = new_entry(CLONE_CALL_NONE, true);
+	if (!pending)
+		return 0;
+	event = &pending->event;
+	event->start_ns = bpf_ktime_get_boot_ns();
+	set_flags(event, flags);
+	event->exit_signal = child_exit_signal(child, flags);
+	event->child = child;
+	finish(pending);
+	return 0;
+}
+
+/*
+ * The same by the tracepoint's other door. Perf's is shut while any program at a tracepoint of perf's is preempted on
+ * this processor, as those at system calls can be in Linux 7; this one only while itself is.
+ */
+SEC("raw_tp/task_newtask")
+int bpftk_newtask2(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *child = (void *)ctx->args[0];
+
+	new_child(BPF_CORE_READ(child, pid), ctx->args[1]);
 	return 0;
 }
 

@@ -151,6 +151,7 @@ impl Tracer {
             return Ok(());
         }
         links.push(newtask);
+        links.push(attach::auto(&progs.bpftk_newtask2)?);
         let exit = &progs.bpftk_exit;
         links.push(attach::tracepoint(&tracefs, exit, "sched", "sched_process_exit")?);
         match backend {
@@ -245,6 +246,7 @@ impl Tracer {
 fn select_programs(open: &mut OpenCloneTraceSkel<'_>, backend: Backend) {
     let progs = &mut open.progs;
     progs.bpftk_exit.set_autoload(backend != Backend::Task);
+    progs.bpftk_newtask2.set_autoload(backend != Backend::Task);
     for program in [
         &mut progs.bpftk_clone,
         &mut progs.bpftk_clone3,
