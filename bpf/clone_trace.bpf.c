@@ -282,6 +282,16 @@ static __always_inline void call_begins(__u8 call, __u64 a, __u64 b, __u64 c, __
 		drop_entry();
 }
 
+/* Whether the call that returns @result is a later one than the entry's, whose end was missed. */
+static __always_inline bool is_of_a_call_before(struct clone_pending *pending, long result)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+
+	if (!pending->event.child)
+		return false;
+	return result < 0 || (pending->event.child != result && !BPF_CORE_READ(current, thread_pid, level));
+}
+
 static __always_inline void call_ends(struct clone_pending *pending, long result)
 {
 	struct task_struct *current = (void *)bpf_get_current_task();
@@ -519,6 +529,10 @@ int bpftk_sysexit(struct syscall_trace_exit *ctx)
 		if (pending)
 			finish_missed(pending);
 		return 0;
+	}
+	if (pending && is_of_a_call_before(pending, ctx->ret)) {
+		finish_missed(pending);
+		pending = NULL;
 	}
 	if (!pending)
 		pending = unseen_call(ctx->nr, true);
