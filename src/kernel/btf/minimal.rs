@@ -47,45 +47,35 @@ pub(crate) struct Found {
 /// Looks for types and functions by name. `None` when `data` is not understood: then libbpf may try.
 pub(crate) fn find(data: &[u8], types: &[&str], functions: &[&str]) -> Option<Found> {
     let source = Source::new(data)?;
-    let wanted = Wanted::new(types, functions);
+    let (types, functions) = (NameSet::new(types), NameSet::new(functions));
+    // The names of other kinds are not looked at.
+    let named_types =
+        [STRUCT, UNION, ENUM, ENUM64, TYPEDEF].iter().fold(0, |set, kind| set | 1 << kind);
+    let named = named_types | if functions.names.is_empty() { 0 } else { 1 << FUNC };
+
     // A type takes 20 bytes and more on the average.
     let mut starts = Vec::with_capacity(source.types.len() / 20);
     starts.push(0);
     let mut roots = Vec::new();
     let mut function_ids = HashMap::new();
-    let mut at = 0;
-    while at < source.types.len() {
+    let mut rest = source.types;
+    while !rest.is_empty() {
+        let ty = Type::read(rest)?;
         let id = starts.len() as u32;
-        let ty = source.at(at)?;
-        match ty.kind {
-            STRUCT | UNION | ENUM | ENUM64 | TYPEDEF
-                if wanted.types.has(source.strings, ty.name).is_some() =>
-            {
-                roots.push(id);
-            }
-            FUNC => {
-                if let Some(name) = wanted.functions.has(source.strings, ty.name) {
+        starts.push((source.types.len() - rest.len()) as u32);
+        if 1 << ty.kind & named != 0 {
+            if ty.kind == FUNC {
+                if let Some(name) = functions.has(source.strings, ty.name) {
                     function_ids.entry(name.to_string()).or_insert(id);
                 }
+            } else if types.has(source.strings, ty.name).is_some() {
+                roots.push(id);
             }
-            _ => {}
         }
-        starts.push(at as u32);
-        at += ty.len()?;
+        rest = rest.get(ty.len()?..)?;
     }
     let btf = Builder::new(&source, &starts).build(&roots)?;
     Some(Found { btf, functions: function_ids })
-}
-
-struct Wanted<'a> {
-    types: NameSet<'a>,
-    functions: NameSet<'a>,
-}
-
-impl<'a> Wanted<'a> {
-    fn new(types: &[&'a str], functions: &[&'a str]) -> Self {
-        Self { types: NameSet::new(types), functions: NameSet::new(functions) }
-    }
 }
 
 /// Some dozens of names, against which some ten thousand are held: nearly all differ in their first two bytes.
@@ -137,22 +127,58 @@ struct Type {
     count: usize,
 }
 
+/// What follows the common part of each kind: so many bytes, and so many for each of `count`. Kinds that came after this
+/// was written have no length.
+const LENGTHS: [Option<(u8, u8)>; 32] = {
+    let mut lengths = [None; 32];
+    let known = [
+        (INT, 4, 0),
+        (PTR, 0, 0),
+        (ARRAY, 12, 0),
+        (STRUCT, 0, 12),
+        (UNION, 0, 12),
+        (ENUM, 0, 8),
+        (FWD, 0, 0),
+        (TYPEDEF, 0, 0),
+        (VOLATILE, 0, 0),
+        (CONST, 0, 0),
+        (RESTRICT, 0, 0),
+        (FUNC, 0, 0),
+        (FUNC_PROTO, 0, 8),
+        (VAR, 4, 0),
+        (DATASEC, 0, 12),
+        (FLOAT, 0, 0),
+        (DECL_TAG, 4, 0),
+        (TYPE_TAG, 0, 0),
+        (ENUM64, 0, 12),
+    ];
+    let mut i = 0;
+    while i < known.len() {
+        let (kind, fixed, each) = known[i];
+        lengths[kind as usize] = Some((fixed, each));
+        i += 1;
+    }
+    lengths
+};
+
 impl Type {
-    /// In bytes; `None` for a kind that came after this was written.
+    /// The type that `bytes` begins with.
+    #[inline]
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, d, e, f, g, h] = *bytes.first_chunk()?;
+        let info = u32::from_ne_bytes([e, f, g, h]);
+        Some(Self {
+            name: u32::from_ne_bytes([a, b, c, d]),
+            kind: info >> 24 & 0x1f,
+            count: (info & 0xffff) as usize,
+        })
+    }
+
+    /// In bytes.
+    #[inline]
     fn len(self) -> Option<usize> {
-        Some(
-            COMMON
-                + match self.kind {
-                    PTR | FWD | TYPEDEF | VOLATILE | CONST | RESTRICT | FUNC | FLOAT | TYPE_TAG => {
-                        0
-                    }
-                    INT | VAR | DECL_TAG => 4,
-                    ARRAY => 12,
-                    STRUCT | UNION | DATASEC | ENUM64 => 12 * self.count,
-                    ENUM | FUNC_PROTO => 8 * self.count,
-                    _ => return None,
-                },
-        )
+        let (fixed, each) = LENGTHS[self.kind as usize]?;
+        Some(COMMON + usize::from(fixed) + usize::from(each) * self.count)
     }
 }
 
@@ -174,12 +200,7 @@ impl<'a> Source<'a> {
     }
 
     fn at(&self, at: usize) -> Option<Type> {
-        let info = word(self.types, at + 4)?;
-        Some(Type {
-            name: word(self.types, at)?,
-            kind: info >> 24 & 0x1f,
-            count: (info & 0xffff) as usize,
-        })
+        Type::read(self.types.get(at..)?)
     }
 
     fn string(&self, at: u32) -> Option<&'a [u8]> {
