@@ -72,12 +72,3 @@ pub(crate) fn tracing_targets(types: &Types) -> Result<Option<sys::TracingTarget
         .filter_map(|(name, id)| Some((CString::new(name.as_str()).ok()?, *id)));
     Ok(Some(sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?))
 }
-
-/// Detaches all at once: the kernel lets go of each only after a grace period, and these can run side by side.
-pub(crate) fn detach(links: &mut Vec<Link>) {
-    std::thread::scope(|scope| {
-        for link in links.drain(..) {
-            scope.spawn(move || drop(link));
-        }
-    });
-}
