@@ -5,6 +5,8 @@
 mod cli;
 mod commands;
 mod error;
+#[expect(dead_code, reason = "the `filter` command, which uses it, comes next")]
+mod filter;
 mod kernel;
 mod net;
 mod output;

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Packet filters: classic BPF, its text forms, and what it becomes.
+
+pub(crate) mod classic;
