@@ -3,3 +3,4 @@
 //! Packet filters: classic BPF, its text forms, and what it becomes.
 
 pub(crate) mod classic;
+pub(crate) mod text;
