@@ -4,3 +4,4 @@
 
 pub(crate) mod classic;
 pub(crate) mod ebpf;
+pub(crate) mod text;
