@@ -149,20 +149,67 @@ impl Builder {
         self.push(class::JMP | jmp::EXIT, 0, 0, 0, 0);
     }
 
-    /// The instructions, with every jump filled in.
-    pub(super) fn finish(mut self) -> Result<Vec<Insn>, TooFar> {
-        let distance = |labels: &[Option<usize>], from: usize, label: Label| {
-            let to = labels[label.0].expect("a label that is used is bound");
-            to as i64 - from as i64 - 1
-        };
-        for (from, label) in self.jumps {
-            let distance = distance(&self.labels, from, label);
-            self.insns[from].off = i16::try_from(distance).map_err(|_| TooFar)?;
+    /// The instructions, with every jump filled in, and where those of `functions` start that are called. What can't be
+    /// reached is left out: the kernel refuses a program that has such instructions.
+    pub(super) fn finish(self, functions: &[Label]) -> Result<(Vec<Insn>, Vec<usize>), TooFar> {
+        let place = |label: Label| self.labels[label.0].expect("a label that is used is bound");
+        // By instruction: where its jump goes.
+        let mut targets = vec![None; self.insns.len()];
+        for &(from, label) in self.jumps.iter().chain(&self.calls) {
+            targets[from] = Some(place(label));
         }
-        for (from, label) in self.calls {
-            self.insns[from].imm = distance(&self.labels, from, label) as i32;
+        let mut kept = self.reachable(&targets);
+        // A jump to what comes next anyway. From the end, because such jumps may follow one another.
+        let mut following = self.insns.len();
+        for at in (0..self.insns.len()).rev().filter(|&at| kept[at]).collect::<Vec<_>>() {
+            if self.insns[at].code == class::JMP | jmp::JA
+                && targets[at].is_some_and(|to| to > at && to <= following)
+            {
+                kept[at] = false;
+            } else {
+                following = at;
+            }
         }
-        Ok(self.insns)
+
+        let mut moved = Vec::with_capacity(self.insns.len() + 1);
+        let mut count = 0;
+        for &kept in &kept {
+            moved.push(count);
+            count += usize::from(kept);
+        }
+        moved.push(count);
+        let mut insns = Vec::with_capacity(count);
+        for (at, mut insn) in self.insns.iter().copied().enumerate().filter(|&(at, _)| kept[at]) {
+            if let Some(to) = targets[at] {
+                let distance = moved[to] as i64 - moved[at] as i64 - 1;
+                if insn.is_call() {
+                    insn.imm = distance as i32;
+                } else {
+                    insn.off = i16::try_from(distance).map_err(|_| TooFar)?;
+                }
+            }
+            insns.push(insn);
+        }
+        let functions = functions.iter().map(|&label| place(label));
+        let starts = functions.filter(|&at| kept[at]).map(|at| moved[at]).collect();
+        Ok((insns, starts))
+    }
+
+    fn reachable(&self, targets: &[Option<usize>]) -> Vec<bool> {
+        let mut reachable = vec![false; self.insns.len()];
+        let mut open = vec![0];
+        while let Some(at) = open.pop() {
+            if std::mem::replace(&mut reachable[at], true) {
+                continue;
+            }
+            let insn = self.insns[at];
+            let ends = matches!(insn.class(), class::JMP) && matches!(insn.op(), jmp::JA | jmp::EXIT);
+            open.extend(targets[at]);
+            if !ends {
+                open.push(at + 1);
+            }
+        }
+        reachable
     }
 }
 

@@ -59,7 +59,10 @@ impl<'a> Emitter<'a> {
         Self { b, options, fast, loader, fast_starts, slow_starts }
     }
 
-    pub(super) fn emit(mut self, programs: &[Program]) -> (Builder, Vec<usize>) {
+    /// Returns the labels of the functions, too.
+    pub(super) fn emit(mut self, programs: &[Program]) -> (Builder, Vec<Label>) {
+        let filter = self.b.label();
+        self.b.bind(filter);
         self.prologue(programs);
         for (number, program) in programs.iter().enumerate() {
             self.b.bind(self.fast_starts[number]);
@@ -73,13 +76,13 @@ impl<'a> Emitter<'a> {
         self.b.bind(self.fast_starts[programs.len()]);
         self.b.mov32_imm(R0, 0);
         self.b.exit();
-        let mut starts = vec![0];
+        let mut functions = vec![filter];
         if let Some(loader) = self.loader {
-            starts.push(self.b.len());
+            functions.push(loader);
             self.b.bind(loader);
             self.loader_function();
         }
-        (self.b, starts)
+        (self.b, functions)
     }
 
     fn prologue(&mut self, programs: &[Program]) {

@@ -195,10 +195,10 @@ pub(crate) fn translate(filters: &[&[Insn]], options: &Options) -> Result<Functi
     let programs: Vec<Program> =
         filters.iter().map(|insns| Program::new(insns, options)).collect::<Result<_, _>>()?;
     let emitter = Emitter::new(&programs, options);
-    let (builder, starts) = emitter.emit(&programs);
+    let (builder, functions) = emitter.emit(&programs);
     let insns = builder.len();
-    match builder.finish() {
-        Ok(insns) => Ok(Function { insns, starts }),
+    match builder.finish(&functions) {
+        Ok((insns, starts)) => Ok(Function { insns, starts }),
         Err(TooFar) => Err(Refused::TooLong { insns }),
     }
 }
