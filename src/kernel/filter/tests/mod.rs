@@ -5,6 +5,7 @@
 mod differential;
 mod generate;
 mod packets;
+mod slow;
 
 use fastrand::Rng;
 
