@@ -9,4 +9,5 @@ mod ext;
 mod fast;
 pub(crate) mod insn;
 mod slow;
+pub(crate) mod splice;
 pub(crate) mod translate;

@@ -4,6 +4,7 @@
 
 mod differential;
 mod generate;
+mod injected;
 mod packets;
 mod slow;
 
