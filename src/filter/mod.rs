@@ -3,4 +3,6 @@
 //! Packet filters: classic BPF, its text forms, and what it becomes.
 
 pub(crate) mod classic;
+pub(crate) mod ebpf;
+pub(crate) mod libpcap;
 pub(crate) mod text;
