@@ -140,8 +140,9 @@ impl Library {
         const NETMASK_UNKNOWN: u32 = u32::MAX;
         let text = CString::new(source.expression)
             .map_err(|_| Refused::Message("a NUL in the expression".into()))?;
-        let Functions { pcap_open_dead, pcap_close, pcap_compile, pcap_freecode, pcap_geterr, .. } =
-            self.functions;
+        let Functions {
+            pcap_open_dead, pcap_close, pcap_compile, pcap_freecode, pcap_geterr, ..
+        } = self.functions;
         let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a link type and a length; the handle is closed below, and used by nobody else.
         let handle = unsafe { pcap_open_dead(link, SNAPLEN as c_int) };

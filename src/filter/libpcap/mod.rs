@@ -10,6 +10,7 @@ mod names;
 use anyhow::{Result, anyhow};
 
 use self::library::{Library, Refused};
+use super::classic::check::check;
 use super::classic::insn::Insn;
 use crate::error::{unsupported, usage};
 
@@ -65,8 +66,10 @@ pub(crate) fn compile(source: &Source<'_>) -> Result<Vec<Insn>> {
     })
 }
 
-/// What libpcap's own interpreter returns for the packet: the reference for ours.
+/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes.
 pub(crate) fn run(program: &[Insn], data: &[u8], length: u32) -> Result<u32> {
+    // libpcap's follows jumps wherever they lead.
+    check(program)?;
     Ok(library()?.run(program, data, length))
 }
 
