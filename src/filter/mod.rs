@@ -4,4 +4,5 @@
 
 pub(crate) mod classic;
 pub(crate) mod ebpf;
+pub(crate) mod libpcap;
 pub(crate) mod text;

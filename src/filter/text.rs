@@ -73,7 +73,7 @@ fn shorten(text: &str) -> String {
 pub(crate) enum Comments {
     /// `;` anywhere and `#` at the beginning of a line: the kernel's bpf_asm
     Kernel,
-    /// `#` and `//` anywhere, `;` too: eBPF's texts
+    /// `#` and `//` anywhere: eBPF's texts
     Hash,
     /// `//` anywhere, `#` at the beginning of a line (the preprocessor's): C
     C,
@@ -98,7 +98,7 @@ pub(crate) fn tokens(text: &str, comments: Comments) -> Result<Vec<Token>, TextE
             }
         } else if match comments {
             Comments::Kernel => c == ';' || (c == '#' && fresh),
-            Comments::Hash => c == '#' || c == ';' || scanner.rest.starts_with("//"),
+            Comments::Hash => c == '#' || scanner.rest.starts_with("//"),
             Comments::C => (c == '#' && fresh) || scanner.rest.starts_with("//"),
         } {
             while scanner.peek().is_some_and(|c| c != '\n') {

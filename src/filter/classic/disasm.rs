@@ -207,7 +207,10 @@ mod tests {
         let again = assembly(&program).unwrap();
         assert_eq!(assemble(&again).unwrap(), program, "{again}");
         assert!(again.contains("jlt x, l12\n") && again.contains("ld #vlan_tci\n"), "{again}");
-        assert!(again.contains("jne #0x806, l4\n") && again.contains("jset #0x3, l4, l5\n"), "{again}");
+        assert!(
+            again.contains("jne #0x806, l4\n") && again.contains("jset #0x3, l4, l5\n"),
+            "{again}"
+        );
     }
 
     #[test]

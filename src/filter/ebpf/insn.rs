@@ -40,13 +40,7 @@ impl Insn {
         let [code, registers, off0, off1, imm @ ..] = bytes;
         let (low, high) = (registers & 0xf, registers >> 4);
         let (dst, src) = if cfg!(target_endian = "little") { (low, high) } else { (high, low) };
-        Self {
-            code,
-            dst,
-            src,
-            off: i16::from_ne_bytes([off0, off1]),
-            imm: i32::from_ne_bytes(imm),
-        }
+        Self { code, dst, src, off: i16::from_ne_bytes([off0, off1]), imm: i32::from_ne_bytes(imm) }
     }
 
     /// The three lowest bits: what the other bits mean.

@@ -3,6 +3,7 @@
 //! Translations against everything else that can run a classic filter. They need root; without it, each says why it skips.
 
 mod differential;
+mod expressions;
 mod faults;
 mod generate;
 mod injected;
