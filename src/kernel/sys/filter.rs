@@ -98,21 +98,9 @@ pub(crate) fn test_run(
     Ok(TestRun { returned: opts.retval, ns: opts.duration })
 }
 
-/// What the kernel made of a program.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Compiled {
-    /// Instructions that the verifier looked at. Linux 5.16; 0 before.
-    pub(crate) verified: u32,
-    /// Bytes of machine code; 0 when it is interpreted.
-    pub(crate) machine_code: u32,
-}
-
-pub(crate) fn compiled(program: BorrowedFd<'_>) -> io::Result<Compiled> {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
-    // SAFETY: room for as much as `len` says; no buffer of it asks for more.
-    done(unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &mut info, &mut len) })?;
-    Ok(Compiled { verified: info.verified_insns, machine_code: info.jited_prog_len })
+/// Bytes of machine code; 0 when it is interpreted, or when that may not be known.
+pub(crate) fn machine_code(program: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(super::program_info(program)?.jited_len)
 }
 
 /// Gives a socket a classic filter, in place of the one it has.

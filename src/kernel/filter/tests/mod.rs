@@ -9,6 +9,7 @@ mod generate;
 mod injected;
 mod packets;
 mod slow;
+mod traffic;
 
 use fastrand::Rng;
 
