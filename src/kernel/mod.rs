@@ -12,6 +12,7 @@ pub(crate) mod clock;
 pub(crate) mod clone_trace;
 pub(crate) mod dns;
 pub(crate) mod facts;
+pub(crate) mod filter;
 pub(crate) mod leftovers;
 pub(crate) mod log;
 pub(crate) mod losses;

@@ -53,6 +53,10 @@ impl Insn {
         self.code & 0xf0
     }
 
+    pub(crate) const fn is_call(self) -> bool {
+        self.code == class::JMP | jmp::CALL
+    }
+
     /// Whether this is the first half of a 16-byte instruction, the only one there is.
     pub(crate) const fn is_wide(self) -> bool {
         self.code == class::LD | size::DW | mode::IMM

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Packet filters in the kernel: loaded for a hook, run on packets, put into other programs.
+
+pub(crate) mod engine;
+#[cfg(test)]
+mod tests;
