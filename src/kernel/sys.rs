@@ -3,6 +3,7 @@
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
 pub(super) mod filter;
+pub(super) mod packet;
 
 use std::ffi::{CStr, CString};
 use std::io;

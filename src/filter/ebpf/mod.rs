@@ -14,4 +14,5 @@ pub(crate) mod insn;
 mod names;
 pub(crate) mod readable;
 mod slow;
+pub(crate) mod splice;
 pub(crate) mod translate;

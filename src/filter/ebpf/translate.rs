@@ -22,6 +22,7 @@ use super::builder::TooFar;
 use super::emit::Emitter;
 use super::insn;
 use crate::filter::classic::insn::Insn;
+pub(crate) use crate::filter::libpcap::Link;
 
 /// What the function returns for a packet that could not be read: it does not match, and is to be counted.
 pub(crate) const UNREADABLE: i32 = -1;
@@ -42,14 +43,6 @@ impl fmt::Display for Hook {
             Self::TcEgress => "tc egress",
         })
     }
-}
-
-/// What a packet starts with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Link {
-    Ethernet,
-    /// An IP header: tun, wireguard, ppp.
-    Raw,
 }
 
 /// What the function returns on a match.

@@ -4,7 +4,7 @@
 //! are given to it, attached to no interface.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::libbpf_sys;
@@ -86,6 +86,35 @@ pub(crate) struct LoadError {
     pub(crate) log: String,
 }
 
+impl LoadError {
+    /// The verifier's reason: what it says last, before its statistics.
+    pub(crate) fn complaint(&self) -> Option<&str> {
+        let statistics = ["verification time ", "stack depth ", "processed "];
+        let is_reason = |line: &&str| {
+            !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start))
+        };
+        self.log.lines().map(str::trim).rfind(is_reason)
+    }
+}
+
+/// What the kernel tells of a loaded program, as far as it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Figures {
+    /// Instructions that the verifier went through.
+    pub(crate) verified: Option<u64>,
+    /// Bytes of machine code.
+    pub(crate) machine_code: Option<u64>,
+    pub(crate) verifier_us: Option<u64>,
+}
+
+/// Whether XDP programs may take packets in several buffers. Linux 5.18.
+pub(crate) fn xdp_takes_frags() -> bool {
+    HookFilter::load(Hook::Xdp, true, &PASS).is_ok()
+}
+
+/// `r0 = 2; exit`
+const PASS: [Insn; 2] = [Insn::new(0xb7, 0, 0, 0, 2), Insn::new(0x95, 0, 0, 0, 0)];
+
 impl HookFilter {
     /// `frags`: takes packets in several buffers, at XDP.
     pub(crate) fn load(hook: Hook, frags: bool, insns: &[Insn]) -> Result<Self, LoadError> {
@@ -109,8 +138,18 @@ impl HookFilter {
         }
     }
 
-    pub(crate) fn compiled(&self) -> io::Result<sys::Compiled> {
-        sys::compiled(self.program.as_fd())
+    /// What the kernel tells of it.
+    pub(crate) fn figures(&self) -> Figures {
+        let number = |after: &str| -> Option<u64> {
+            let text = self.log.split(after).nth(1)?;
+            text.split(' ').next()?.parse().ok()
+        };
+        let code = sys::machine_code(self.program.as_fd()).ok().filter(|&bytes| bytes > 0);
+        Figures {
+            verified: number("processed "),
+            machine_code: code.map(u64::from),
+            verifier_us: number("verification time "),
+        }
     }
 
     pub(crate) fn run(&self, packet: &[u8]) -> Result<Outcome> {
@@ -141,6 +180,12 @@ impl HookFilter {
         repeat: u32,
     ) -> io::Result<sys::TestRun> {
         sys::test_run(self.program.as_fd(), packet, context, repeat)
+    }
+}
+
+impl AsFd for HookFilter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
     }
 }
 

@@ -3,9 +3,13 @@
 //! Translations against everything else that can run a classic filter. They need root; without it, each says why it skips.
 
 mod differential;
+mod expressions;
+mod faults;
 mod generate;
+mod injected;
 mod packets;
 mod slow;
+mod traffic;
 
 use fastrand::Rng;
 

@@ -246,3 +246,15 @@ fn packets_in_several_pieces_at_tc() {
     }
     println!("{verdicts} verdicts");
 }
+
+/// Whether `vlan` matches a packet with a tag beside it.
+pub(super) fn tag_is_seen(options: &Options) -> bool {
+    let program = [
+        Insn::stmt(BPF_LD | BPF_ABS | BPF_H, 12),
+        Insn::new(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0x8100),
+        Insn::stmt(BPF_RET | BPF_K, 1),
+        Insn::stmt(BPF_RET | BPF_K, 0),
+    ];
+    let outcome = tc(&program, options).run_with(&[0; 60], &context(0x8100, 5)).unwrap();
+    outcome == Outcome::Returned(1)
+}
