@@ -2,8 +2,12 @@
 
 //! `bpftk filter`: tcpdump's expressions, at every hook.
 
+mod args;
 mod check;
+mod compile;
+mod emit;
 mod mechanism;
+mod texts;
 
 use std::process::ExitCode;
 
@@ -19,12 +23,18 @@ pub(crate) struct Filter {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Compile(compile::Compile),
+    Asm(texts::Asm),
+    Disasm(texts::Disasm),
     Check(check::Check),
 }
 
 impl Filter {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.verb {
+            Verb::Compile(compile) => compile.run(),
+            Verb::Asm(asm) => asm.run(),
+            Verb::Disasm(disasm) => disasm.run(),
             Verb::Check(check) => check.run(),
         }
     }

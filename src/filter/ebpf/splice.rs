@@ -130,24 +130,28 @@ mod tests {
         Loadable {
             insns: vec![call(2), call(3), EXIT, mov(STUB + 1), EXIT, call(-3), EXIT],
             functions: vec![[0, 10], [3, 11], [5, 12]],
-            lines: vec![[0, 1, 1, 1], [1, 1, 1, 2], [3, 1, 1, 3], [4, 1, 1, 4], [5, 1, 1, 5], [6, 1, 1, 6]],
+            lines: vec![
+                [0, 1, 1, 1],
+                [1, 1, 1, 2],
+                [3, 1, 1, 3],
+                [4, 1, 1, 4],
+                [5, 1, 1, 5],
+                [6, 1, 1, 6],
+            ],
         }
     }
 
     #[test]
     fn a_stub_gives_way() {
         let mut loadable = program();
-        let function =
-            Function { insns: vec![call(2), mov(1), EXIT, mov(2), mov(3), EXIT], starts: vec![0, 3] };
+        let function = Function {
+            insns: vec![call(2), mov(1), EXIT, mov(2), mov(3), EXIT],
+            starts: vec![0, 3],
+        };
         loadable.splice(1, &function).unwrap();
         assert_eq!(
             loadable.insns,
-            [
-                vec![call(2), call(7), EXIT],
-                function.insns.clone(),
-                vec![call(-7), EXIT],
-            ]
-            .concat()
+            [vec![call(2), call(7), EXIT], function.insns.clone(), vec![call(-7), EXIT],].concat()
         );
         assert_eq!(loadable.functions, [[0, 10], [3, 11], [6, 11], [9, 12]]);
         assert_eq!(

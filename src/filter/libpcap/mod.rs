@@ -12,8 +12,16 @@ use anyhow::{Result, anyhow};
 use self::library::{Library, Refused};
 use super::classic::check::check;
 use super::classic::insn::Insn;
-pub(crate) use super::ebpf::translate::Link;
 use crate::error::{unsupported, usage};
+
+/// What a packet begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// An Ethernet header
+    Ethernet,
+    /// An IPv4 or IPv6 header: tun, wireguard, ppp
+    Raw,
+}
 
 /// How many bytes of a packet that matches are wanted, as tcpdump has it: all.
 pub(crate) const SNAPLEN: u32 = 262_144;
