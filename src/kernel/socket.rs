@@ -114,6 +114,10 @@ pub(crate) enum Filter {
 }
 
 impl Filter {
+    pub(crate) fn everything() -> Self {
+        Self::Socket(vec![Insn::stmt(BPF_RET, SNAPLEN)])
+    }
+
     /// The kernel takes a packet's VLAN tag out before a socket's filter sees the packet. So it lets through every packet
     /// that had one, and the filter is run again on the packet with its tag put back.
     fn for_kernel(&self, link: Link) -> Vec<Insn> {

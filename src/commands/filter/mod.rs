@@ -3,10 +3,14 @@
 //! `bpftk filter`: tcpdump's expressions, at every hook.
 
 mod args;
+mod capture;
 mod check;
 mod compile;
 mod emit;
+mod engines;
 mod mechanism;
+mod run;
+mod steps;
 mod texts;
 
 use std::process::ExitCode;
@@ -26,6 +30,8 @@ enum Verb {
     Compile(compile::Compile),
     Asm(texts::Asm),
     Disasm(texts::Disasm),
+    Run(run::Run),
+    Capture(capture::Capture),
     Check(check::Check),
 }
 
@@ -35,6 +41,8 @@ impl Filter {
             Verb::Compile(compile) => compile.run(),
             Verb::Asm(asm) => asm.run(),
             Verb::Disasm(disasm) => disasm.run(),
+            Verb::Run(run) => run.run(),
+            Verb::Capture(capture) => capture.run(),
             Verb::Check(check) => check.run(),
         }
     }
