@@ -5,4 +5,5 @@
 pub(crate) mod classic;
 pub(crate) mod ebpf;
 pub(crate) mod libpcap;
+pub(crate) mod savefile;
 pub(crate) mod text;

@@ -3,7 +3,7 @@
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
 use std::ffi::CString;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
@@ -59,6 +59,14 @@ pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     program.attach_trace().map_err(|error| {
         anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
+}
+
+/// How often the kernel skipped a program because the CPU was in the middle of it. Nothing if it is not loaded.
+pub(crate) fn times_skipped(program: &ProgramMut<'_>) -> u64 {
+    if !program.autoload() {
+        return 0;
+    }
+    sys::program_info(program.as_fd()).map_or(0, |info| info.skipped)
 }
 
 /// Has libbpf load fentry programs for functions whose ids are known already. To be kept until the load.

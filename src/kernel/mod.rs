@@ -24,6 +24,7 @@ pub(crate) mod ring;
 pub(crate) mod run;
 pub(crate) mod signals;
 pub(crate) mod skel;
+pub(crate) mod socket;
 mod sys;
 pub(crate) mod task_filter;
 pub(crate) mod tcpconnect;

@@ -3,6 +3,7 @@
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
 pub(super) mod filter;
+pub(super) mod packet;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -339,6 +340,8 @@ pub(super) struct ProgramInfo {
     pub(super) loaded_ns: u64,
     /// Bytes of machine code; 0 when it is interpreted, or when that may not be known.
     pub(super) jited_len: u32,
+    /// How often the kernel skipped it because the CPU was in the middle of it; 0 before Linux 5.12, which doesn't tell.
+    pub(super) skipped: u64,
 }
 
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
@@ -352,6 +355,7 @@ pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
         name: crate::output::bytes_to_string(&info.name.map(|c| c as u8)),
         loaded_ns: info.load_time,
         jited_len: info.jited_prog_len,
+        skipped: info.recursion_misses,
     })
 }
 

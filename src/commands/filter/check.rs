@@ -56,15 +56,27 @@ impl From<LinkArg> for Link {
 
 /// The schema of a row.
 pub(crate) const FIELDS: &[Field] = &[
-    Field::new("hook", "socket, xdp, xdp frags (packets in several buffers), tc ingress or tc egress"),
+    Field::new(
+        "hook",
+        "socket, xdp, xdp frags (packets in several buffers), tc ingress or tc egress",
+    ),
     Field::new(
         "status",
         "ok; refused (this hook has not what the filter asks for); failed (the kernel did not take it)",
     ),
     Field::new("classic", "instructions of classic BPF"),
-    Field::new("ebpf", "instructions of eBPF; null where the kernel translates, or nothing was translated"),
-    Field::new("verified", "instructions that the verifier went through, on all ways together; or null"),
-    Field::new("jited_bytes", "bytes of machine code; null where the kernel does not tell or interprets"),
+    Field::new(
+        "ebpf",
+        "instructions of eBPF; null where the kernel translates, or nothing was translated",
+    ),
+    Field::new(
+        "verified",
+        "instructions that the verifier went through, on all ways together; or null",
+    ),
+    Field::new(
+        "jited_bytes",
+        "bytes of machine code; null where the kernel does not tell or interprets",
+    ),
     Field::new("verifier_us", "microseconds that the verifier took; or null"),
     Field::new("detail", "why not; or null"),
     Field::new("log", "the verifier's last lines, where it refused; or null"),
@@ -200,9 +212,7 @@ fn hook(name: &str, program: &[Insn], options: &Options) -> Outcome {
     };
     let ebpf = Some(function.insns.len() as u64);
     match engine::load(&function, options.hook, options.frags) {
-        Ok(loaded) => {
-            Outcome { ebpf, figures: Some(loaded.figures()), ..Outcome::new(name, "ok") }
-        }
+        Ok(loaded) => Outcome { ebpf, figures: Some(loaded.figures()), ..Outcome::new(name, "ok") },
         Err(failed) => {
             let lines: Vec<&str> = failed.log.lines().collect();
             let last = &lines[lines.len().saturating_sub(LOG_LINES)..];

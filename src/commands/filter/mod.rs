@@ -2,8 +2,16 @@
 
 //! `bpftk filter`: tcpdump's expressions, at every hook.
 
+mod args;
+mod capture;
 mod check;
+mod compile;
+mod emit;
+mod engines;
 mod mechanism;
+mod run;
+mod steps;
+mod texts;
 
 use std::process::ExitCode;
 
@@ -19,12 +27,22 @@ pub(crate) struct Filter {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Compile(compile::Compile),
+    Asm(texts::Asm),
+    Disasm(texts::Disasm),
+    Run(run::Run),
+    Capture(capture::Capture),
     Check(check::Check),
 }
 
 impl Filter {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.verb {
+            Verb::Compile(compile) => compile.run(),
+            Verb::Asm(asm) => asm.run(),
+            Verb::Disasm(disasm) => disasm.run(),
+            Verb::Run(run) => run.run(),
+            Verb::Capture(capture) => capture.run(),
             Verb::Check(check) => check.run(),
         }
     }

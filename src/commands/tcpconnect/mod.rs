@@ -398,7 +398,9 @@ impl Session {
             .with("ok", ok)
             .with("failed", failed)
             .with("pending", pending);
-        let record = with_losses(record, losses, undecodable).with("lost_dns", losses.dns);
+        let record = with_losses(record, losses, undecodable)
+            .with("lost_dns", losses.dns)
+            .with("skipped", losses.skipped);
         let lost = losses_sentence(losses, undecodable);
         let what = if self.at_start {
             format!("{rows} attempts")

@@ -26,13 +26,13 @@ pub(crate) struct Packet<'a> {
     /// Where the network header starts, for Linux's offsets.
     pub(crate) network: usize,
     /// What Linux's extensions give, as far as it is known.
-    pub(crate) known: fn(&Packet<'_>, Ext) -> Option<u32>,
+    pub(crate) known: &'a [(Ext, u32)],
 }
 
 impl<'a> Packet<'a> {
     /// A packet of which only its bytes are known.
     pub(crate) fn new(data: &'a [u8]) -> Self {
-        Self { data, length: data.len() as u32, network: 14, known: |_, _| None }
+        Self { data, length: data.len() as u32, network: 14, known: &[] }
     }
 }
 
@@ -150,7 +150,10 @@ impl State {
             Ext::AluXorX => Ok(self.a ^ self.x),
             Ext::Nlattr => Ok(attribute(packet.data, self.a, self.x, false)),
             Ext::NlattrNest => Ok(attribute(packet.data, self.a, self.x, true)),
-            _ => (packet.known)(packet, ext).ok_or(Unknown(ext)),
+            _ => {
+                let known = packet.known.iter().find(|(known, _)| *known == ext);
+                known.map(|(_, value)| *value).ok_or(Unknown(ext))
+            }
         }
     }
 }
@@ -310,7 +313,7 @@ mod tests {
         let program = [Insn::stmt(0x20, Ext::Mark.offset()), Insn::stmt(0x16, 0)];
         let packet = Packet::new(&[]);
         assert_eq!(run(&program, &packet, Rules::Linux), Err(Unknown(Ext::Mark)));
-        let packet = Packet { known: |_, ext| (ext == Ext::Mark).then_some(5), ..packet };
+        let packet = Packet { known: &[(Ext::Mark, 5)], ..packet };
         assert_eq!(run(&program, &packet, Rules::Linux), Ok(5));
     }
 }

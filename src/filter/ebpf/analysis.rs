@@ -137,11 +137,8 @@ impl Program {
     pub(super) fn read_first(&self) -> u32 {
         let mut live = vec![0; self.steps.len()];
         for at in (0..self.steps.len()).rev() {
-            let after = self
-                .successors(at)
-                .into_iter()
-                .flatten()
-                .fold(0, |after, next| after | live[next]);
+            let after =
+                self.successors(at).into_iter().flatten().fold(0, |after, next| after | live[next]);
             let (reads, writes) = self.steps[at].uses();
             live[at] = after & !writes | reads;
         }

@@ -203,7 +203,8 @@ impl Builder {
                 continue;
             }
             let insn = self.insns[at];
-            let ends = matches!(insn.class(), class::JMP) && matches!(insn.op(), jmp::JA | jmp::EXIT);
+            let ends =
+                matches!(insn.class(), class::JMP) && matches!(insn.op(), jmp::JA | jmp::EXIT);
             open.extend(targets[at]);
             if !ends {
                 open.push(at + 1);

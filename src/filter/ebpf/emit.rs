@@ -5,9 +5,9 @@
 use super::analysis::{A, Program, X, word};
 use super::builder::{Builder, Label, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Reg};
 use super::ext::{helper, skb, xdp_md};
+use super::insn::{alu, jmp, size};
 #[cfg(test)]
 use super::translate::Fault;
-use super::insn::{alu, jmp, size};
 use super::translate::{Hook, Options, Returns};
 use crate::filter::classic::insn::{Alu, BPF_MEMWORDS, Cond, Ext, Op, Src};
 
@@ -60,8 +60,7 @@ impl<'a> Emitter<'a> {
         let calls = programs.iter().any(|program| {
             program.calls_helper || program.uses_len && options.hook == Hook::Xdp && options.frags
         });
-        let slow =
-            options.has_slow_way().then(|| Slow { filters: b.label(), loader: b.label() });
+        let slow = options.has_slow_way().then(|| Slow { filters: b.label(), loader: b.label() });
         let fast = if calls { SAVED } else { SCRATCH };
         Self { b, options, fast, slow, fast_starts, slow_starts }
     }

@@ -128,9 +128,9 @@ fn refusal(ext: Ext, hook: Hook) -> Option<&'static str> {
         }
         Ext::Mark if xdp => Some("XDP runs before a packet gets a mark; tc has it"),
         Ext::RxHash if xdp => Some("XDP has no receive hash that every driver gives; tc has it"),
-        Ext::VlanTag | Ext::VlanTagPresent | Ext::VlanTpid if xdp => {
-            Some("at XDP the tag is among the packet's bytes: `ldh [12]` is 0x8100 when there is one")
-        }
+        Ext::VlanTag | Ext::VlanTagPresent | Ext::VlanTpid if xdp => Some(
+            "at XDP the tag is among the packet's bytes: `ldh [12]` is 0x8100 when there is one",
+        ),
         _ => None,
     }
 }

@@ -316,4 +316,3 @@ impl Emitter<'_> {
 
 /// Four bytes on the loader's stack.
 const BUFFER: i16 = -4;
-

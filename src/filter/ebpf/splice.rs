@@ -58,7 +58,8 @@ impl Loadable {
     /// None when a jump gets too far.
     fn rebuilt(&self, stub: &Range<usize>, function: &Function, body: usize) -> Option<Self> {
         let kept = &function.insns[body..];
-        let calls_stub = |at: usize| body > 0 && !stub.contains(&at) && self.callee(at) == Some(stub.start);
+        let calls_stub =
+            |at: usize| body > 0 && !stub.contains(&at) && self.callee(at) == Some(stub.start);
         // By old instruction: where it is now. The stub's are where what is kept of the function begins.
         let mut place = Vec::with_capacity(self.insns.len() + 1);
         let mut count = 0;
@@ -224,7 +225,14 @@ mod tests {
         Loadable {
             insns: vec![call(2), call(3), EXIT, mov(STUB + 1), EXIT, call(-3), EXIT],
             functions: vec![[0, 10], [3, 11], [5, 12]],
-            lines: vec![[0, 1, 1, 1], [1, 1, 1, 2], [3, 1, 1, 3], [4, 1, 1, 4], [5, 1, 1, 5], [6, 1, 1, 6]],
+            lines: vec![
+                [0, 1, 1, 1],
+                [1, 1, 1, 2],
+                [3, 1, 1, 3],
+                [4, 1, 1, 4],
+                [5, 1, 1, 5],
+                [6, 1, 1, 6],
+            ],
         }
     }
 
@@ -260,10 +268,8 @@ mod tests {
             lines: vec![[0, 1, 1, 1], [2, 1, 1, 2], [5, 1, 1, 3], [7, 1, 1, 4]],
         };
         // The stub is where it is called from elsewhere, too.
-        let function = Function {
-            insns: vec![mov(1), EXIT, call(1), EXIT, mov(2), EXIT],
-            starts: vec![0, 4],
-        };
+        let function =
+            Function { insns: vec![mov(1), EXIT, call(1), EXIT, mov(2), EXIT], starts: vec![0, 4] };
         loadable.splice(0, &function).unwrap();
         assert_eq!(
             loadable.insns,
@@ -286,22 +292,29 @@ mod tests {
         let ja = Insn::new(class::JMP | jmp::JA, 0, 0, 0, 0);
         assert_eq!(loadable.insns, [mov(7), ja, call(1), EXIT, mov(7), ja, EXIT]);
         assert_eq!(loadable.functions, [[0, 10], [4, 12]]);
-        assert_eq!(
-            loadable.lines,
-            [[0, 1, 1, 1], [2, 1, 1, 2], [4, 1, 1, 5], [6, 1, 1, 6]]
-        );
+        assert_eq!(loadable.lines, [[0, 1, 1, 1], [2, 1, 1, 2], [4, 1, 1, 5], [6, 1, 1, 6]]);
     }
 
     #[test]
     fn where_a_jump_gets_too_far_the_call_stays() {
         let mut loadable = Loadable {
-            insns: vec![Insn::new(class::JMP | jmp::JA, 0, 0, 1, 0), call(1), EXIT, mov(STUB), EXIT],
+            insns: vec![
+                Insn::new(class::JMP | jmp::JA, 0, 0, 1, 0),
+                call(1),
+                EXIT,
+                mov(STUB),
+                EXIT,
+            ],
             functions: vec![[0, 10], [3, 11]],
             lines: vec![],
         };
-        let function = Function { insns: [vec![mov(7); 40_000], vec![EXIT]].concat(), starts: vec![0] };
+        let function =
+            Function { insns: [vec![mov(7); 40_000], vec![EXIT]].concat(), starts: vec![0] };
         loadable.splice(0, &function).unwrap();
-        assert_eq!(loadable.insns[..3], [Insn::new(class::JMP | jmp::JA, 0, 0, 1, 0), call(1), EXIT]);
+        assert_eq!(
+            loadable.insns[..3],
+            [Insn::new(class::JMP | jmp::JA, 0, 0, 1, 0), call(1), EXIT]
+        );
         assert_eq!(loadable.insns[3..], function.insns);
         assert_eq!(loadable.functions, [[0, 10], [3, 11]]);
     }

@@ -19,7 +19,7 @@ use crate::error::{unsupported, usage};
 pub(crate) enum Link {
     /// An Ethernet header
     Ethernet,
-    /// An IPv4 or IPv6 header
+    /// An IPv4 or IPv6 header: tun, wireguard, ppp
     Raw,
 }
 

@@ -61,11 +61,21 @@ fn arithmetic(rng: &mut Rng, depth: u8) -> String {
 
 fn primitive(rng: &mut Rng) -> String {
     match rng.u8(0..26) {
-        0 => pick(rng, &["ip", "ip6", "arp", "rarp", "tcp", "udp", "icmp", "icmp6", "sctp", "igmp"]).into(),
-        1 => pick(rng, &["broadcast", "multicast", "ip multicast", "ip6 multicast", "ether broadcast"]).into(),
+        0 => {
+            pick(rng, &["ip", "ip6", "arp", "rarp", "tcp", "udp", "icmp", "icmp6", "sctp", "igmp"])
+                .into()
+        }
+        1 => pick(
+            rng,
+            &["broadcast", "multicast", "ip multicast", "ip6 multicast", "ether broadcast"],
+        )
+        .into(),
         2 => format!("vlan {}", pick(rng, &["", "1", "2", "100", "4094"])),
         3 => "vlan".into(),
-        4 => pick(rng, &["mpls", "pppoes", "llc", "stp", "ether proto 0x88cc", "ether proto 0x806"]).into(),
+        4 => {
+            pick(rng, &["mpls", "pppoes", "llc", "stp", "ether proto 0x88cc", "ether proto 0x806"])
+                .into()
+        }
         5 => format!("{}host {}", direction(rng), v4(rng)),
         6 => format!("{}host {}", direction(rng), v6(rng)),
         7 => format!("{}net {}.0.0.0/{}", direction(rng), pick(rng, &["10", "192", "224"]), 8),
@@ -78,8 +88,13 @@ fn primitive(rng: &mut Rng) -> String {
         14 => format!("{}portrange {}-{}", pick(rng, &["", "tcp ", "udp "]), rng.u16(1..100), 443),
         15 => format!("ether {}host 02:00:00:00:00:0{}", direction(rng), rng.u8(0..4)),
         16 => format!("{} {}", pick(rng, &["greater", "less"]), rng.u16(20..200)),
-        17 => format!("{} proto {}", pick(rng, &["ip", "ip6"]), pick(rng, &["6", "17", "1", "103"])),
-        18 => format!("tcp[tcpflags] & ({}) != 0", pick(rng, &["tcp-syn", "tcp-syn|tcp-fin", "tcp-rst"])),
+        17 => {
+            format!("{} proto {}", pick(rng, &["ip", "ip6"]), pick(rng, &["6", "17", "1", "103"]))
+        }
+        18 => format!(
+            "tcp[tcpflags] & ({}) != 0",
+            pick(rng, &["tcp-syn", "tcp-syn|tcp-fin", "tcp-rst"])
+        ),
         19 => format!("icmp[icmptype] == {}", pick(rng, &["icmp-echo", "icmp-echoreply"])),
         20 => format!("arp {}host {}", direction(rng), v4(rng)),
         _ => {
@@ -120,8 +135,12 @@ fn random_expressions() {
     while tally.programs < wanted {
         let depth = rng.u8(0..4);
         let text = expression(&mut rng, depth);
-        let source =
-            Source { expression: &text, link: Link::Ethernet, optimize: rng.bool(), resolve: false };
+        let source = Source {
+            expression: &text,
+            link: Link::Ethernet,
+            optimize: rng.bool(),
+            resolve: false,
+        };
         // `tcp and arp`: libpcap finds that nothing can match. `vlan` and the like can't be where it was put.
         let Ok(program) = compile(&source) else {
             refused += 1;
@@ -157,7 +176,8 @@ fn what_tcpdump_takes() {
     let count = if in_guest() { 30 } else { 300 };
     for text in EXPRESSIONS {
         for optimize in [true, false] {
-            let source = Source { expression: text, link: Link::Ethernet, optimize, resolve: false };
+            let source =
+                Source { expression: text, link: Link::Ethernet, optimize, resolve: false };
             let program = compile(&source).unwrap_or_else(|error| panic!("{text}: {error:#}"));
             let frames: Vec<Vec<u8>> = (0..count).map(|_| packets::any(&mut rng)).collect();
             compare(text, &program, &frames, &mut tally);

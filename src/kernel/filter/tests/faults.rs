@@ -90,10 +90,7 @@ fn the_slow_way_is_needed() {
         return;
     }
     let last = 8999;
-    let program = [
-        Insn::stmt(BPF_LD | BPF_ABS | BPF_B, last),
-        Insn::stmt(BPF_RET | BPF_A, 0),
-    ];
+    let program = [Insn::stmt(BPF_LD | BPF_ABS | BPF_B, last), Insn::stmt(BPF_RET | BPF_A, 0)];
     let frame = vec![0x5a; last as usize + 1];
     let right = Options { frags: true, ..by_value(Hook::Xdp) };
     let wrong = Options { fault: Some(Fault::FirstPieceOnly), ..right };

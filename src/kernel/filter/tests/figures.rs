@@ -78,7 +78,13 @@ fn jited_classic(program: &[Insn], packet: &[u8]) -> f64 {
 fn figures_ns_a_packet() {
     assert!(root());
     let _registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
-    let start = || PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+    let start = || {
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
+            [10, 0, 0, 1],
+            [10, 0, 0, 2],
+            64,
+        )
+    };
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     start().tcp(40000, 80, 1, 1024).write(&mut tcp, &[0; 20]).unwrap();
     start().udp(40000, 53).write(&mut udp, &[0; 20]).unwrap();
@@ -116,7 +122,8 @@ fn figures_ns_a_packet() {
         let mut open = FilterFiguresSkelBuilder::default().open(&mut storage).unwrap();
         for mut program in open.open_object_mut().progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
-            program.set_autoload(name.starts_with("bpftk_hand") || name.starts_with("bpftk_nothing"));
+            program
+                .set_autoload(name.starts_with("bpftk_hand") || name.starts_with("bpftk_nothing"));
         }
         let by_hand = open.load().unwrap();
         let hand = match expression {

@@ -9,8 +9,25 @@ use crate::filter::classic::check::check;
 use crate::filter::classic::insn::*;
 
 const ODD: [u32; 19] = [
-    0, 1, 2, 3, 7, 31, 32, 33, 255, 256, 0x7fff, 0x8000, 0xffff, 0x1_0000, 0x7fff_ffff, 0x8000_0000,
-    0x8000_0001, 0xffff_fffe, 0xffff_ffff,
+    0,
+    1,
+    2,
+    3,
+    7,
+    31,
+    32,
+    33,
+    255,
+    256,
+    0x7fff,
+    0x8000,
+    0xffff,
+    0x1_0000,
+    0x7fff_ffff,
+    0x8000_0000,
+    0x8000_0001,
+    0xffff_fffe,
+    0xffff_ffff,
 ];
 
 fn number(rng: &mut Rng) -> u32 {
@@ -47,11 +64,14 @@ fn statement(rng: &mut Rng) -> Insn {
         14 => Insn::stmt(if rng.bool() { BPF_ST } else { BPF_STX }, rng.u32(0..16)),
         15..17 => Insn::stmt(BPF_MISC | if rng.bool() { BPF_TAX } else { BPF_TXA }, 0),
         17 => Insn::stmt(BPF_ALU | BPF_NEG, 0),
-        18 => Insn::stmt(BPF_ALU | BPF_AND | BPF_K, *rng.choice(&[1, 0xf, 0x1f, 0x3f, 0xff]).unwrap()),
+        18 => {
+            Insn::stmt(BPF_ALU | BPF_AND | BPF_K, *rng.choice(&[1, 0xf, 0x1f, 0x3f, 0xff]).unwrap())
+        }
         _ => {
             let operation = *rng
                 .choice(&[
-                    BPF_ADD, BPF_SUB, BPF_MUL, BPF_DIV, BPF_MOD, BPF_OR, BPF_AND, BPF_XOR, BPF_LSH, BPF_RSH,
+                    BPF_ADD, BPF_SUB, BPF_MUL, BPF_DIV, BPF_MOD, BPF_OR, BPF_AND, BPF_XOR, BPF_LSH,
+                    BPF_RSH,
                 ])
                 .unwrap();
             if rng.bool() {
@@ -114,7 +134,11 @@ fn attempt(rng: &mut Rng) -> Vec<Insn> {
                 Insn::stmt(BPF_JMP | BPF_JA, u32::from(distance(rng, at, length)))
             }
             // Behind a conditional jump, so that something follows.
-            4 if rng.bool() && at > 0 && insns[at - 1].class() == BPF_JMP && insns[at - 1].jf > 0 => {
+            4 if rng.bool()
+                && at > 0
+                && insns[at - 1].class() == BPF_JMP
+                && insns[at - 1].jf > 0 =>
+            {
                 ending(rng)
             }
             _ => statement(rng),
@@ -122,7 +146,9 @@ fn attempt(rng: &mut Rng) -> Vec<Insn> {
         // The start is always gone through.
         match insn.decode() {
             Some(Op::LdMem(k) | Op::LdxMem(k)) if !written[k as usize] => continue,
-            Some(Op::St(k) | Op::Stx(k)) if insns.iter().all(|i| !matches!(i.class(), BPF_JMP | BPF_RET)) => {
+            Some(Op::St(k) | Op::Stx(k))
+                if insns.iter().all(|i| !matches!(i.class(), BPF_JMP | BPF_RET)) =>
+            {
                 written[k as usize] = true;
             }
             _ => {}

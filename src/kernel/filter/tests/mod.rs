@@ -33,10 +33,9 @@ fn root() -> bool {
 
 /// Seeded by BPFTK_SEED, or by chance; the seed is printed, so that what failed can be had again.
 fn rng(test: &str) -> Rng {
-    let seed = std::env::var("BPFTK_SEED").ok().map_or_else(
-        || fastrand::u64(..),
-        |text| text.parse().expect("BPFTK_SEED is a number"),
-    );
+    let seed = std::env::var("BPFTK_SEED")
+        .ok()
+        .map_or_else(|| fastrand::u64(..), |text| text.parse().expect("BPFTK_SEED is a number"));
     println!("{test}: BPFTK_SEED={seed}");
     Rng::with_seed(seed)
 }
@@ -48,8 +47,8 @@ fn by_value(hook: Hook) -> Options {
 
 /// Translates one filter and loads it.
 fn loaded(program: &[classic::insn::Insn], options: &Options) -> HookFilter {
-    let function = translate(&[program], options)
-        .unwrap_or_else(|refused| panic!("{refused}\n{program:?}"));
+    let function =
+        translate(&[program], options).unwrap_or_else(|refused| panic!("{refused}\n{program:?}"));
     load(&function, options.hook, options.frags).unwrap_or_else(|failed| {
         let log: Vec<&str> = failed.log.lines().rev().take(30).collect();
         panic!(

@@ -25,7 +25,9 @@ fn v4(rng: &mut Rng) -> [u8; 4] {
 
 fn v6(rng: &mut Rng) -> [u8; 16] {
     let mut address = [0; 16];
-    address[..4].copy_from_slice(rng.choice(&[[0x20, 1, 0xd, 0xb8], [0xff, 2, 0, 0], [0xfe, 0x80, 0, 0]]).unwrap());
+    address[..4].copy_from_slice(
+        rng.choice(&[[0x20, 1, 0xd, 0xb8], [0xff, 2, 0, 0], [0xfe, 0x80, 0, 0]]).unwrap(),
+    );
     address[15] = rng.u8(0..4);
     address
 }
@@ -77,7 +79,11 @@ pub(super) fn well_formed(rng: &mut Rng) -> Vec<u8> {
 /// What each kind of builder step can do.
 trait Start {
     fn v4(self, source: [u8; 4], destination: [u8; 4]) -> PacketBuilderStep<etherparse::IpHeaders>;
-    fn v6(self, source: [u8; 16], destination: [u8; 16]) -> PacketBuilderStep<etherparse::IpHeaders>;
+    fn v6(
+        self,
+        source: [u8; 16],
+        destination: [u8; 16],
+    ) -> PacketBuilderStep<etherparse::IpHeaders>;
 }
 
 macro_rules! starts {
@@ -98,11 +104,7 @@ starts!(etherparse::Ethernet2Header, etherparse::VlanHeader);
 
 fn start_ip(rng: &mut Rng, start: impl Start, payload: &[u8], frame: &mut Vec<u8>) {
     let is_v4 = rng.u8(0..3) > 0;
-    let step = if is_v4 {
-        start.v4(v4(rng), v4(rng))
-    } else {
-        start.v6(v6(rng), v6(rng))
-    };
+    let step = if is_v4 { start.v4(v4(rng), v4(rng)) } else { start.v6(v6(rng), v6(rng)) };
     match rng.u8(0..8) {
         0..3 => {
             let tcp = step.tcp(port(rng), port(rng), rng.u32(..), 1024);
@@ -118,7 +120,9 @@ fn start_ip(rng: &mut Rng, start: impl Start, payload: &[u8], frame: &mut Vec<u8
         6 if is_v4 => step.icmpv4_echo_request(1, rng.u16(..)).write(frame, payload).unwrap(),
         6 => step.icmpv6_echo_request(1, rng.u16(..)).write(frame, payload).unwrap(),
         _ => {
-            let number = *rng.choice(&[ip_number::SCTP, ip_number::GRE, ip_number::PIM, ip_number::IGMP]).unwrap();
+            let number = *rng
+                .choice(&[ip_number::SCTP, ip_number::GRE, ip_number::PIM, ip_number::IGMP])
+                .unwrap();
             step.write(frame, number, payload).unwrap();
         }
     }

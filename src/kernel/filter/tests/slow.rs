@@ -43,7 +43,8 @@ fn tc(program: &[Insn], options: &Options) -> HookFilter {
 
 fn context(kind: u16, tag: u16) -> Vec<u8> {
     let mut context = vec![0; SKB_BYTES];
-    context[MARK..MARK + 4].copy_from_slice(&(u32::from(kind) << 16 | u32::from(tag)).to_ne_bytes());
+    context[MARK..MARK + 4]
+        .copy_from_slice(&(u32::from(kind) << 16 | u32::from(tag)).to_ne_bytes());
     context
 }
 
@@ -88,7 +89,8 @@ fn every_load_around_a_tag() {
     let mut inside = 0;
     for bytes in [BPF_B, BPF_H, BPF_W] {
         for offset in 4..24 {
-            let abs = [Insn::stmt(BPF_LD | BPF_ABS | bytes, offset), Insn::stmt(BPF_RET | BPF_A, 0)];
+            let abs =
+                [Insn::stmt(BPF_LD | BPF_ABS | bytes, offset), Insn::stmt(BPF_RET | BPF_A, 0)];
             let ind = [
                 Insn::stmt(BPF_LDX | BPF_IMM, offset - 3),
                 Insn::stmt(BPF_LD | BPF_IND | bytes, 3),
@@ -124,17 +126,12 @@ fn a_filter_that_asks_for_the_tag_sees_none_in_the_packet() {
         (0..12).chain([0x81, 0x00, 0x20, 0x2a, 0x08, 0x00]).chain(0x45..0x65).collect();
     let (short, kind, tag) = packets::untag(&frame).unwrap();
     let ld = |size, k| Insn::stmt(BPF_LD | BPF_ABS | size, k);
-    for (ext, expected) in [
-        (Ext::VlanTagPresent, 1),
-        (Ext::VlanTag, 0x202a),
-        (Ext::VlanTpid, 0x8100),
-    ] {
+    for (ext, expected) in
+        [(Ext::VlanTagPresent, 1), (Ext::VlanTag, 0x202a), (Ext::VlanTpid, 0x8100)]
+    {
         let asks = [ld(BPF_H, ext.offset()), Insn::stmt(BPF_RET | BPF_A, 0)];
-        let asks_and_looks = [
-            ld(BPF_H, ext.offset()),
-            ld(BPF_H, 12),
-            Insn::stmt(BPF_RET | BPF_A, 0),
-        ];
+        let asks_and_looks =
+            [ld(BPF_H, ext.offset()), ld(BPF_H, 12), Insn::stmt(BPF_RET | BPF_A, 0)];
         for (program, expected) in [(&asks[..], expected), (&asks_and_looks[..], 0x0800)] {
             let loaded = tc(program, &by_value(Hook::TcIngress));
             let outcome = loaded.run_with(&short, &context(kind, tag)).unwrap();
@@ -144,7 +141,10 @@ fn a_filter_that_asks_for_the_tag_sees_none_in_the_packet() {
     // The length is the wire's for one that looks at the packet, and the kernel's for one that asks.
     for (program, expected) in [
         (vec![Insn::stmt(BPF_LD | BPF_W | BPF_LEN, 0)], frame.len()),
-        (vec![ld(BPF_W, Ext::VlanTag.offset()), Insn::stmt(BPF_LD | BPF_W | BPF_LEN, 0)], short.len()),
+        (
+            vec![ld(BPF_W, Ext::VlanTag.offset()), Insn::stmt(BPF_LD | BPF_W | BPF_LEN, 0)],
+            short.len(),
+        ),
     ] {
         let program = [program, vec![Insn::stmt(BPF_RET | BPF_A, 0)]].concat();
         let loaded = tc(&program, &by_value(Hook::TcIngress));
@@ -180,7 +180,9 @@ fn packets_in_several_buffers_at_xdp() {
         let loaded = match HookFilter::load(Hook::Xdp, true, &function.insns) {
             Ok(loaded) => loaded,
             // BPF_F_XDP_HAS_FRAGS is of Linux 5.18.
-            Err(failed) if failed.error.raw_os_error() == Some(libc::EINVAL) && failed.log.is_empty() => {
+            Err(failed)
+                if failed.error.raw_os_error() == Some(libc::EINVAL) && failed.log.is_empty() =>
+            {
                 println!("SKIP this kernel has no XDP programs for several buffers");
                 return;
             }

@@ -53,7 +53,8 @@ fn passes(program: &[Insn], options: &Options, payload: &[u8]) -> bool {
     // Across the loopback a packet is delivered before the call returns, but for a softirq that is put off.
     sender.connect(receiver.local_addr().unwrap()).unwrap();
     // What is appended to a packet goes to pages.
-    let _ = send(sender.as_raw_fd(), &payload[..LINEAR], MsgFlags::from_bits_retain(libc::MSG_MORE));
+    let _ =
+        send(sender.as_raw_fd(), &payload[..LINEAR], MsgFlags::from_bits_retain(libc::MSG_MORE));
     let _ = send(sender.as_raw_fd(), &payload[LINEAR..], MsgFlags::empty());
     let mut buffer = vec![0; PAYLOAD + 1];
     let got = (0..20).any(|_| {
