@@ -326,13 +326,13 @@ impl<'a> Emitter<'a> {
             Ext::RxHash => self.b.load(size::W, a, ctx, skb::HASH),
             Ext::Protocol => {
                 self.b.load(size::W, a, ctx, skb::PROTOCOL);
-                self.b.from_be(a, 16);
+                self.b.network_order(a, 16);
             }
             Ext::VlanTag => self.b.load(size::W, a, ctx, skb::VLAN_TCI),
             Ext::VlanTagPresent => self.b.load(size::W, a, ctx, skb::VLAN_PRESENT),
             Ext::VlanTpid => {
                 self.b.load(size::W, a, ctx, skb::VLAN_PROTO);
-                self.b.from_be(a, 16);
+                self.b.network_order(a, 16);
             }
             Ext::Cpu | Ext::Random => {
                 self.b.helper(if ext == Ext::Cpu {

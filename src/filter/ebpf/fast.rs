@@ -141,7 +141,7 @@ impl Emitter<'_> {
             return;
         }
         if bytes > 1 {
-            self.b.from_be(dst, bytes as i32 * 8);
+            self.b.network_order(dst, bytes as i32 * 8);
         }
     }
 

@@ -201,7 +201,7 @@ impl Emitter<'_> {
         self.b.jump_imm(jmp::JNE, R0, 0, not_read);
         // Zeros follow the bytes that were read: shifted out.
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.shift_out(bytes, 32);
         self.b.exit();
         self.b.bind(not_read);
@@ -241,7 +241,7 @@ impl Emitter<'_> {
         let (shift, joined) = (self.b.label(), self.b.label());
         // The tag, as a number, instead of the length.
         self.b.load(size::W, R9, ctx, skb::VLAN_PROTO);
-        self.b.from_be(R9, 16);
+        self.b.network_order(R9, 16);
         self.b.alu64_imm(alu::LSH, R9, 16);
         self.b.load(size::W, R1, ctx, skb::VLAN_TCI);
         self.b.alu64(alu::OR, R9, R1);
@@ -263,7 +263,7 @@ impl Emitter<'_> {
         self.b.helper(helper::SKB_LOAD_BYTES);
         self.b.bind(joined);
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.b.alu64_imm(alu::LSH, R9, 32);
         self.b.alu64(alu::OR, R0, R9);
         self.b.goto(shift);
@@ -278,7 +278,7 @@ impl Emitter<'_> {
         self.b.mov32_imm(R4, 4);
         self.b.helper(helper::SKB_LOAD_BYTES);
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.b.alu64_imm(alu::LSH, R0, 32);
         self.b.alu64(alu::OR, R0, R9);
 
