@@ -195,3 +195,117 @@ pub(crate) fn translate(filters: &[&[Insn]], options: &Options) -> Result<Functi
         Err(TooFar) => Err(Refused::TooLong { insns }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::classic::insn::*;
+    use crate::filter::ebpf::insn::class;
+
+    const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::TcIngress, Hook::TcEgress];
+
+    fn ret(k: u32) -> Insn {
+        Insn::stmt(BPF_RET | BPF_K, k)
+    }
+
+    fn refused(filter: &[Insn], hook: Hook) -> String {
+        match translate(&[filter], &Options::new(hook, Link::Ethernet)) {
+            Ok(_) => String::new(),
+            Err(refused) => refused.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_no_hook_runs_is_refused_by_name() {
+        let ld = |k| Insn::stmt(BPF_LD | BPF_ABS | BPF_W, k);
+        for (filter, part) in [
+            (&[][..], "no instruction"),
+            (&[Insn::stmt(BPF_JMP | BPF_JA, -2_i32 as u32), ret(0)], "protochain"),
+            (&[Insn::stmt(BPF_JMP | BPF_JA, 1), ret(0)], "behind the filter's end"),
+            (&[Insn::new(BPF_JMP | BPF_JEQ, 0, 1, 0), ret(0)], "behind the filter's end"),
+            (&[ld(0)], "behind the filter's end"),
+            (&[Insn::stmt(0xffff, 0), ret(0)], "0xffff is no instruction"),
+            (&[Insn::stmt(BPF_ST, 16), ret(0)], "no M[16]"),
+            (&[ld(SKF_AD_OFF + 2), ret(0)], "no extension at offset 0xfffff002"),
+            (&[ld(SKF_NET_OFF), ret(0)], "network header"),
+            (&[ld(Ext::HaType.offset()), ret(0)], "asks for `hatype`"),
+            (&[ld(Ext::PayOffset.offset()), ret(0)], "asks for `poff`"),
+            (&[ld(Ext::Nlattr.offset()), ret(0)], "netlink"),
+            (
+                &[Insn::stmt(BPF_LDX | BPF_B | BPF_MSH, Ext::Ifindex.offset()), ret(0)],
+                "length of a header",
+            ),
+        ] {
+            for hook in HOOKS {
+                let said = refused(filter, hook);
+                assert!(said.contains(part) && !said.contains('\n'), "{hook}: {part}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn extensions_are_where_the_hook_has_them() {
+        for ext in Ext::ALL {
+            let filter = [Insn::stmt(BPF_LD | BPF_ABS | BPF_W, ext.offset()), ret(1)];
+            let [xdp, ingress, egress] = HOOKS.map(|hook| refused(&filter, hook).is_empty());
+            let (at_xdp, at_tc) = match ext {
+                Ext::Ifindex | Ext::Queue | Ext::Cpu | Ext::Random | Ext::AluXorX => (true, true),
+                Ext::Nlattr | Ext::NlattrNest | Ext::HaType | Ext::PayOffset => (false, false),
+                _ => (false, true),
+            };
+            assert_eq!((xdp, ingress, egress), (at_xdp, at_tc, at_tc), "{ext:?}");
+        }
+    }
+
+    /// 4096 instructions, the most that there can be; and loads enough to get beyond a jump's reach.
+    #[test]
+    fn long_filters() {
+        let arithmetic = Insn::stmt(BPF_ALU | BPF_ADD | BPF_K, 1);
+        let long = [vec![arithmetic; 4095], vec![ret(1)]].concat();
+        let load = Insn::stmt(BPF_LD | BPF_IND | BPF_W, 0);
+        let loads = [vec![load; 4095], vec![ret(1)]].concat();
+        for hook in HOOKS {
+            assert_eq!(refused(&long, hook), "");
+            let said = refused(&loads, hook);
+            assert!(said.contains("too long for eBPF"), "{said}");
+        }
+    }
+
+    /// What BPF_PROG_LOAD asks for before the verifier looks at what is computed.
+    #[test]
+    fn jumps_stay_inside_and_functions_end() {
+        let filter = [
+            Insn::stmt(BPF_LDX | BPF_B | BPF_MSH, 14),
+            Insn::stmt(BPF_LD | BPF_IND | BPF_H, 16),
+            Insn::new(BPF_JMP | BPF_JEQ, 0, 1, 80),
+            ret(1),
+            ret(0),
+        ];
+        for hook in HOOKS {
+            let options = Options::new(hook, Link::Ethernet);
+            let function = translate(&[&filter, &filter], &options).unwrap();
+            let ends = function.starts[1..].iter().copied().chain([function.insns.len()]);
+            for (start, end) in function.starts.iter().copied().zip(ends) {
+                assert!(function.insns[end - 1].is_exit(), "{hook}");
+                for at in start..end {
+                    let insn = function.insns[at];
+                    if matches!(insn.class(), class::JMP | class::JMP32)
+                        && !insn.is_call()
+                        && !insn.is_exit()
+                    {
+                        let to = at as i64 + 1 + i64::from(insn.off);
+                        assert!((at as i64 + 1..end as i64).contains(&to), "{hook}: {at}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_that_never_matches_loads_nothing() {
+        let options = Options::new(Hook::Xdp, Link::Ethernet);
+        let function = translate(&[&[Insn::stmt(BPF_LD | BPF_ABS | BPF_W, 0), ret(0)]], &options);
+        // The start and the end of the packet, `r0 = 0`, `exit`.
+        assert_eq!(function.unwrap().insns.len(), 4);
+    }
+}
