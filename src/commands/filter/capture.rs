@@ -144,9 +144,11 @@ impl Capture {
         let mut packets = 0;
         let outcome = self.follow(&socket, link, &mut target, &mut signals, &mut packets);
         socket.stop()?;
-        outcome?;
-        self.finish(&socket, link, &mut target, packets)?;
-        Ok(ExitCode::SUCCESS)
+        // Without its interface a capture has failed, but what it has is whole.
+        if outcome.is_ok() || socket.is_gone() {
+            self.finish(&socket, link, &mut target, packets)?;
+        }
+        outcome.map(|()| ExitCode::SUCCESS)
     }
 
     fn target(&self, link: Link) -> Result<Target> {
