@@ -73,6 +73,12 @@ int bpftk_nothing(struct xdp_md *ctx)
 	return 0;
 }
 
+SEC("tc")
+int bpftk_nothing_tc(struct __sk_buff *ctx)
+{
+	return 0;
+}
+
 /* `arp` by hand. */
 SEC("xdp")
 int bpftk_hand_arp(struct xdp_md *ctx)

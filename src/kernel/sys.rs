@@ -4,6 +4,7 @@
 
 pub(super) mod filter;
 pub(super) mod packet;
+pub(super) mod stubs;
 
 use std::ffi::{CStr, CString};
 use std::io;

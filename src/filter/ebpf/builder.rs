@@ -91,7 +91,7 @@ impl Builder {
     }
 
     /// From network order, and the upper bits zero.
-    pub(super) fn from_be(&mut self, dst: Reg, bits: i32) {
+    pub(super) fn network_order(&mut self, dst: Reg, bits: i32) {
         self.push(class::ALU | alu::END | X, dst, 0, 0, bits);
     }
 

@@ -30,14 +30,23 @@ const SAVED: Registers = Registers { ctx: R6, a: R7, x: R8, data: R9, end: R4, t
 /// The slow way: all that it loads, it calls for.
 pub(super) const SLOW: Registers = SAVED;
 
+/// Functions of the slow way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    /// `filters(ctx, number)` goes through the filters from that one on.
+    pub(super) filters: Label,
+    /// `load(ctx, offset, bytes, as_on_wire)` loads what can't be got at directly.
+    pub(super) loader: Label,
+}
+
 #[derive(Debug)]
 pub(super) struct Emitter<'a> {
     pub(super) b: Builder,
     pub(super) options: &'a Options,
     /// Of the fast way.
     pub(super) fast: Registers,
-    /// The function that loads what can't be got at directly.
-    pub(super) loader: Option<Label>,
+    /// The functions of the slow way, where it may be needed.
+    pub(super) slow: Option<Slow>,
     /// By filter: where each way begins. The last is where none has matched.
     pub(super) fast_starts: Vec<Label>,
     pub(super) slow_starts: Vec<Label>,
@@ -46,17 +55,14 @@ pub(super) struct Emitter<'a> {
 impl<'a> Emitter<'a> {
     pub(super) fn new(programs: &[Program], options: &'a Options) -> Self {
         let mut b = Builder::default();
-        let none = b.label();
-        let mut starts = || -> Vec<Label> { programs.iter().map(|_| b.label()).collect() };
-        let (mut fast_starts, mut slow_starts) = (starts(), starts());
-        fast_starts.push(none);
-        slow_starts.push(none);
+        let mut starts = || -> Vec<Label> { (0..=programs.len()).map(|_| b.label()).collect() };
+        let (fast_starts, slow_starts) = (starts(), starts());
         let calls = programs.iter().any(|program| {
             program.calls_helper || program.uses_len && options.hook == Hook::Xdp && options.frags
         });
-        let loader = options.has_slow_way().then(|| b.label());
+        let slow = options.has_slow_way().then(|| Slow { filters: b.label(), loader: b.label() });
         let fast = if calls { SAVED } else { SCRATCH };
-        Self { b, options, fast, loader, fast_starts, slow_starts }
+        Self { b, options, fast, slow, fast_starts, slow_starts }
     }
 
     /// Returns the labels of the functions, too.
@@ -67,19 +73,19 @@ impl<'a> Emitter<'a> {
         for (number, program) in programs.iter().enumerate() {
             self.b.bind(self.fast_starts[number]);
             let out_of_bounds = self.fast_way(number, program);
-            if self.loader.is_some() {
+            if self.slow.is_some() {
                 self.ways_part(number, out_of_bounds);
-                self.b.bind(self.slow_starts[number]);
-                self.slow_way(number, program);
             }
         }
         self.b.bind(self.fast_starts[programs.len()]);
         self.b.mov32_imm(R0, 0);
         self.b.exit();
         let mut functions = vec![filter];
-        if let Some(loader) = self.loader {
-            functions.push(loader);
-            self.b.bind(loader);
+        if let Some(slow) = self.slow {
+            functions.extend([slow.filters, slow.loader]);
+            self.b.bind(slow.filters);
+            self.slow_function(programs);
+            self.b.bind(slow.loader);
             self.loader_function();
         }
         (self.b, functions)
@@ -102,7 +108,7 @@ impl<'a> Emitter<'a> {
             self.b.load(size::W, regs.tmp, regs.ctx, skb::VLAN_PRESENT);
             let untagged = self.b.label();
             self.b.jump_imm(jmp::JEQ, regs.tmp, 0, untagged);
-            self.enter_slow_way(0);
+            self.call_slow_way(0);
             self.b.bind(untagged);
         }
         let (data, end) = self.data_fields();
@@ -117,11 +123,15 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    pub(super) fn enter_slow_way(&mut self, number: usize) {
-        if self.fast.ctx != SLOW.ctx {
-            self.b.mov(SLOW.ctx, self.fast.ctx);
+    /// Goes through the filter `number`, and those behind it, on the slow way.
+    fn call_slow_way(&mut self, number: usize) {
+        let slow = self.slow.expect("asked for only where there is one");
+        if self.fast.ctx != R1 {
+            self.b.mov(R1, self.fast.ctx);
         }
-        self.b.goto(self.slow_starts[number]);
+        self.b.mov32_imm(R2, number as u32);
+        self.b.call(slow.filters);
+        self.b.exit();
     }
 
     /// A filter found the packet too short. If there is more of it elsewhere, the slow way has the answer; else it is the
@@ -134,29 +144,15 @@ impl<'a> Emitter<'a> {
             self.b.goto(next);
             return;
         }
-        match self.options.hook {
-            Hook::TcIngress | Hook::TcEgress => {
-                // A and X are of no more use.
-                self.b.load(size::W, regs.x, regs.ctx, skb::LEN);
-                self.b.mov(regs.tmp, regs.data);
-                self.b.alu64(alu::ADD, regs.tmp, regs.x);
-                self.b.jump(jmp::JLE, regs.tmp, regs.end, next);
-            }
-            Hook::Xdp => {
-                // The helper leaves no register but the saved ones.
-                self.b.mov(SLOW.ctx, regs.ctx);
-                self.b.mov(R1, regs.ctx);
-                self.b.helper(helper::XDP_GET_BUFF_LEN);
-                self.b.mov(regs.ctx, SLOW.ctx);
-                self.b.load(size::W, regs.data, regs.ctx, xdp_md::DATA);
-                self.b.load(size::W, regs.end, regs.ctx, xdp_md::DATA_END);
-                self.b.mov32(R0, R0);
-                self.b.mov(regs.tmp, regs.data);
-                self.b.alu64(alu::ADD, regs.tmp, R0);
-                self.b.jump(jmp::JLE, regs.tmp, regs.end, next);
-            }
+        if self.options.hook != Hook::Xdp {
+            // A and X are of no more use.
+            self.b.load(size::W, regs.x, regs.ctx, skb::LEN);
+            self.b.mov(regs.tmp, regs.data);
+            self.b.alu64(alu::ADD, regs.tmp, regs.x);
+            self.b.jump(jmp::JLE, regs.tmp, regs.end, next);
         }
-        self.enter_slow_way(number);
+        // At XDP only a helper tells, and no register would be left: the slow way asks.
+        self.call_slow_way(number);
     }
 
     /// Classic BPF starts with zeros. Only what is read needs to be written.
@@ -330,13 +326,13 @@ impl<'a> Emitter<'a> {
             Ext::RxHash => self.b.load(size::W, a, ctx, skb::HASH),
             Ext::Protocol => {
                 self.b.load(size::W, a, ctx, skb::PROTOCOL);
-                self.b.from_be(a, 16);
+                self.b.network_order(a, 16);
             }
             Ext::VlanTag => self.b.load(size::W, a, ctx, skb::VLAN_TCI),
             Ext::VlanTagPresent => self.b.load(size::W, a, ctx, skb::VLAN_PRESENT),
             Ext::VlanTpid => {
                 self.b.load(size::W, a, ctx, skb::VLAN_PROTO);
-                self.b.from_be(a, 16);
+                self.b.network_order(a, 16);
             }
             Ext::Cpu | Ext::Random => {
                 self.b.helper(if ext == Ext::Cpu {

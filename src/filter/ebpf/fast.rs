@@ -17,7 +17,7 @@ impl Emitter<'_> {
     pub(super) fn fast_way(&mut self, number: usize, program: &Program) -> Label {
         let regs = self.fast;
         let no_match = self.fast_starts[number + 1];
-        let out_of_bounds = if self.loader.is_some() { self.b.label() } else { no_match };
+        let out_of_bounds = if self.slow.is_some() { self.b.label() } else { no_match };
         let needed = program.needed(MAX_PACKET_OFF);
         // From here on only the slow way could find a match.
         let reachable = program.reachable(|at| needed[at] == NEVER);
@@ -141,7 +141,7 @@ impl Emitter<'_> {
             return;
         }
         if bytes > 1 {
-            self.b.from_be(dst, bytes as i32 * 8);
+            self.b.network_order(dst, bytes as i32 * 8);
         }
     }
 

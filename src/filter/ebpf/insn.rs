@@ -57,6 +57,10 @@ impl Insn {
         self.code == class::JMP | jmp::CALL
     }
 
+    pub(crate) const fn is_exit(self) -> bool {
+        self.code == class::JMP | jmp::EXIT
+    }
+
     /// Whether this is the first half of a 16-byte instruction, the only one there is.
     pub(crate) const fn is_wide(self) -> bool {
         self.code == class::LD | size::DW | mode::IMM

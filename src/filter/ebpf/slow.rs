@@ -6,7 +6,7 @@
 use super::analysis::{MAX_PACKET_OFF, NEVER, Program, Step};
 use super::builder::{Label, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Reg};
 use super::emit::{Emitter, SLOW, Ways};
-use super::ext::{Load, helper, skb};
+use super::ext::{Load, helper, skb, xdp_md};
 use super::insn::{alu, jmp, size};
 use super::translate::{Hook, UNREADABLE};
 use crate::filter::classic::insn::Op;
@@ -23,8 +23,37 @@ const TAG_BYTES: i32 = 4;
 const REACH: u32 = i32::MAX as u32;
 
 impl Emitter<'_> {
+    /// `filters(ctx, number)`.
+    pub(super) fn slow_function(&mut self, programs: &[Program]) {
+        self.b.mov(SLOW.ctx, R1);
+        if self.options.hook == Hook::Xdp {
+            // In one piece: then the filter that ended too soon has had its say.
+            let several = self.b.label();
+            self.b.mov32(R7, R2);
+            self.b.helper(helper::XDP_GET_BUFF_LEN);
+            self.b.mov32(R0, R0);
+            self.b.load(size::W, R1, SLOW.ctx, xdp_md::DATA);
+            self.b.load(size::W, R3, SLOW.ctx, xdp_md::DATA_END);
+            self.b.alu64(alu::ADD, R1, R0);
+            self.b.mov32(R2, R7);
+            self.b.jump(jmp::JGT, R1, R3, several);
+            self.b.alu32_imm(alu::ADD, R2, 1);
+            self.b.bind(several);
+        }
+        for number in 1..=programs.len() {
+            self.b.jump32_imm(jmp::JEQ, R2, number as u32, self.slow_starts[number]);
+        }
+        for (number, program) in programs.iter().enumerate() {
+            self.b.bind(self.slow_starts[number]);
+            self.slow_way(number, program);
+        }
+        self.b.bind(self.slow_starts[programs.len()]);
+        self.b.mov32_imm(R0, 0);
+        self.b.exit();
+    }
+
     /// Comes with the context in its register.
-    pub(super) fn slow_way(&mut self, number: usize, program: &Program) {
+    fn slow_way(&mut self, number: usize, program: &Program) {
         let regs = SLOW;
         let no_match = self.slow_starts[number + 1];
         let (failed, unreadable) = (self.b.label(), self.b.label());
@@ -81,7 +110,7 @@ impl Emitter<'_> {
 
     fn call_loader(&mut self, load: Load, as_on_wire: bool, failed: Label) {
         let regs = SLOW;
-        let loader = self.loader.expect("the slow way has a loader");
+        let loader = self.slow.expect("this is the slow way").loader;
         let bytes = match load {
             Load::Abs { bytes, offset } => {
                 self.b.mov32_imm(R2, offset);
@@ -172,7 +201,7 @@ impl Emitter<'_> {
         self.b.jump_imm(jmp::JNE, R0, 0, not_read);
         // Zeros follow the bytes that were read: shifted out.
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.shift_out(bytes, 32);
         self.b.exit();
         self.b.bind(not_read);
@@ -212,7 +241,7 @@ impl Emitter<'_> {
         let (shift, joined) = (self.b.label(), self.b.label());
         // The tag, as a number, instead of the length.
         self.b.load(size::W, R9, ctx, skb::VLAN_PROTO);
-        self.b.from_be(R9, 16);
+        self.b.network_order(R9, 16);
         self.b.alu64_imm(alu::LSH, R9, 16);
         self.b.load(size::W, R1, ctx, skb::VLAN_TCI);
         self.b.alu64(alu::OR, R9, R1);
@@ -234,7 +263,7 @@ impl Emitter<'_> {
         self.b.helper(helper::SKB_LOAD_BYTES);
         self.b.bind(joined);
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.b.alu64_imm(alu::LSH, R9, 32);
         self.b.alu64(alu::OR, R0, R9);
         self.b.goto(shift);
@@ -249,7 +278,7 @@ impl Emitter<'_> {
         self.b.mov32_imm(R4, 4);
         self.b.helper(helper::SKB_LOAD_BYTES);
         self.b.load(size::W, R0, R10, BUFFER);
-        self.b.from_be(R0, 32);
+        self.b.network_order(R0, 32);
         self.b.alu64_imm(alu::LSH, R0, 32);
         self.b.alu64(alu::OR, R0, R9);
 

@@ -35,7 +35,7 @@ use std::fmt::Display;
 use anyhow::{Context, Result, anyhow};
 
 use super::super::log;
-use super::super::sys::filter::FilterHandlers;
+use super::super::sys::stubs::FilterHandlers;
 use crate::filter::ebpf::splice::SLOTS;
 use crate::filter::ebpf::translate::Function;
 

@@ -73,7 +73,7 @@ fn primitive(rng: &mut Rng) -> String {
         2 => format!("vlan {}", pick(rng, &["", "1", "2", "100", "4094"])),
         3 => "vlan".into(),
         4 => {
-            pick(rng, &["mpls", "pppoes", "llc", "stp", "ether proto 0x88cc", "ether proto \\arp"])
+            pick(rng, &["mpls", "pppoes", "llc", "stp", "ether proto 0x88cc", "ether proto 0x806"])
                 .into()
         }
         5 => format!("{}host {}", direction(rng), v4(rng)),
@@ -88,11 +88,9 @@ fn primitive(rng: &mut Rng) -> String {
         14 => format!("{}portrange {}-{}", pick(rng, &["", "tcp ", "udp "]), rng.u16(1..100), 443),
         15 => format!("ether {}host 02:00:00:00:00:0{}", direction(rng), rng.u8(0..4)),
         16 => format!("{} {}", pick(rng, &["greater", "less"]), rng.u16(20..200)),
-        17 => format!(
-            "{} proto {}",
-            pick(rng, &["ip", "ip6"]),
-            pick(rng, &["6", "17", "\\tcp", "103"])
-        ),
+        17 => {
+            format!("{} proto {}", pick(rng, &["ip", "ip6"]), pick(rng, &["6", "17", "1", "103"]))
+        }
         18 => format!(
             "tcp[tcpflags] & ({}) != 0",
             pick(rng, &["tcp-syn", "tcp-syn|tcp-fin", "tcp-rst"])
@@ -228,5 +226,5 @@ const EXPRESSIONS: &[&str] = &[
     "sctp port 80",
     "udp[8:4] / udp[4:2] = 3 or udp[8] % udp[9] = 1",
     "ether host 02:00:00:00:00:01 or ether multicast",
-    "ip proto \\icmp or ip6 proto 58 or icmp6",
+    "ip proto 1 or ip6 proto 58 or icmp6",
 ];

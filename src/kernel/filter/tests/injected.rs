@@ -18,7 +18,7 @@ use crate::kernel::skel::filter_figures::FilterFiguresSkelBuilder;
 use crate::kernel::sys::filter::test_run;
 
 /// libbpf's registry of handlers is not for several threads.
-static REGISTRY: Mutex<()> = Mutex::new(());
+pub(super) static REGISTRY: Mutex<()> = Mutex::new(());
 
 /// `ether[offset:2] = value`
 fn half_is(offset: u32, value: u32) -> Vec<Insn> {

@@ -5,6 +5,7 @@
 mod differential;
 mod expressions;
 mod faults;
+mod figures;
 mod generate;
 mod injected;
 mod packets;

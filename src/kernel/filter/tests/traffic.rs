@@ -3,11 +3,12 @@
 //! The kernel's own packets, on the loopback of a network namespace: a datagram so long that its payload is in pages.
 
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
 use libbpf_rs::{TC_EGRESS, TC_INGRESS, TcHookBuilder};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{MsgFlags, send};
 
 use super::super::engine::HookFilter;
 use super::{rng, root};
@@ -18,6 +19,8 @@ use crate::filter::ebpf::translate::{Fault, Hook, Link, Options, translate};
 /// Ethernet, IPv4, UDP.
 const HEADERS: usize = 42;
 const PAYLOAD: usize = 30_000;
+/// How much of the payload is in the first piece.
+const LINEAR: usize = 8;
 const LOOPBACK: i32 = 1;
 
 /// Drops what the filter matches, passes the rest on.
@@ -48,7 +51,11 @@ fn passes(program: &[Insn], options: &Options, payload: &[u8]) -> bool {
     receiver.set_nonblocking(true).unwrap();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     // Across the loopback a packet is delivered before the call returns, but for a softirq that is put off.
-    let _ = sender.send_to(payload, receiver.local_addr().unwrap());
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    // What is appended to a packet goes to pages.
+    let _ =
+        send(sender.as_raw_fd(), &payload[..LINEAR], MsgFlags::from_bits_retain(libc::MSG_MORE));
+    let _ = send(sender.as_raw_fd(), &payload[LINEAR..], MsgFlags::empty());
     let mut buffer = vec![0; PAYLOAD + 1];
     let got = (0..20).any(|_| {
         let got = receiver.recv(&mut buffer).is_ok_and(|length| buffer[..length] == *payload);
@@ -78,7 +85,7 @@ fn a_payload_in_pages_is_read() {
         for hook in [Hook::TcEgress, Hook::TcIngress] {
             let options = Options::new(hook, Link::Ethernet);
             for round in 0..4 {
-                let offset = rng.usize(if round == 0 { 0..1 } else { 0..PAYLOAD - 4 });
+                let offset = if round == 0 { LINEAR } else { rng.usize(LINEAR..PAYLOAD - 4) };
                 let value = u32::from_be_bytes(payload[offset..offset + 4].try_into().unwrap());
                 let at = (offset + HEADERS) as u32;
                 let is = |value: u32, indirect: bool| {
