@@ -147,21 +147,19 @@ fn unknown_sentence(ext: Ext) -> String {
 /// Refuses a program that asks for what only the kernel knows of a live packet.
 pub(super) fn needs_only_bytes(program: &[Insn]) -> Result<()> {
     for (at, insn) in program.iter().enumerate() {
-        match insn.decode() {
-            Some(Op::LdAbs(_, k)) => match Ext::at(k) {
-                Some(Ext::AluXorX | Ext::Nlattr | Ext::NlattrNest) => {}
-                Some(ext) => {
-                    return Err(usage(format!("instruction {at}: {}", unknown_sentence(ext))));
-                }
-                None if k >= SKF_LL_OFF => {
-                    return Err(usage(format!(
-                        "instruction {at}: loads by the place of a header, which only a live packet has; \
-                         expected an offset from the packet's start"
-                    )));
-                }
-                None => {}
-            },
-            _ => {}
+        let Some(Op::LdAbs(_, k)) = insn.decode() else { continue };
+        match Ext::at(k) {
+            Some(Ext::AluXorX | Ext::Nlattr | Ext::NlattrNest) => {}
+            Some(ext) => {
+                return Err(usage(format!("instruction {at}: {}", unknown_sentence(ext))));
+            }
+            None if k >= SKF_LL_OFF => {
+                return Err(usage(format!(
+                    "instruction {at}: loads by the place of a header, which only a live packet has; \
+                     expected an offset from the packet's start"
+                )));
+            }
+            None => {}
         }
     }
     Ok(())
