@@ -181,6 +181,11 @@ impl Insn {
         Self::new(code, 0, 0, k)
     }
 
+    #[cfg(test)]
+    pub(crate) const fn class(self) -> u16 {
+        self.code & 0x07
+    }
+
     /// What it does, or nothing for a code that the kernel refuses.
     pub(crate) const fn decode(self) -> Option<Op> {
         let k = self.k;
