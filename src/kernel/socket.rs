@@ -14,6 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::run::Source;
 use super::sys::{filter, packet};
 use crate::error::{unsupported, usage};
+use crate::filter::classic::check::check;
 use crate::filter::classic::insn::{BPF_ABS, BPF_B, BPF_JEQ, BPF_JMP, BPF_LD, BPF_RET, Ext, Insn};
 use crate::filter::classic::interp::{self, Rules};
 use crate::filter::libpcap::{Link, SNAPLEN};
@@ -75,6 +76,7 @@ impl Interface {
     pub(crate) fn capture(self, filter: &Filter, promiscuous: bool) -> Result<Capture> {
         let socket = self.socket;
         let program = filter.for_kernel(self.link);
+        check(&program).map_err(|why| usage(format!("Linux does not take this filter: {why}")))?;
         filter::attach_classic(socket.as_fd(), &program)
             .context("the kernel does not take the filter")?;
         packet::tell_auxiliary(socket.as_fd()).context("cannot ask for packets' lengths")?;

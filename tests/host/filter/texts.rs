@@ -156,6 +156,7 @@ fn what_is_wrong_is_told_in_one_line() {
         (&["capture", "lo", "--asm", "/no/such"], &["/no/such"]),
         (&["capture", "lo", "--asm", &good, "arp"], &["cannot be used with"]),
         (&["capture", "lo", "--resolve"], &["--resolve"]),
+        (&["capture", "lo", "-w", "x", "--format", "json"], &["cannot be used with"]),
         (&["nonsense"], &["nonsense"]),
     ] {
         assert_usage(&[&["filter"], args].concat(), parts);
@@ -181,6 +182,15 @@ fn what_is_wrong_is_told_in_one_line() {
     }
     let protochain = ["filter", "compile", "ip6 protochain 58", "--emit", "ebpf"];
     assert_usage(&protochain, &["protochain", "jumps backward"]);
+    for args in [
+        &["compile", "ip6 protochain 58"][..],
+        &["capture", "lo", "ip6 protochain 58"],
+        &["run", "ip6 protochain 58", "--read", &good],
+    ] {
+        if args[0] != "capture" || root() {
+            assert_usage(&[&["filter"], args].concat(), &["jumps backward"]);
+        }
+    }
     // Kernel extensions that XDP has not.
     assert_usage(&["filter", "compile", "outbound", "--emit", "ebpf"], &["XDP"]);
 }
@@ -234,5 +244,41 @@ fn nothing_of_this_needs_privileges() {
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
         assert!(text.contains(capability) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn without_libpcap_all_but_expressions_works() {
+    if !root() {
+        return;
+    }
+    let without = |command: &str| {
+        let hide = "for f in $(find /usr/lib /usr/lib64 /lib -name 'libpcap.so*' 2>/dev/null); do mount --bind /dev/null $f || exit 99; done; exec \"$0\" ";
+        Command::new("unshare")
+            .args(["--mount", "sh", "-c", &format!("{hide}{command}")])
+            .arg(crate::support::bpftk_path())
+            .output()
+            .unwrap()
+    };
+    let compile = without("filter compile arp");
+    match compile.status.code() {
+        // Linked statically, it has libpcap inside.
+        Some(0) => assert!(stdout(&compile).contains("ldh [12]")),
+        Some(4) => {
+            let text = stderr(&compile);
+            assert!(text.contains("libpcap.so") && text.contains("install"), "{text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+        _ => panic!("{}", stderr(&compile)),
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let assembly = write(dir.path(), "arp.asm", ARP);
+    for command in [
+        format!("filter asm {} --emit ebpf", assembly.display()),
+        format!("filter capture lo --asm {} -d 10ms", assembly.display()),
+        "doctor --help".into(),
+    ] {
+        let output = without(&command);
+        assert!(output.status.success(), "{command}: {}", stderr(&output));
     }
 }
