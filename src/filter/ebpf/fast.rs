@@ -94,6 +94,10 @@ impl Emitter<'_> {
             }
             Load::Ind { bytes, offset } => {
                 self.b.mov32(regs.tmp, regs.x);
+                // Twice, so that the verifier forgets what it knows of X: on a way that can't be gone, kernels before 6.8
+                // may know of no value that it could have, and then take the sum for no pointer.
+                self.b.neg32(regs.tmp);
+                self.b.neg32(regs.tmp);
                 if offset > 0 {
                     #[cfg(test)]
                     if self.options.has(Fault::OffsetWraps) {

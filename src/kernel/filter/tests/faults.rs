@@ -107,3 +107,24 @@ fn the_slow_way_is_needed() {
     let wrong = Options { fault: Some(Fault::TagIgnored), ..by_value(Hook::TcIngress) };
     assert!(!super::slow::tag_is_seen(&wrong));
 }
+
+/// Kernels before 6.8 don't see that 2054 is never at most a byte, and know of no value for X where it would be.
+#[test]
+fn ways_that_cannot_be_gone_load() {
+    if !root() {
+        return;
+    }
+    let program = [
+        Insn::stmt(BPF_LD | BPF_ABS | BPF_B, 0),
+        Insn::stmt(BPF_MISC | BPF_TAX, 0),
+        Insn::stmt(BPF_LD | BPF_IMM, 2054),
+        Insn::new(BPF_JMP | BPF_JGT | BPF_X, 2, 0, 0),
+        Insn::stmt(BPF_LD | BPF_IND | BPF_W, 30),
+        Insn::stmt(BPF_RET | BPF_A, 0),
+        Insn::stmt(BPF_LD | BPF_IND | BPF_B, 0),
+        Insn::stmt(BPF_RET | BPF_A, 0),
+    ];
+    for hook in [Hook::Xdp, Hook::TcIngress, Hook::TcEgress] {
+        assert!(differs(&program, &by_value(hook), &[vec![7; 60]]).is_none(), "{hook}");
+    }
+}

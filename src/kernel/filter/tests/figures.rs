@@ -4,31 +4,29 @@
 //! a busy machine they say little, so they don't fail.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use nix::sched::{CloneFlags, setns, unshare};
 
-use super::super::engine::load;
+use super::super::engine::{HookFilter, load};
 use super::super::inject::Injection;
 use super::injected::REGISTRY;
 use super::root;
-use crate::filter::classic::insn::{BPF_K, BPF_RET, Insn, Op};
+use crate::filter::classic::insn::{Cond, Insn, Op, Src};
+use crate::filter::ebpf::insn::{Insn as Ebpf, X, alu, class, jmp, mode, size};
 use crate::filter::ebpf::translate::{Hook, Options, translate};
 use crate::filter::libpcap::{Link, Source, compile};
 use crate::kernel::skel::filter_figures::FilterFiguresSkelBuilder;
-use crate::kernel::sys::filter::{attach_classic, test_run};
+use crate::kernel::sys::filter::test_run;
 use crate::kernel::sys::link_create;
 
 const REPEAT: u32 = 100_000;
 const ROUNDS: usize = 60;
-const SENDS: u32 = 500;
-const TURNS: u32 = 1500;
 const STARTS: usize = 21;
 
 fn classic(expression: &str) -> Vec<Insn> {
@@ -49,28 +47,54 @@ fn ns(program: BorrowedFd<'_>, packet: &[u8], expected: bool) -> f64 {
     })
 }
 
-/// What it takes to send to a socket that has this filter and takes no packet.
-fn sending(program: &[Insn], packet: &[u8]) -> f64 {
-    let (sender, receiver) =
-        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_NONBLOCK).unwrap();
-    attach_classic(receiver.as_fd(), program).unwrap();
-    // In short turns, most of which nobody disturbs.
-    let turn = || {
-        let begin = Instant::now();
-        for _ in 0..SENDS {
-            send(sender.as_raw_fd(), packet, MsgFlags::empty()).unwrap();
+/// What the kernel makes of a classic filter before it is JITed (net/core/filter.c, bpf_convert_filter), as far as the
+/// expressions here need it: LD_ABS and LD_IND in their places, A in r0, X in r7. A socket's filter can't be timed alone.
+fn as_the_kernel_converts(program: &[Insn]) -> Vec<Ebpf> {
+    let mov = |dst, src| Ebpf::new(class::ALU | alu::MOV | X, dst, src, 0, 0);
+    let imm = |op, dst, imm| Ebpf::new(class::ALU | op, dst, 0, 0, imm);
+    let mut insns = vec![
+        imm(alu::MOV, 0, 0),
+        imm(alu::MOV, 7, 0),
+        Ebpf::new(class::ALU64 | alu::MOV | X, 6, 1, 0, 0),
+    ];
+    let (mut starts, mut jumps) = (Vec::new(), Vec::new());
+    for (at, insn) in program.iter().enumerate() {
+        starts.push(insns.len());
+        match insn.decode().unwrap() {
+            // Same code, by design.
+            Op::LdAbs(_, k) => insns.push(Ebpf::new(insn.code as u8, 0, 0, 0, k as i32)),
+            Op::LdInd(_, k) => insns.push(Ebpf::new(insn.code as u8, 0, 7, 0, k as i32)),
+            Op::LdxMsh(k) => insns.extend([
+                mov(8, 0),
+                Ebpf::new(class::LD | size::B | mode::ABS, 0, 0, 0, k as i32),
+                imm(alu::AND, 0, 0xf),
+                imm(alu::LSH, 0, 2),
+                mov(7, 0),
+                mov(0, 8),
+            ]),
+            Op::Jump { cond, src: Src::K(k), jt, jf } => {
+                let op = match cond {
+                    Cond::Eq => jmp::JEQ,
+                    Cond::Set => jmp::JSET,
+                    Cond::Gt => jmp::JGT,
+                    Cond::Ge => jmp::JGE,
+                };
+                jumps.push((insns.len(), at + 1 + usize::from(jt)));
+                insns.push(Ebpf::new(class::JMP32 | op, 0, 0, 0, k as i32));
+                jumps.push((insns.len(), at + 1 + usize::from(jf)));
+                insns.push(Ebpf::new(class::JMP | jmp::JA, 0, 0, 0, 0));
+            }
+            Op::RetK(k) => insns.extend([
+                imm(alu::MOV, 0, k as i32),
+                Ebpf::new(class::JMP | jmp::EXIT, 0, 0, 0, 0),
+            ]),
+            other => panic!("{other:?} is in none of the expressions"),
         }
-        begin.elapsed().as_nanos() as f64 / f64::from(SENDS)
-    };
-    (0..TURNS).map(|_| turn()).fold(f64::INFINITY, f64::min)
-}
-
-/// The kernel's JIT of the classic filter: by how much it makes a send longer than a filter that says no at once.
-fn jited_classic(program: &[Insn], packet: &[u8]) -> f64 {
-    let no = Insn::stmt(BPF_RET | BPF_K, 0);
-    let all_no = |insn: &Insn| if matches!(insn.decode(), Some(Op::RetK(_))) { no } else { *insn };
-    let program: Vec<Insn> = program.iter().map(all_no).collect();
-    sending(&program, packet) - sending(&[no], packet)
+    }
+    for (from, to) in jumps {
+        insns[from].off = (starts[to] - from - 1) as i16;
+    }
+    insns
 }
 
 #[test]
@@ -108,6 +132,9 @@ fn figures_ns_a_packet() {
         let xdp = load(&of(Hook::Xdp), Hook::Xdp, false).unwrap();
         let tc = load(&of(Hook::TcIngress), Hook::TcIngress, false).unwrap();
 
+        let converted = as_the_kernel_converts(&program);
+        let classic = HookFilter::load(Hook::TcIngress, false, &converted).unwrap();
+
         let injection = Injection::new(vec![of(Hook::Xdp)]).unwrap();
         let mut storage = MaybeUninit::uninit();
         let mut open = FilterFiguresSkelBuilder::default().open(&mut storage).unwrap();
@@ -141,39 +168,57 @@ fn figures_ns_a_packet() {
             ns(xdp.as_fd(), packet, expected) - nothing,
             in_c - nothing,
             ns(tc.as_fd(), packet, expected) - nothing_tc,
-            jited_classic(&program, packet),
+            ns(classic.as_fd(), packet, expected) - nothing_tc,
             if more <= 10.0 { "PASS" } else { "OVER" }
         );
     }
 }
 
-/// From the expression's text to a filter at an interface.
-fn start(hook: Hook) -> (Duration, OwnedFd) {
-    const LOOPBACK: i32 = 1;
+/// From the expression's text to a loaded filter, and from there to one at an interface.
+fn start(hook: Hook, ifindex: i32) -> (Duration, Duration, OwnedFd) {
     let begin = Instant::now();
     let program = classic("tcp port 80");
     let function = translate(&[&program], &Options::new(hook, Link::Ethernet)).unwrap();
     let loaded = load(&function, hook, false).unwrap();
+    let ready = begin.elapsed();
     let point = if hook == Hook::Xdp { libbpf_sys::BPF_XDP } else { libbpf_sys::BPF_TCX_INGRESS };
-    let link = link_create(loaded.as_fd(), LOOPBACK, point).unwrap();
-    (begin.elapsed(), link)
+    let link = link_create(loaded.as_fd(), ifindex, point).unwrap();
+    (ready, begin.elapsed(), link)
 }
 
 #[test]
 #[ignore = "a figure, of make bench"]
 fn figures_compile_to_attached() {
     assert!(root());
-    std::thread::spawn(|| {
+    const LOOPBACK: i32 = 1;
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1000.0
+    };
+    std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let other = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let ours = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         for (name, hook) in [("XDP", Hook::Xdp), ("tcx", Hook::TcIngress)] {
-            let mut times: Vec<Duration> = (0..STARTS).map(|_| start(hook).0).collect();
-            times.sort();
-            let median = times[STARTS / 2].as_secs_f64() * 1000.0;
-            println!(
-                "`tcp port 80` from text to attached at {name}: median {median:.2} ms (best {:.2}, first of all included)   at most 5: {}",
-                times[0].as_secs_f64() * 1000.0,
-                if median <= 5.0 { "PASS" } else { "OVER" }
-            );
+            // The kernel patches its code for the first filter of a kind on the machine, and back after the last.
+            for first in [true, false] {
+                setns(&other, CloneFlags::CLONE_NEWNET).unwrap();
+                let _other = (!first).then(|| start(hook, LOOPBACK).2);
+                setns(&ours, CloneFlags::CLONE_NEWNET).unwrap();
+                let (mut ready, mut attached) = (Vec::new(), Vec::new());
+                for _ in 0..STARTS {
+                    let (loaded, all, _link) = start(hook, LOOPBACK);
+                    ready.push(loaded);
+                    attached.push(all);
+                }
+                let (ready, attached) = (median(ready), median(attached));
+                println!(
+                    "`tcp port 80` at {name}, {}: loaded after {ready:.2} ms, attached after {attached:.2} ms (medians)   at most 5: {}",
+                    if first { "the machine's only one" } else { "beside another" },
+                    if attached <= 5.0 { "PASS" } else { "OVER" }
+                );
+            }
         }
     })
     .join()

