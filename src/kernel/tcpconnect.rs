@@ -190,7 +190,7 @@ impl Tracer {
         }
         // What no program will look at need not be made: each map costs start-up time.
         for (map, needed) in [
-            (&mut maps.checks, backend == Backend::Kprobe || copies),
+            (&mut maps.checks, backend == Backend::Kprobe || preempted),
             (&mut maps.uring_requests, uring == Uring::BySubmission),
             (&mut maps.dns_scratch, config.dns),
             (&mut maps.filter_ports, config.ports.is_some()),
