@@ -8,3 +8,4 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod man;
 pub(crate) mod tcpconnect;
+pub(crate) mod tracing;

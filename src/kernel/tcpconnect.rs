@@ -21,6 +21,7 @@ use super::btf::BtfSource;
 use super::dns::DnsPiece;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
+use super::run::Tracing;
 use super::skel::tcpconnect::{
     OpenTcpconnectSkel, RELOCATED_TYPES, TcpconnectSkel, TcpconnectSkelBuilder, types,
 };
@@ -332,17 +333,6 @@ impl Tracer {
         Ok(())
     }
 
-    pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
-        EventRing::new(&self.skel.maps.events, decode)
-    }
-
-    /// Detaches everything. What has been reported can still be read.
-    pub(crate) fn detach(&mut self) {
-        // One after the other: text patching on several processors at once is what emulators get wrong (int3 in the
-        // kernel matrix), and the kernel serialises most of it anyway.
-        self.links.clear();
-    }
-
     /// The attempts that nobody has answered, after `detach`.
     pub(crate) fn pending(&self) -> Vec<Attempt> {
         let map = &self.skel.maps.attempts;
@@ -380,6 +370,20 @@ impl Tracer {
             losses.skipped += attach::times_skipped(last);
         }
         Ok(losses)
+    }
+}
+
+impl Tracing for Tracer {
+    type Event = Event;
+
+    fn events(&self) -> Result<EventRing<'_, Event>> {
+        EventRing::new(&self.skel.maps.events, decode)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // One after the other: the kernel serialises most of it anyway.
+        self.links.clear();
+        Ok(())
     }
 }
 
