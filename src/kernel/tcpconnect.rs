@@ -145,7 +145,10 @@ impl Tracer {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
 
-        let mut preempted = probes::may_preempt_programs();
+        let mut preempted = match backend {
+            Backend::Fentry => probes::may_preempt_trampolines(),
+            Backend::Kprobe | Backend::Tracepoint => probes::may_preempt_tracepoints(),
+        };
         let tracefs = match backend {
             Backend::Tracepoint => Some(Tracefs::open()?),
             _ if preempted => Tracefs::open().ok(),
