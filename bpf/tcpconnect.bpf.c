@@ -205,11 +205,19 @@ static __always_inline void stream_connect(struct socket *sock, const void *addr
 static __always_inline void stream_connected(struct socket *sock, const void *addr, __u32 addr_len, int ret)
 {
 	struct sock *sk = BPF_CORE_READ(sock, sk);
+	struct tcpconnect_call made = { .sk = (__u64)sk, .addr = (__u64)addr, .addr_len = addr_len };
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct tcpconnect_call *outer;
 
-	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
-		recall_call(ret, false);
-	else
-		call_ends(sk, ret < 0 ? -ret : 0, addr, addr_len, false);
+	/* An MPTCP socket's attempt is its TCP socket's, once that has one. Both are ended in one place: programs are short. */
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP) {
+		outer = bpf_map_lookup_elem(&calls, &tid);
+		if (!outer)
+			return;
+		made = *outer;
+		bpf_map_delete_elem(&calls, &tid);
+	}
+	call_ends((struct sock *)made.sk, ret < 0 ? -ret : 0, (void *)made.addr, made.addr_len, false);
 }
 
 /*

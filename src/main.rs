@@ -5,10 +5,6 @@
 mod cli;
 mod commands;
 mod error;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the `filter` command, which uses it, comes next")
-)]
 mod filter;
 mod kernel;
 mod net;

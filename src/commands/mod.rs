@@ -9,3 +9,4 @@ pub(crate) mod doctor;
 pub(crate) mod filter;
 pub(crate) mod man;
 pub(crate) mod tcpconnect;
+pub(crate) mod tracing;

@@ -7,3 +7,6 @@ pub(crate) mod ebpf;
 pub(crate) mod libpcap;
 pub(crate) mod savefile;
 pub(crate) mod text;
+
+#[cfg(test)]
+mod tests;

@@ -72,8 +72,17 @@ pub(crate) fn memory_for_maps() -> Result<(), Reason> {
     }
 }
 
-/// Whether the kernel may preempt a program for another task. Where that can't be known, it may.
-pub(crate) fn may_preempt_programs() -> bool {
+/// Whether the kernel may preempt a program at a tracepoint for another task. Until Linux 7.0 it disabled preemption there
+/// (include/linux/tracepoint.h, __DO_TRACE_CALL), which leaves no trace to probe for.
+pub(crate) fn may_preempt_tracepoints() -> bool {
+    let release =
+        nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned());
+    let major = release.ok().and_then(|text| text.split('.').next()?.parse::<u32>().ok());
+    major.is_none_or(|major| major >= 7) && may_preempt_trampolines()
+}
+
+/// The same for fentry and fexit programs. Where that can't be known, it may.
+pub(crate) fn may_preempt_trampolines() -> bool {
     let Ok(uname) = nix::sys::utsname::uname() else { return true };
     may_preempt(&uname.version().to_string_lossy(), || {
         let path = "/sys/kernel/debug/sched/preempt";

@@ -12,6 +12,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::ring::{EventRing, FOREVER};
 use super::signals::Signals;
 
+/// Programs in the kernel, armed.
+pub(crate) trait Tracing {
+    type Event;
+
+    fn events(&self) -> Result<EventRing<'_, Self::Event>>;
+
+    /// What has been reported can still be read.
+    fn detach(&mut self) -> Result<()>;
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timing {
     pub(crate) duration: Option<Duration>,

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -14,6 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::run::Source;
 use super::sys::{filter, packet};
 use crate::error::{unsupported, usage};
+use crate::filter::classic::check::check;
 use crate::filter::classic::insn::{BPF_ABS, BPF_B, BPF_JEQ, BPF_JMP, BPF_LD, BPF_RET, Ext, Insn};
 use crate::filter::classic::interp::{self, Rules};
 use crate::filter::libpcap::{Link, SNAPLEN};
@@ -39,6 +40,7 @@ const QUEUE_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Interface {
     socket: OwnedFd,
+    name: String,
     index: i32,
     loopback: bool,
     pub(crate) link: Link,
@@ -66,7 +68,7 @@ impl Interface {
             }
         };
         let loopback = found.hardware == ARPHRD_LOOPBACK;
-        Ok(Self { socket, index: found.index, loopback, link })
+        Ok(Self { socket, name: name.into(), index: found.index, loopback, link })
     }
 
     /// Starts to capture. No packet is queued that the filter doesn't let through: the socket gets its filter before it is
@@ -74,6 +76,7 @@ impl Interface {
     pub(crate) fn capture(self, filter: &Filter, promiscuous: bool) -> Result<Capture> {
         let socket = self.socket;
         let program = filter.for_kernel(self.link);
+        check(&program).map_err(|why| usage(format!("Linux does not take this filter: {why}")))?;
         filter::attach_classic(socket.as_fd(), &program)
             .context("the kernel does not take the filter")?;
         packet::tell_auxiliary(socket.as_fd()).context("cannot ask for packets' lengths")?;
@@ -95,7 +98,9 @@ impl Interface {
         packet::bind(socket.as_fd(), self.index).context("cannot bind a packet socket")?;
         Ok(Capture {
             socket,
+            name: self.name,
             index: self.index,
+            gone: Cell::new(false),
             again: filter.for_tagged(self.link),
             buffer: RefCell::new(vec![0; SNAPLEN as usize]),
             queue: RefCell::new(VecDeque::new()),
@@ -162,7 +167,10 @@ pub(crate) struct Packet {
 #[derive(Debug)]
 pub(crate) struct Capture {
     socket: OwnedFd,
+    name: String,
     index: i32,
+    /// The interface is no more.
+    gone: Cell<bool>,
     /// The filter for packets that had a tag.
     again: Option<Vec<Insn>>,
     buffer: RefCell<Vec<u8>>,
@@ -185,6 +193,15 @@ impl Capture {
     pub(crate) fn stop(&self) -> Result<()> {
         let nothing = [Insn::stmt(BPF_RET, 0)];
         filter::attach_classic(self.socket.as_fd(), &nothing).context("cannot end the capture")
+    }
+
+    fn is_there(&self) -> bool {
+        let found = packet::interface(self.socket.as_fd(), &self.name);
+        found.is_ok_and(|found| found.index == self.index)
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.get()
     }
 
     pub(crate) fn statistics(&self) -> Result<Statistics> {
@@ -240,10 +257,11 @@ impl Source for Capture {
                 Ok(received) => self.take(&received, &buffer[..received.captured]),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
-                    Some(Errno::ENETDOWN) => {
-                        // The interface went down, or is gone. Down is no end: it may come up again.
+                    // The interface went down, or is gone. Down is no end: it may come up again.
+                    Some(Errno::ENETDOWN) if self.is_there() || self.gone.replace(true) => {
                         return Ok(false);
                     }
+                    Some(Errno::ENETDOWN) => bail!("interface {} is gone", self.name),
                     _ => return Err(error).context("cannot read a packet"),
                 },
             }

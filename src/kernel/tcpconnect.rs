@@ -21,6 +21,7 @@ use super::btf::BtfSource;
 use super::dns::DnsPiece;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
+use super::run::Tracing;
 use super::skel::tcpconnect::{
     OpenTcpconnectSkel, RELOCATED_TYPES, TcpconnectSkel, TcpconnectSkelBuilder, types,
 };
@@ -144,7 +145,10 @@ impl Tracer {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
 
-        let mut preempted = probes::may_preempt_programs();
+        let mut preempted = match backend {
+            Backend::Fentry => probes::may_preempt_trampolines(),
+            Backend::Kprobe | Backend::Tracepoint => probes::may_preempt_tracepoints(),
+        };
         let tracefs = match backend {
             Backend::Tracepoint => Some(Tracefs::open()?),
             _ if preempted => Tracefs::open().ok(),
@@ -190,7 +194,7 @@ impl Tracer {
         }
         // What no program will look at need not be made: each map costs start-up time.
         for (map, needed) in [
-            (&mut maps.checks, backend == Backend::Kprobe || copies),
+            (&mut maps.checks, backend == Backend::Kprobe || preempted),
             (&mut maps.uring_requests, uring == Uring::BySubmission),
             (&mut maps.dns_scratch, config.dns),
             (&mut maps.filter_ports, config.ports.is_some()),
@@ -332,17 +336,6 @@ impl Tracer {
         Ok(())
     }
 
-    pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
-        EventRing::new(&self.skel.maps.events, decode)
-    }
-
-    /// Detaches everything. What has been reported can still be read.
-    pub(crate) fn detach(&mut self) {
-        // One after the other: text patching on several processors at once is what emulators get wrong (int3 in the
-        // kernel matrix), and the kernel serialises most of it anyway.
-        self.links.clear();
-    }
-
     /// The attempts that nobody has answered, after `detach`.
     pub(crate) fn pending(&self) -> Vec<Attempt> {
         let map = &self.skel.maps.attempts;
@@ -380,6 +373,20 @@ impl Tracer {
             losses.skipped += attach::times_skipped(last);
         }
         Ok(losses)
+    }
+}
+
+impl Tracing for Tracer {
+    type Event = Event;
+
+    fn events(&self) -> Result<EventRing<'_, Event>> {
+        EventRing::new(&self.skel.maps.events, decode)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // One after the other: the kernel serialises most of it anyway.
+        self.links.clear();
+        Ok(())
     }
 }
 

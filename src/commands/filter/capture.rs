@@ -60,7 +60,7 @@ pub(crate) struct Capture {
     hex: bool,
 
     /// Write the packets to FILE as pcap, `-` for standard output, instead of showing them
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["hex", "output", "no_header"], help_heading = "Output")]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["hex", "output", "no_header", "format", "color"], help_heading = "Output")]
     write: Option<PathBuf>,
 
     /// Say on standard error when packets are captured from now on
@@ -95,7 +95,10 @@ pub(crate) const SUMMARY: &[Field] = &[
     Field::new("command", "filter capture"),
     Field::new("packets", "packets shown or written"),
     Field::new("matched", "packets that the filter let through, by the kernel's count"),
-    Field::new("lost", "of these, packets for which the kernel had no room"),
+    Field::new(
+        "lost",
+        "of these, packets for which the kernel had no room; may have ones with a VLAN tag that the filter would not have matched",
+    ),
 ];
 
 const COLUMNS: [Column; 9] = [
@@ -144,9 +147,11 @@ impl Capture {
         let mut packets = 0;
         let outcome = self.follow(&socket, link, &mut target, &mut signals, &mut packets);
         socket.stop()?;
-        outcome?;
-        self.finish(&socket, link, &mut target, packets)?;
-        Ok(ExitCode::SUCCESS)
+        // Without its interface a capture has failed, but what it has is whole.
+        if outcome.is_ok() || socket.is_gone() {
+            self.finish(&socket, link, &mut target, packets)?;
+        }
+        outcome.map(|()| ExitCode::SUCCESS)
     }
 
     fn target(&self, link: Link) -> Result<Target> {

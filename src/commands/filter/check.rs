@@ -7,13 +7,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::args::{CompilerArgs, LinkArg, join};
 use crate::cli::OutputArgs;
 use crate::error::{Status, usage};
 use crate::filter::classic::insn::Insn;
 use crate::filter::ebpf::translate::{Hook, Options, Refused, translate};
-use crate::filter::libpcap::{Link, Source, compile};
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::filter::engine::{self, SocketFilter};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
@@ -29,29 +29,11 @@ pub(crate) struct Check {
     #[arg(long, value_name = "LINK", default_value = "ethernet")]
     link: LinkArg,
 
-    /// Leave out libpcap's optimizer
-    #[arg(long)]
-    unoptimized: bool,
+    #[command(flatten)]
+    compiler: CompilerArgs,
 
     #[command(flatten)]
     output: OutputArgs,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LinkArg {
-    /// An Ethernet header
-    Ethernet,
-    /// An IPv4 or IPv6 header, as on tun, wireguard and ppp
-    Raw,
-}
-
-impl From<LinkArg> for Link {
-    fn from(link: LinkArg) -> Self {
-        match link {
-            LinkArg::Ethernet => Self::Ethernet,
-            LinkArg::Raw => Self::Raw,
-        }
-    }
 }
 
 /// The schema of a row.
@@ -145,11 +127,9 @@ impl Outcome {
 
 impl Check {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let expression = self.expression.join(" ");
+        let expression = join(&self.expression);
         let link = self.link.into();
-        let source =
-            Source { expression: &expression, link, optimize: !self.unoptimized, resolve: false };
-        let program = compile(&source)?;
+        let program = self.compiler.compile(&expression, link)?;
         // The filter is no filter, at any hook.
         if let Err(refused @ Refused::Backward { .. }) =
             translate(&[&program], &Options::new(Hook::TcIngress, link))

@@ -21,9 +21,6 @@ pub(crate) struct Compile {
     #[arg(long, value_name = "LINK", default_value = "ethernet")]
     link: LinkArg,
 
-    #[command(flatten)]
-    compiler: CompilerArgs,
-
     /// What to print
     #[arg(long, value_name = "FORM", default_value = "asm")]
     emit: Emit,
@@ -31,6 +28,9 @@ pub(crate) struct Compile {
     /// Where the eBPF of --emit ebpf, ebpf-c, ebpf-asm and json is to run [default: xdp]
     #[arg(long, value_name = "HOOK")]
     hook: Option<HookArg>,
+
+    #[command(flatten)]
+    compiler: CompilerArgs,
 }
 
 impl Compile {

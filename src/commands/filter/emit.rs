@@ -13,7 +13,8 @@ use crate::error::usage;
 use crate::filter::classic::insn::Insn;
 use crate::filter::classic::{self, check};
 use crate::filter::ebpf;
-use crate::filter::ebpf::translate::{Hook, Link, Options, translate};
+use crate::filter::ebpf::translate::{Hook, Options, translate};
+use crate::filter::libpcap::{self, Link};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Emit {
@@ -106,6 +107,7 @@ impl Classic<'_> {
         json!({
             "type": "row",
             "expression": self.expression,
+            "libpcap": self.expression.and_then(|_| libpcap::version().ok()),
             "link": match self.link { Link::Ethernet => "ethernet", Link::Raw => "raw" },
             "instructions": self.program.len(),
             "insns": insns,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::error::{unsupported, usage};
+use crate::filter::classic::check::check;
 use crate::filter::classic::insn::{Ext, Insn, Op, SKF_LL_OFF};
 use crate::filter::classic::interp::{self, Rules};
 use crate::filter::ebpf::translate::{Hook, Link, Options, translate};
@@ -144,24 +145,24 @@ fn unknown_sentence(ext: Ext) -> String {
     format!("the filter asks for `#{}`, which no capture file tells", ext.name())
 }
 
-/// Refuses a program that asks for what only the kernel knows of a live packet.
+/// Refuses a program that Linux does not take, such as the loop that `protochain` makes, and one that asks for what only
+/// the kernel knows of a live packet.
 pub(super) fn needs_only_bytes(program: &[Insn]) -> Result<()> {
+    check(program).map_err(|why| usage(format!("Linux does not take this filter: {why}")))?;
     for (at, insn) in program.iter().enumerate() {
-        match insn.decode() {
-            Some(Op::LdAbs(_, k)) => match Ext::at(k) {
-                Some(Ext::AluXorX | Ext::Nlattr | Ext::NlattrNest) => {}
-                Some(ext) => {
-                    return Err(usage(format!("instruction {at}: {}", unknown_sentence(ext))));
-                }
-                None if k >= SKF_LL_OFF => {
-                    return Err(usage(format!(
-                        "instruction {at}: loads by the place of a header, which only a live packet has; \
-                         expected an offset from the packet's start"
-                    )));
-                }
-                None => {}
-            },
-            _ => {}
+        let Some(Op::LdAbs(_, k)) = insn.decode() else { continue };
+        match Ext::at(k) {
+            Some(Ext::AluXorX | Ext::Nlattr | Ext::NlattrNest) => {}
+            Some(ext) => {
+                return Err(usage(format!("instruction {at}: {}", unknown_sentence(ext))));
+            }
+            None if k >= SKF_LL_OFF => {
+                return Err(usage(format!(
+                    "instruction {at}: loads by the place of a header, which only a live packet has; \
+                     expected an offset from the packet's start"
+                )));
+            }
+            None => {}
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ mod check;
 mod compile;
 mod emit;
 mod engines;
+mod manual;
 mod mechanism;
 mod run;
 mod steps;
@@ -17,6 +18,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+
+pub(crate) use self::manual::MANUAL;
 
 /// Compile, read, write and check packet filters
 #[derive(Args, Debug)]

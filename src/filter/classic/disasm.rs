@@ -25,7 +25,11 @@ pub(crate) fn assembly(program: &[Insn]) -> Result<String, Invalid> {
         let fail = |why: String| Invalid { at: Some(at), why };
         let op = sayable(*insn).map_err(fail)?;
         for by in jumps(op) {
-            // A jump backward has an offset near 2^32.
+            if i32::try_from(by).is_err() {
+                return Err(fail(
+                    "jumps backward; the assembler's labels only lead forward".into(),
+                ));
+            }
             let target = at + 1 + by as usize;
             if target >= program.len() {
                 return Err(fail("jumps out of the program".into()));
@@ -220,7 +224,8 @@ mod tests {
             (Insn::new(0x07, 0, 0, 1), "k of 0x1"),
             (Insn::new(0x0c, 0, 0, 1), "k of 0x1"),
             (Insn::new(0xff, 0, 0, 0), "0x00ff"),
-            (Insn::new(0x05, 0, 0, u32::MAX), "jumps out"),
+            (Insn::new(0x05, 0, 0, u32::MAX), "jumps backward"),
+            (Insn::new(0x05, 0, 0, 9), "jumps out"),
             (Insn::new(0x15, 0, 1, 0), "jumps out"),
             (Insn::new(0x60, 0, 0, 16), "M[16]"),
         ] {

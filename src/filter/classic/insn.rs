@@ -181,6 +181,7 @@ impl Insn {
         Self::new(code, 0, 0, k)
     }
 
+    #[cfg(test)]
     pub(crate) const fn class(self) -> u16 {
         self.code & 0x07
     }

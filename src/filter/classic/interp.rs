@@ -13,6 +13,7 @@ pub(crate) enum Rules {
     #[default]
     Libpcap,
     /// A shift takes the low five bits, `[x + k]` wraps around, and offsets below zero are of the headers.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests compare with the kernel by it"))]
     Linux,
 }
 

@@ -82,7 +82,9 @@ fn load() -> Result<libloading::Library, String> {
         match unsafe { libloading::Library::new(name) } {
             Ok(library) => return Ok(library),
             Err(error) => {
-                first.get_or_insert(error.to_string());
+                // What the loader said is in the cause.
+                let why = std::error::Error::source(&error).map(ToString::to_string);
+                first.get_or_insert(why.unwrap_or_else(|| error.to_string()));
             }
         }
     }
