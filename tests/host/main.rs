@@ -6,6 +6,7 @@
 mod cli;
 mod clone_trace;
 mod doctor;
+mod filter_check;
 mod filter;
 mod support;
 mod tcpconnect;
