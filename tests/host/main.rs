@@ -6,8 +6,8 @@
 mod cli;
 mod clone_trace;
 mod doctor;
-mod filter_check;
 mod filter;
+mod filter_check;
 mod support;
 mod tcpconnect;
 mod zz_last;

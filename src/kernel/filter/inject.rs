@@ -28,16 +28,26 @@
 //! - The stub is called like any function of the program: the verifier knows what it knew before, the packet is unchanged, and
 //!   there is no tail call. It takes up to 64 bytes of stack, and 32 more for what it calls.
 //! - Loading needs CAP_BPF and CAP_NET_ADMIN; an expression that asks for the length at XDP needs CAP_PERFMON, too.
-//! - A network card that strips VLAN tags itself (`ethtool -k`: rx-vlan-offload) leaves XDP no way to see them.
+//! - An interface that takes VLAN tags off itself leaves XDP no way to see them ([`xdp_may_miss_tags`]): before a filter is
+//!   attached there, the user has to be told.
 
 use std::fmt::Display;
 
 use anyhow::{Context, Result, anyhow};
 
 use super::super::log;
+use super::super::sys::filter::takes_tags_off;
 use super::super::sys::stubs::FilterHandlers;
 use crate::filter::ebpf::splice::SLOTS;
 use crate::filter::ebpf::translate::Function;
+
+/// Whether XDP on `interface` may get packets whose VLAN tag is nowhere among their bytes (`ethtool -k`: rx-vlan-offload). What a
+/// filter then says of a packet that had a tag is not what it would say of the packet on the wire, whether it looks for tags or
+/// not: `ip` matches, and `vlan` doesn't. tc has no such gap.
+pub(crate) fn xdp_may_miss_tags(interface: &str) -> Result<bool> {
+    takes_tags_off(interface)
+        .with_context(|| format!("{interface}: cannot ask whether it takes VLAN tags off"))
+}
 
 /// While it lives, programs that are loaded get filters in place of their stubs.
 #[derive(Debug)]

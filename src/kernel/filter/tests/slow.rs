@@ -16,12 +16,16 @@ const DATA_END: usize = 80;
 
 /// The function behind one that gives the packet a tag first, out of band as a driver does: EtherType and tag are in the
 /// mark; no mark, no tag.
-fn tagging(function: &Function) -> Vec<Ebpf> {
+pub(super) fn tagging(function: &Function) -> Vec<Ebpf> {
     const SKB_VLAN_PUSH: i32 = 18;
+    const VLAN_PRESENT: i16 = 20;
     let mut insns = vec![
         Ebpf::new(class::ALU64 | 0xb8, 6, 1, 0, 0), // r6 = ctx
         Ebpf::new(class::LDX | size::W | mode::MEM, 3, 1, MARK as i16, 0),
-        Ebpf::new(class::JMP | jmp::JEQ, 3, 0, 5, 0),
+        Ebpf::new(class::JMP | jmp::JEQ, 3, 0, 7, 0),
+        // When the same packet comes again, it has one.
+        Ebpf::new(class::LDX | size::W | mode::MEM, 2, 1, VLAN_PRESENT, 0),
+        Ebpf::new(class::JMP | jmp::JNE, 2, 0, 5, 0),
         Ebpf::new(class::ALU | 0xb8, 2, 3, 0, 0),
         Ebpf::new(class::ALU | 0x70, 2, 0, 0, 16),
         Ebpf::new(class::ALU | 0xdc, 2, 0, 0, 16), // in network order
@@ -41,7 +45,7 @@ fn tc(program: &[Insn], options: &Options) -> HookFilter {
         .unwrap_or_else(|failed| panic!("{}\n{program:?}\n{}", failed.error, failed.log))
 }
 
-fn context(kind: u16, tag: u16) -> Vec<u8> {
+pub(super) fn context(kind: u16, tag: u16) -> Vec<u8> {
     let mut context = vec![0; SKB_BYTES];
     context[MARK..MARK + 4]
         .copy_from_slice(&(u32::from(kind) << 16 | u32::from(tag)).to_ne_bytes());

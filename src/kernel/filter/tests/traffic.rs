@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::super::engine::HookFilter;
+use super::super::inject::xdp_may_miss_tags;
 use super::{rng, root};
 use crate::filter::classic::insn::*;
 use crate::filter::ebpf::insn::{Insn as Ebpf, class, jmp, pseudo};
@@ -118,6 +119,25 @@ fn a_payload_in_pages_is_read() {
             assert!(!passes(&length(PAYLOAD + HEADERS), &options, &payload), "{hook}");
             assert!(passes(&length(PAYLOAD), &options, &payload), "{hook}");
         }
+    })
+    .join()
+    .unwrap();
+}
+
+/// A veth hands a tag over beside the packet, as a network card does that takes tags off; a loopback does not.
+#[test]
+fn where_xdp_may_miss_a_tag_is_known() {
+    if !root() {
+        return;
+    }
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let added = ["link", "add", "left", "type", "veth", "peer", "name", "right"];
+        assert!(Command::new("ip").args(added).status().unwrap().success());
+        assert!(xdp_may_miss_tags("left").unwrap());
+        assert!(!xdp_may_miss_tags("lo").unwrap());
+        let error = format!("{:#}", xdp_may_miss_tags("nowhere").unwrap_err());
+        assert!(error.starts_with("nowhere: ") && error.contains("No such device"), "{error}");
     })
     .join()
     .unwrap();
