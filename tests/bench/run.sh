@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# usage: run.sh BPFTK FIGURES
+# usage: run.sh BPFTK FIGURES UNIT-TESTS
 #
-# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone on this machine's kernel. Both files are
-# static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1 something could not be measured.
+# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone and its filters on this machine's kernel. The
+# files are static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1 something could not be measured.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ $# -eq 2 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
-bpftk=$1 figures=$2
+[ $# -eq 3 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
+bpftk=$1 figures=$2 unit=$3
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -46,4 +46,7 @@ case $out in *SKIP* | '') status=1 ;; esac
 echo
 echo "This machine, $(uname -r), $(nproc) CPUs:"
 "$figures" host "$bpftk" || status=1
+echo
+# They are in the unit tests, where the translator can be called; by name they don't run with these.
+"$unit" --test-threads=1 --ignored --nocapture kernel::filter::tests::figures | grep -v '^$' || status=1
 exit $status
