@@ -282,3 +282,23 @@ fn without_libpcap_all_but_expressions_works() {
         assert!(output.status.success(), "{command}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn names_are_looked_up_only_when_asked_for() {
+    let known = std::fs::read_to_string("/etc/hosts").is_ok_and(|hosts| {
+        hosts.lines().any(|line| line.starts_with("127.0.0.1") && line.contains("localhost"))
+    });
+    if !libpcap() || !known {
+        println!("SKIP no libpcap, or /etc/hosts does not know localhost");
+        return;
+    }
+    assert_usage(&["filter", "compile", "ip host localhost"], &["`localhost`", "--resolve"]);
+    let output = crate::support::output(&["filter", "compile", "--resolve", "ip host localhost"]);
+    match output.status.code() {
+        Some(0) => assert_eq!(stdout(&output), filter(&["compile", "ip host 127.0.0.1"])),
+        Some(4) => {
+            assert!(stderr(&output).contains("linked statically"), "{}", stderr(&output));
+        }
+        _ => panic!("{}", stderr(&output)),
+    }
+}
