@@ -27,3 +27,6 @@ macro_rules! skeletons {
 }
 
 skeletons!(clone_trace, tcpconnect);
+
+#[cfg(test)]
+skeletons!(filter_figures);

@@ -2,6 +2,10 @@
 
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
+pub(super) mod filter;
+pub(super) mod packet;
+pub(super) mod stubs;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;

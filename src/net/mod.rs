@@ -4,3 +4,4 @@
 
 pub(crate) mod dns;
 pub(crate) mod errno;
+pub(crate) mod packet;
