@@ -276,10 +276,12 @@ impl Capture {
             .with("packets", packets)
             .with("matched", counts.matched)
             .with("lost", counts.dropped);
-        let sentence = format!(
-            "{packets} packets; {} matched by the kernel's count; {} lost: the kernel had no room for them",
-            counts.matched, counts.dropped
-        );
+        let lost = match counts.dropped {
+            0 => "0 lost".to_string(),
+            dropped => format!("{dropped} lost: the kernel had no room for them"),
+        };
+        let sentence =
+            format!("{packets} packets; {} matched by the kernel's count; {lost}", counts.matched);
         match target {
             Target::Rows(sink) => sink.summary(&record, &sentence),
             Target::File(writer) => {
