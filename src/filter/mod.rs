@@ -2,6 +2,7 @@
 
 //! Packet filters: classic BPF, its text forms, and what it becomes.
 
+mod array;
 pub(crate) mod classic;
 pub(crate) mod ebpf;
 pub(crate) mod libpcap;

@@ -5,7 +5,8 @@
 
 use super::asm::assemble;
 use super::insn::{BPF_MAXINSNS, Insn};
-use crate::filter::text::{Comments, Kind, Reader, TextError};
+use crate::filter::array;
+use crate::filter::text::{Comments, Reader, TextError};
 
 /// Tells the form by how it begins.
 pub(crate) fn read(text: &str) -> Result<Vec<Insn>, TextError> {
@@ -15,66 +16,19 @@ pub(crate) fn read(text: &str) -> Result<Vec<Insn>, TextError> {
         return decimal(text);
     }
     match Reader::new(text, Comments::C) {
-        Ok(reader) if is_c(&reader) => c_array(reader),
+        Ok(reader) if array::begins(&reader) => array::read(reader, BPF_MAXINSNS, insn),
         _ => assemble(text),
     }
 }
 
-fn is_c(reader: &Reader) -> bool {
-    match &reader.peek().kind {
-        Kind::Sign('{') => true,
-        Kind::Word(word) => matches!(word.as_str(), "struct" | "static" | "const"),
-        _ => false,
-    }
-}
-
-fn c_array(mut reader: Reader) -> Result<Vec<Insn>, TextError> {
-    // `static struct sock_filter code[] = {`: the last brace before a number is an instruction's.
-    let declared = !reader.is_sign('{');
-    if declared {
-        while !reader.is_sign('{') {
-            if reader.ended() {
-                return reader.expected("`{`");
-            }
-            reader.next();
-        }
-    }
-    let nested = reader.peek_at(1).kind == Kind::Sign('{') || declared;
-    if nested {
-        reader.next();
-    }
-    let mut program = Vec::new();
-    while reader.is_sign('{') {
-        if program.len() == BPF_MAXINSNS {
-            return reader.expected(&format!(
-                "the end: Linux takes at most {BPF_MAXINSNS} instructions, so it"
-            ));
-        }
-        reader.sign('{')?;
-        let code = reader.number("the code", 0, u16::MAX.into())? as u16;
-        reader.sign(',')?;
-        let jt = reader.number("jt", 0, u8::MAX.into())? as u8;
-        reader.sign(',')?;
-        let jf = reader.number("jf", 0, u8::MAX.into())? as u8;
-        reader.sign(',')?;
-        let k = reader.word32("k")?;
-        reader.sign('}')?;
-        program.push(Insn::new(code, jt, jf, k));
-        if !reader.takes(',') {
-            break;
-        }
-    }
-    if nested {
-        reader.sign('}')?;
-        reader.takes(';');
-    }
-    if !reader.ended() {
-        return reader.expected("`{` or the end");
-    }
-    if program.is_empty() {
-        return reader.expected("`{` and an instruction");
-    }
-    Ok(program)
+fn insn(reader: &mut Reader) -> Result<Insn, TextError> {
+    let code = reader.number("the code", 0, u16::MAX.into())? as u16;
+    reader.sign(',')?;
+    let jt = reader.number("jt", 0, u8::MAX.into())? as u8;
+    reader.sign(',')?;
+    let jf = reader.number("jf", 0, u8::MAX.into())? as u8;
+    reader.sign(',')?;
+    Ok(Insn::new(code, jt, jf, reader.word32("k")?))
 }
 
 fn decimal(text: &str) -> Result<Vec<Insn>, TextError> {

@@ -4,64 +4,31 @@
 
 use super::asm::assemble;
 use super::insn::Insn;
-use crate::filter::text::{Comments, Kind, Reader, TextError};
+use crate::filter::array;
+use crate::filter::text::{Comments, Reader, TextError};
 
 /// Tells the form by how it begins.
 pub(crate) fn read(text: &str) -> Result<Vec<Insn>, TextError> {
     match Reader::new(text, Comments::C) {
-        Ok(reader) if is_c(&reader) => c_array(reader),
+        Ok(reader) if array::begins(&reader) => array::read(reader, MOST, insn),
         _ => assemble(text),
     }
 }
 
-fn is_c(reader: &Reader) -> bool {
-    match &reader.peek().kind {
-        Kind::Sign('{') => true,
-        Kind::Word(word) => matches!(word.as_str(), "struct" | "static" | "const"),
-        _ => false,
-    }
-}
+/// The verifier's limit (include/linux/bpf.h, BPF_COMPLEXITY_LIMIT_INSNS).
+const MOST: usize = 1_000_000;
 
-fn c_array(mut reader: Reader) -> Result<Vec<Insn>, TextError> {
-    let declared = !reader.is_sign('{');
-    while !reader.is_sign('{') {
-        if reader.ended() {
-            return reader.expected("`{`");
-        }
-        reader.next();
-    }
-    let nested = declared || reader.peek_at(1).kind == Kind::Sign('{');
-    if nested {
-        reader.next();
-    }
-    let mut program = Vec::new();
-    while reader.takes('{') {
-        let code = field(&mut reader, "code", 0, u8::MAX.into())? as u8;
-        reader.sign(',')?;
-        let dst = field(&mut reader, "dst_reg", 0, 15)? as u8;
-        reader.sign(',')?;
-        let src = field(&mut reader, "src_reg", 0, 15)? as u8;
-        reader.sign(',')?;
-        let off = field(&mut reader, "off", i16::MIN.into(), i16::MAX.into())? as i16;
-        reader.sign(',')?;
-        let imm = field(&mut reader, "imm", i32::MIN.into(), u32::MAX.into())? as i32;
-        reader.sign('}')?;
-        program.push(Insn::new(code, dst, src, off, imm));
-        if !reader.takes(',') {
-            break;
-        }
-    }
-    if nested {
-        reader.sign('}')?;
-        reader.takes(';');
-    }
-    if !reader.ended() {
-        return reader.expected("`{` or the end");
-    }
-    if program.is_empty() {
-        return reader.expected("`{` and an instruction");
-    }
-    Ok(program)
+fn insn(reader: &mut Reader) -> Result<Insn, TextError> {
+    let code = field(reader, "code", 0, u8::MAX.into())? as u8;
+    reader.sign(',')?;
+    let dst = field(reader, "dst_reg", 0, 15)? as u8;
+    reader.sign(',')?;
+    let src = field(reader, "src_reg", 0, 15)? as u8;
+    reader.sign(',')?;
+    let off = field(reader, "off", i16::MIN.into(), i16::MAX.into())? as i16;
+    reader.sign(',')?;
+    let imm = field(reader, "imm", i32::MIN.into(), u32::MAX.into())? as i32;
+    Ok(Insn::new(code, dst, src, off, imm))
 }
 
 /// `.off = 5`, or just the number.
