@@ -96,11 +96,12 @@ check-spdx: ## Check that every source file names its licence
 vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
 	@tests/vm/run.sh --timeout 1500 --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
 
-bench: deps-bench ## Figures, side by side with libbpf-tools and bpftrace
+bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the kernel's own
 	$(call static,build)
 	@$(call static,build) --bench figures --message-format=json-render-diagnostics >$(build)/bench-build.json
-	@$(sudo) tests/bench/run.sh $(static_bin) "$$(jq -r \
-		'select(.reason == "compiler-artifact" and .target.name == "figures") | .executable' $(build)/bench-build.json)"
+	@$(call static,test) --bins --no-run --message-format=json-render-diagnostics >>$(build)/bench-build.json
+	@$(sudo) tests/bench/run.sh $(static_bin) $$(jq -r 'select(.reason == "compiler-artifact" and .executable and \
+		(.target.name == "figures" or .profile.test)) | .executable' $(build)/bench-build.json)
 
 lint: deps ## Formatting, clippy without warnings, shellcheck where it is installed
 	$(CARGO) fmt --all --check

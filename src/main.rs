@@ -8,6 +8,8 @@ mod error;
 mod kernel;
 mod net;
 mod output;
+#[cfg(test)]
+mod random;
 mod values;
 
 use std::io::Write;

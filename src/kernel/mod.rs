@@ -3,6 +3,8 @@
 //! All that touches the kernel. Only this module knows libbpf.
 
 mod addr;
+#[cfg_attr(not(test), expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come"))]
+pub(crate) mod addrset;
 pub(crate) mod attach;
 pub(crate) mod backend;
 pub(crate) mod btf;

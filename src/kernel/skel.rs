@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The skeletons that build.rs made of `bpf/*.bpf.c`.
+//! The skeletons that build.rs made of `bpf/*.bpf.c`, and for the tests of `tests/bpf/*.bpf.c`.
 
 macro_rules! skeletons {
-    ($($name:ident),+ $(,)?) => {
+    ($($(#[$attribute:meta])* $name:ident),+ $(,)?) => {
         $(
+            $(#[$attribute])*
             // Generated code keeps to its generator's style.
             #[allow(
                 clippy::all,
@@ -26,4 +27,9 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, tcpconnect);
+skeletons!(
+    clone_trace,
+    tcpconnect,
+    #[cfg(test)]
+    addrset_probe,
+);

@@ -2,6 +2,8 @@
 
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
+pub(super) mod maps;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;

@@ -9,7 +9,7 @@ mod sink;
 mod table;
 mod writer;
 
-pub(crate) use escape::bytes_to_string;
+pub(crate) use escape::{bytes_to_string, printable};
 pub(crate) use record::{Field, Kind, Record, Value};
 pub(crate) use sink::{ColorChoice, Format, Sink, SinkOptions};
 pub(crate) use table::Column;

@@ -1,14 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# usage: run.sh BPFTK FIGURES
+# usage: run.sh BPFTK FIGURES UNIT
 #
-# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone on this machine's kernel. Both files are
-# static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1 something could not be measured.
+# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk on this machine's kernel. All files are
+# static; UNIT is that of the unit tests, which holds the figures of what no command shows alone. Prints, stores nothing. Exit
+# status: 0 measured, whatever came out; 1 something could not be measured.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ $# -eq 2 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
-bpftk=$1 figures=$2
+[ $# -eq 3 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
+bpftk=$1 figures=$2 unit=$3
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -46,4 +47,7 @@ case $out in *SKIP* | '') status=1 ;; esac
 echo
 echo "This machine, $(uname -r), $(nproc) CPUs:"
 "$figures" host "$bpftk" || status=1
+
+echo
+"$unit" --ignored --nocapture --test-threads=1 figures | grep -v '^test \|^running \|^$' || status=1
 exit $status
