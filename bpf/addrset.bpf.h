@@ -3,8 +3,8 @@
 #define BPFTK_ADDRSET_BPF_H
 
 /*
- * Look-up in large sets of addresses: two steps for IPv4, one for each level of a tree of 17 branches for IPv6, whatever
- * lengths the prefixes have that made the set. For programs of any kind. The layout is addrset.h's.
+ * Look-up in large sets of addresses: two steps for IPv4, one for each level of a tree of 17 branches for IPv6 and for small
+ * sets, whatever lengths the prefixes have that made the set. For programs of any kind. The layout is addrset.h's.
  */
 
 #include "vmlinux.h"
@@ -46,36 +46,6 @@ static __always_inline void *addrset_line(void *set, __u32 line)
 	return bpf_map_lookup_elem(set, &line);
 }
 
-/* @addr in host order. */
-static __always_inline bool addrset_has_v4(void *set, __u32 addr)
-{
-	const struct addrset_head *head = addrset_line(set, 0);
-	const struct addrset_bitmap *bitmaps;
-	const struct addrset_block *blocks;
-	__u32 network = addr >> 8;
-	__u32 block = network / 32;
-	__u32 bit = 1U << (network % 32);
-	__u32 bitmap, partial;
-
-	if (!head || !head->v4_bitmaps)
-		return false;
-	blocks = addrset_line(set, 1 + block / ADDRSET_BLOCKS);
-	if (!blocks)
-		return false;
-	blocks += block % ADDRSET_BLOCKS;
-	if (blocks->full & bit)
-		return true;
-	partial = blocks->partial;
-	if (!(partial & bit))
-		return false;
-	bitmap = blocks->first + __builtin_popcount(partial & (bit - 1));
-	bitmaps = addrset_line(set, head->v4_bitmaps + bitmap / ADDRSET_BITMAPS);
-	if (!bitmaps)
-		return false;
-	bitmaps += bitmap % ADDRSET_BITMAPS;
-	return bitmaps->words[addr / 32 % 8] >> (addr % 32) & 1;
-}
-
 /* 1 if @a is less than @b, else 0. By arithmetic: as a branch it would be taken every other time. */
 static __always_inline __u64 addrset_less(__u64 a, __u64 b)
 {
@@ -105,8 +75,35 @@ static __always_inline __u32 addrset_reached(const struct addrset_node *node, __
 	return reached;
 }
 
-/* The halves of the address in host order. */
-static __always_inline bool addrset_has_v6(void *set, __u64 hi, __u64 lo)
+/* In its block, and where that doesn't say it all, in its bitmap. */
+static __always_inline bool addrset_in_blocks(void *set, __u32 first_bitmaps, __u32 addr)
+{
+	const struct addrset_bitmap *bitmaps;
+	const struct addrset_block *blocks;
+	__u32 network = addr >> 8;
+	__u32 block = network / 32;
+	__u32 bit = 1U << (network % 32);
+	__u32 bitmap, partial;
+
+	blocks = addrset_line(set, 1 + block / ADDRSET_BLOCKS);
+	if (!blocks)
+		return false;
+	blocks += block % ADDRSET_BLOCKS;
+	if (blocks->full & bit)
+		return true;
+	partial = blocks->partial;
+	if (!(partial & bit))
+		return false;
+	bitmap = blocks->first + __builtin_popcount(partial & (bit - 1));
+	bitmaps = addrset_line(set, first_bitmaps + bitmap / ADDRSET_BITMAPS);
+	if (!bitmaps)
+		return false;
+	bitmaps += bitmap % ADDRSET_BITMAPS;
+	return bitmaps->words[addr / 32 % 8] >> (addr % 32) & 1;
+}
+
+/* The halves of the address in host order; of IPv4, all of it is the upper half. */
+static __always_inline bool addrset_has(void *set, bool v4, __u64 hi, __u64 lo)
 {
 	const struct addrset_head *head = addrset_line(set, 0);
 	const struct addrset_tree *tree;
@@ -114,8 +111,15 @@ static __always_inline bool addrset_has_v6(void *set, __u64 hi, __u64 lo)
 
 	if (!head)
 		return false;
-	tree = &head->v6[hi >> 63];
-	hi &= ~(1ULL << 63);
+	if (v4) {
+		if (head->v4_bitmaps)
+			return addrset_in_blocks(set, head->v4_bitmaps, hi);
+		tree = &head->trees[ADDRSET_TREE_V4];
+		lo = 0;
+	} else {
+		tree = &head->trees[hi >> 63];
+		hi &= ~(1ULL << 63);
+	}
 	levels = tree->levels;
 	for (i = 0; i < ADDRSET_LEVELS; i++) {
 		const struct addrset_node *line;

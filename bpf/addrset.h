@@ -7,9 +7,9 @@
  * Replacing the set means replacing the map, so the parts always fit each other.
  *
  *   line 0                 struct addrset_head
- *   lines 1..              IPv4, if there is any: a block for each 32 networks of 24 bits, in order of address
+ *   lines 1..              IPv4, if there is much: a block for each 32 networks of 24 bits, in order of address
  *   head.v4_bitmaps..      a bitmap of 256 addresses for each such network of which only a part is in the set
- *   head.v6[].level[]..    IPv6: search trees over the addresses at which the set begins or ends
+ *   head.trees[].level[].. IPv6, and IPv4 if there is little: search trees over the addresses at which the set begins or ends
  */
 
 /* One value of the map. A node's upper halves are its first two cache lines. */
@@ -40,8 +40,8 @@ struct addrset_bitmap {
  * other node has 17 children, and the first boundary of each child but the leftmost. Nodes of a level lie side by side,
  * so that the children of node i are nodes 17 i to 17 i + 16 of the next.
  *
- * The lower and the upper half of the address space have a tree each, whose boundaries leave that first bit out: then a
- * subtraction's sign compares them.
+ * The lower and the upper half of IPv6's address space have a tree each, whose boundaries leave that first bit out: then a
+ * subtraction's sign compares them. IPv4's boundaries are upper halves, their lower halves are 0.
  */
 #define ADDRSET_KEYS 16
 /* In the place of a boundary that there isn't: larger than any. */
@@ -62,11 +62,13 @@ struct addrset_tree {
 	__u32 level[ADDRSET_LEVELS];
 };
 
+#define ADDRSET_TREE_V4 2
+
 struct addrset_head {
-	/* 0 when there is no IPv4. */
+	/* 0 when IPv4 has no blocks. */
 	__u32 v4_bitmaps;
 	__u32 _pad;
-	struct addrset_tree v6[2];
+	struct addrset_tree trees[3];
 };
 
 #endif

@@ -53,14 +53,14 @@ __noinline int ask_v4(__u64 lo)
 {
 	void *set = addrset_get(0);
 
-	return set && addrset_has_v4(set, lo);
+	return set && addrset_has(set, true, lo, 0);
 }
 
 __noinline int ask_v6(__u64 hi, __u64 lo)
 {
 	void *set = addrset_get(0);
 
-	return set && addrset_has_v6(set, hi, lo);
+	return set && addrset_has(set, false, hi, lo);
 }
 
 __noinline int ask_lpm_v4(__u64 lo)

@@ -18,6 +18,8 @@ const KEYS: usize = 16;
 const CHILDREN: usize = KEYS + 1;
 const NO_KEY: u64 = 1 << 63;
 const MOST_LEVELS: usize = 7;
+/// Ranges of IPv4 that a tree holds: a handful of prefixes is not worth the megabytes of all blocks.
+const FEW: usize = 2048;
 
 /// The parts of a set and where they go.
 #[derive(Debug)]
@@ -25,7 +27,8 @@ pub(super) struct Image<'a> {
     ranges: &'a Ranges,
     /// Networks of 24 bits of which only a part is in the set.
     partial: usize,
-    trees: [Tree; 2],
+    /// IPv6 in its two halves, then IPv4.
+    trees: [Tree; 3],
 }
 
 impl<'a> Image<'a> {
@@ -40,14 +43,16 @@ impl<'a> Image<'a> {
                 partial += 1;
             }
         }
-        Self { ranges, partial, trees: trees(ranges.v6()) }
+        let [lower, upper] = trees(ranges.v6());
+        let few = if has_blocks(ranges) { &[] } else { ranges.v4() };
+        Self { ranges, partial, trees: [lower, upper, v4_tree(few)] }
     }
 
     fn v4_lines(&self) -> usize {
-        if self.ranges.v4().is_empty() {
+        if !has_blocks(self.ranges) {
             return 0;
         }
-        // One at least: its number also says that there is IPv4.
+        // One at least: its number also says that there are blocks.
         V4_LINES + self.partial.div_ceil(BITMAPS).max(1)
     }
 
@@ -65,7 +70,8 @@ impl<'a> Image<'a> {
             write_v4(self.ranges.v4(), blocks, bitmaps);
         }
         let mut first = 1 + self.v4_lines();
-        for (tree, at) in self.trees.iter().zip([8, 8 + 4 * (1 + MOST_LEVELS)]) {
+        for (n, tree) in self.trees.iter().enumerate() {
+            let at = 8 + n * 4 * (1 + MOST_LEVELS);
             put_u32(head, at, tree.levels.len() as u32);
             for (i, &length) in tree.levels.iter().enumerate() {
                 put_u32(head, at + 4 * (1 + i), first as u32);
@@ -169,6 +175,17 @@ fn trees(ranges: &[(u128, u128)]) -> [Tree; 2] {
         }
     }
     halves.map(Tree::new)
+}
+
+fn v4_tree(ranges: &[(u32, u32)]) -> Tree {
+    let after = |end: u32| u64::from(end) + 1;
+    let boundaries = ranges.iter().flat_map(|&(start, end)| [u64::from(start), after(end)]);
+    // As upper halves. What lies behind the last address is never reached.
+    Tree::new(boundaries.map(|boundary| u128::from(boundary) << 64).collect())
+}
+
+fn has_blocks(ranges: &Ranges) -> bool {
+    ranges.v4().len() > FEW
 }
 
 /// A search tree over the addresses at which a set begins and ends.

@@ -283,7 +283,7 @@ fn small_sets_and_odd_ones() {
             // Every other address of some networks: as many boundaries as there can be, in one /64.
             (0..5000).map(|i| family.net((0x0a << (bits - 8)) + 2 * i, bits)).collect(),
         ];
-        for count in [1, 7, 8, 9, 15, 16, 17, 135, 136, 137, 2312, 2320] {
+        for count in [1, 7, 8, 9, 15, 16, 17, 135, 136, 137, 2047, 2048, 2049, 2312, 2320] {
             let length = random.u8(1..=bits);
             sets.push(
                 (0..count).map(|_| family.net(low_bits(&mut random, bits), length)).collect(),
