@@ -3,6 +3,7 @@
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
 pub(super) mod maps;
+pub(super) mod net;
 
 use std::ffi::{CStr, CString};
 use std::io;
