@@ -64,12 +64,16 @@ static __always_inline __u32 addrset_reached(const struct addrset_node *node, __
 		reached -= (hi - node->hi[i]) >> 63;
 	/* Seldom, and then seldom more than two: boundaries in the address's own /64. */
 	if (node->hi[(reached - 1) % ADDRSET_KEYS] == hi) {
+		/* Read again, instead of keeping all of them on a small stack. */
+		asm volatile("" ::: "memory");
 #pragma unroll
 		for (i = 0; i < ADDRSET_KEYS; i++) {
 			__u64 differs = node->hi[i] ^ hi;
 			__u64 same = ~(differs | -differs) >> 63;
 
 			reached -= same & addrset_less(lo, node->lo[i]);
+			/* One after the other: all at once would not fit on the stack. */
+			asm volatile("" : "+r"(reached)::"memory");
 		}
 	}
 	return reached;

@@ -3,11 +3,9 @@
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
 mod holders;
-#[expect(dead_code, reason = "for tc-drop, which is to come")]
 pub(crate) mod tc;
 #[cfg(test)]
 mod tests;
-#[cfg_attr(not(test), expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come"))]
 pub(crate) mod xdp;
 
 use std::ffi::CString;

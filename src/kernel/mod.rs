@@ -3,7 +3,6 @@
 //! All that touches the kernel. Only this module knows libbpf.
 
 mod addr;
-#[cfg_attr(not(test), expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come"))]
 pub(crate) mod addrset;
 pub(crate) mod attach;
 pub(crate) mod backend;
@@ -13,12 +12,14 @@ pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod clone_trace;
 pub(crate) mod dns;
+pub(crate) mod drop;
 pub(crate) mod facts;
 pub(crate) mod leftovers;
+mod lifetime;
 pub(crate) mod log;
 pub(crate) mod losses;
 mod mounts;
-mod netlink;
+pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod probes;
 pub(crate) mod ring;

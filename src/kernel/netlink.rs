@@ -32,7 +32,7 @@ const RTM_GETTFILTER: u16 = 46;
 
 /// A socket in the network namespace of the thread that opens it.
 #[derive(Debug)]
-pub(super) struct Netlink(OwnedFd);
+pub(crate) struct Netlink(OwnedFd);
 
 /// An interface, and the XDP programs on it by mode flag (XDP_FLAGS_*_MODE).
 #[derive(Clone, Debug, Default)]
@@ -45,14 +45,12 @@ pub(crate) struct Interface {
     hardware: u16,
     pub(crate) mtu: u32,
     /// Set up, and with a carrier.
-    #[expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come")]
     pub(crate) running: bool,
     pub(super) xdp: Vec<(u32, u32)>,
 }
 
 impl Interface {
     /// Whether packets begin with an Ethernet header. Loopback's do.
-    #[expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come")]
     pub(crate) fn is_ethernet(&self) -> bool {
         const ARPHRD_ETHER: u16 = 1;
         const ARPHRD_LOOPBACK: u16 = 772;
@@ -103,7 +101,7 @@ pub(super) const INGRESS: u32 = 0xffff_fff2;
 pub(super) const EGRESS: u32 = 0xffff_fff3;
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Ok(Self(socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -112,7 +110,7 @@ impl Netlink {
         )?))
     }
 
-    pub(super) fn interfaces(&self) -> io::Result<Vec<Interface>> {
+    pub(crate) fn interfaces(&self) -> io::Result<Vec<Interface>> {
         const IFLA_IFNAME: u16 = 3;
         const IFLA_MTU: u16 = 4;
         const IFLA_LINKINFO: u16 = 18;

@@ -29,6 +29,7 @@ macro_rules! skeletons {
 
 skeletons!(
     clone_trace,
+    drop,
     tcpconnect,
     #[cfg(test)]
     addrset_probe,

@@ -28,7 +28,6 @@ pub(in crate::kernel) fn link_to_interface(
 }
 
 /// Whether XDP programs may say that they can do with packets in several buffers (Linux 5.18).
-#[expect(dead_code, reason = "for xdp-drop and tc-drop, which are to come")]
 pub(in crate::kernel) fn xdp_knows_frags() -> bool {
     let instructions: [u64; 2] = [0xb7, 0x95];
     let mut opts = libbpf_sys::bpf_prog_load_opts {
@@ -50,3 +49,6 @@ pub(in crate::kernel) fn xdp_knows_frags() -> bool {
     };
     from_libbpf(fd).is_ok()
 }
+
+/// Of a program that can do with packets in several buffers.
+pub(in crate::kernel) const XDP_HAS_FRAGS: u32 = libbpf_sys::BPF_F_XDP_HAS_FRAGS;
