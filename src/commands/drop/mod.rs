@@ -175,6 +175,7 @@ impl DropArgs {
             watch: Watch::new(&dropper),
             tables,
             samples: 0,
+            undecodable: 0,
             reread: None,
             gone: None,
         };
@@ -196,6 +197,8 @@ struct Session<'a> {
     tables: Tables,
     /// Rows of --sample.
     samples: u64,
+    /// Records that were not understood.
+    undecodable: u64,
     /// What SIGHUP brought, to be put into the kernel.
     reread: Option<Ranges>,
     /// Why the run ended by itself.
@@ -271,6 +274,7 @@ impl Session<'_> {
                 Ok(Flow::Continue)
             }
         })?;
+        self.undecodable += ring.undecodable();
         Ok(left)
     }
 
@@ -342,7 +346,7 @@ impl Session<'_> {
         }
         let losses = dropper.losses()?;
         let totals = self.tables.totals(dropper)?;
-        let undecodable = ring.undecodable();
+        let undecodable = self.undecodable + ring.undecodable();
         let verb = if self.args.dry_run { "would have been dropped" } else { "dropped" };
         let record = Record::new(Kind::Summary)
             .with("command", command)
