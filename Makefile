@@ -99,9 +99,10 @@ vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNE
 bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the kernel's own
 	$(call static,build)
 	@$(call static,build) --bench figures --message-format=json-render-diagnostics >$(build)/bench-build.json
-	@$(call static,test) --bins --no-run --message-format=json-render-diagnostics >>$(build)/bench-build.json
-	@$(sudo) tests/bench/run.sh $(static_bin) $$(jq -r 'select(.reason == "compiler-artifact" and .executable and \
-		(.target.name == "figures" or .profile.test)) | .executable' $(build)/bench-build.json)
+	@$(call static,test) --bin bpftk --no-run --message-format=json-render-diagnostics >$(build)/bench-unit.json
+	@executable() { jq -r "select(.reason == \"compiler-artifact\" and .target.name == \"$$1\" and .executable) | .executable" $$2; }; \
+	$(sudo) tests/bench/run.sh $(static_bin) "$$(executable figures $(build)/bench-build.json)" \
+		"$$(executable bpftk $(build)/bench-unit.json)"
 
 lint: deps ## Formatting, clippy without warnings, shellcheck where it is installed
 	$(CARGO) fmt --all --check

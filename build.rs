@@ -26,6 +26,10 @@ fn main() {
     }
     println!("cargo:rerun-if-changed={}", vmlinux.display());
 
+    if env::var_os("CARGO_FEATURE_STATIC").is_some() {
+        link_libpcap(&out, &arch);
+    }
+
     let clang = find_clang();
     let mut sources = Vec::new();
     let headers = root.join("bpf");
@@ -131,6 +135,53 @@ fn relocated_types(elf: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
         }
     }
     Ok(names.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+/// Links libpcap statically: only its compiler of expressions and its interpreter.
+///
+/// libpcap.a also refers to every way of capturing that it was built with, and these to D-Bus, InfiniBand and whatnot. In
+/// a copy of the archive those references are made weak, so that the linker leaves all of that out. The calls that
+/// look names up are renamed to functions of src/filter/libpcap/lookups.rs, which says why.
+fn link_libpcap(out: &Path, arch: &str) {
+    println!("cargo:rerun-if-env-changed=LIBPCAP_LIBDIR");
+    println!("cargo:rerun-if-env-changed=OBJCOPY");
+    const LOOKUPS: [&str; 6] = [
+        "getaddrinfo",
+        "freeaddrinfo",
+        "getprotobyname_r",
+        "getnetbyname_r",
+        "ether_hostton",
+        "gethostbyname",
+    ];
+    const CAPTURING: [&str; 5] =
+        ["*_create", "*_findalldevs", "pcap_create_interface", "*_platform_finddevs", "dbus_*"];
+    let places = match env::var_os("LIBPCAP_LIBDIR") {
+        Some(place) => vec![PathBuf::from(place)],
+        None => [format!("/usr/lib/{arch}-linux-gnu"), "/usr/lib64".into(), "/usr/lib".into()]
+            .map(PathBuf::from)
+            .to_vec(),
+    };
+    let Some(archive) = places.iter().map(|place| place.join("libpcap.a")).find(|a| a.exists())
+    else {
+        fail(
+            "no libpcap.a, which the feature `static` links. Install it (`make deps-test`; Debian: libpcap0.8-dev), \
+             or name its directory in $LIBPCAP_LIBDIR.",
+        )
+    };
+    println!("cargo:rerun-if-changed={}", archive.display());
+    let copy = out.join("libbpftk_pcap.a");
+    let objcopy = env::var_os("OBJCOPY").unwrap_or_else(|| "objcopy".into());
+    let mut command = Command::new(&objcopy);
+    command.arg("--wildcard");
+    command.args(CAPTURING.map(|symbol| format!("--weaken-symbol={symbol}")));
+    command.args(LOOKUPS.map(|symbol| format!("--redefine-sym={symbol}=bpftk_{symbol}")));
+    match command.arg(&archive).arg(&copy).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => fail(&format!("objcopy of {}: {status}", archive.display())),
+        Err(error) => fail(&format!("{}: {error}", Path::new(&objcopy).display())),
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=bpftk_pcap");
 }
 
 /// `$CLANG`, else the newest of `clang` and `clang-NN` on the path.

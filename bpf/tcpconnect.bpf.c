@@ -40,35 +40,47 @@ struct trace_event_raw_io_uring_submit_sqe___old {
 struct tcpconnect_event _event;
 enum tcpconnect_verdict _verdict;
 
-/* sock:inet_sock_set_state. With CO-RE reads instead of typed ones it also loads with --btf FILE. */
-SEC("raw_tp/inet_sock_set_state")
-int bpftk_set_state(struct bpf_raw_tracepoint_args *ctx)
+/* @last: no copy comes after this program. */
+static __always_inline void set_state(struct sock *sk, int oldstate, int newstate, bool last)
 {
-	struct sock *sk = (struct sock *)ctx->args[0];
-	int oldstate = ctx->args[1];
-	int newstate = ctx->args[2];
 	__u64 key = (__u64)sk;
 	struct tcpconnect_attempt *attempt;
 
 	if (oldstate != TCP_CLOSE && oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV)
-		return 0;
+		return;
 	if (newstate == TCP_SYN_SENT && BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
+		return;
 	attempt = bpf_map_lookup_elem(&attempts, &key);
 	if (newstate == TCP_SYN_SENT) {
-		syn_sent(sk, attempt);
-		return 0;
+		syn_sent(sk, attempt, last);
+		return;
 	}
 	/* Simultaneous open (SYN_SENT to SYN_RECV) is not decided yet. */
 	if (!attempt || !(attempt->flags & ATTEMPT_SYN_SENT) || newstate == TCP_SYN_RECV)
-		return 0;
+		return;
 	if (oldstate == TCP_CLOSE) {
 		/* Closed again: whoever should have told the error did not. */
 		if (newstate == TCP_CLOSE && !(attempt->flags & ATTEMPT_CALL_KNOWN))
 			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
-		return 0;
+		return;
 	}
 	leave_syn_sent(sk, attempt, newstate);
+}
+
+/* sock:inet_sock_set_state. With CO-RE reads instead of typed ones it also loads with --btf FILE. */
+SEC("raw_tp/inet_sock_set_state")
+int bpftk_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	set_state((struct sock *)ctx->args[0], ctx->args[1], ctx->args[2], !has_copies);
+	return 0;
+}
+
+/* Through perf, which disables preemption around its programs (include/trace/perf.h), the same once more. */
+SEC("tracepoint/sock/inet_sock_set_state")
+int bpftk_state2(struct trace_event_raw_inet_sock_set_state *ctx)
+{
+	set_state((struct sock *)BPF_CORE_READ(ctx, skaddr), BPF_CORE_READ(ctx, oldstate),
+		  BPF_CORE_READ(ctx, newstate), true);
 	return 0;
 }
 
@@ -172,6 +184,42 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 
 /* ------------------------------------------------------------------ back end: fentry */
 
+static __always_inline void stream_connect(struct socket *sock, const void *addr, __u32 addr_len)
+{
+	struct sock *sk = free_to_connect(sock);
+	struct tcpconnect_call *outer;
+	__u32 tid;
+
+	if (!sk)
+		return;
+	/* Before 6.3 an MPTCP socket's TCP socket is connected by a call inside its own: the attempt is the inner one's. */
+	tid = (__u32)bpf_get_current_pid_tgid();
+	outer = bpf_map_lookup_elem(&calls, &tid);
+	if (outer && outer->sk != (__u64)sk)
+		bpf_map_delete_elem(&attempts, &outer->sk);
+	call_begins(sk);
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		remember_call(sk, addr, addr_len);
+}
+
+static __always_inline void stream_connected(struct socket *sock, const void *addr, __u32 addr_len, int ret)
+{
+	struct sock *sk = BPF_CORE_READ(sock, sk);
+	struct tcpconnect_call made = { .sk = (__u64)sk, .addr = (__u64)addr, .addr_len = addr_len };
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct tcpconnect_call *outer;
+
+	/* An MPTCP socket's attempt is its TCP socket's, once that has one. Both are ended in one place: programs are short. */
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP) {
+		outer = bpf_map_lookup_elem(&calls, &tid);
+		if (!outer)
+			return;
+		made = *outer;
+		bpf_map_delete_elem(&calls, &tid);
+	}
+	call_ends((struct sock *)made.sk, ret < 0 ? -ret : 0, (void *)made.addr, made.addr_len, false);
+}
+
 /*
  * net/ipv4/af_inet.c: what every connect() and every send with MSG_FASTOPEN comes to, io_uring's and the kernel's own
  * included. It may wait for the answer, which a fexit may and a kretprobe should not.
@@ -179,20 +227,14 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 SEC("fentry/__inet_stream_connect")
 int BPF_PROG(bpftk_fe_conn, struct socket *sock, struct sockaddr *addr, int addr_len)
 {
-	struct sock *sk = free_to_connect(sock);
-	struct tcpconnect_call *outer;
-	__u32 tid;
+	stream_connect(sock, addr, addr_len);
+	return 0;
+}
 
-	if (!sk)
-		return 0;
-	/* Before 6.3 an MPTCP socket's TCP socket is connected by a call inside its own: the attempt is the inner one's. */
-	tid = (__u32)bpf_get_current_pid_tgid();
-	outer = bpf_map_lookup_elem(&calls, &tid);
-	if (outer)
-		bpf_map_delete_elem(&attempts, &outer->sk);
-	call_begins(sk);
-	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
-		remember_call(sk, addr, addr_len);
+SEC("fentry/__inet_stream_connect")
+int BPF_PROG(bpftk_fe_conn2, struct socket *sock, struct sockaddr *addr, int addr_len)
+{
+	stream_connect(sock, addr, addr_len);
 	return 0;
 }
 
@@ -200,20 +242,45 @@ SEC("fexit/__inet_stream_connect")
 int BPF_PROG(bpftk_fx_conn, struct socket *sock, struct sockaddr *addr, int addr_len, int flags, int is_sendmsg,
 	     int ret)
 {
-	struct sock *sk = BPF_CORE_READ(sock, sk);
-
-	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
-		recall_call(ret, false);
-	else
-		call_ends(sk, ret < 0 ? -ret : 0, addr, addr_len, false);
+	stream_connected(sock, addr, addr_len, ret);
 	return 0;
+}
+
+SEC("fexit/__inet_stream_connect")
+int BPF_PROG(bpftk_fx_conn2, struct socket *sock, struct sockaddr *addr, int addr_len, int flags, int is_sendmsg,
+	     int ret)
+{
+	stream_connected(sock, addr, addr_len, ret);
+	return 0;
+}
+
+static __always_inline void security_checked(struct socket *sock, const void *addr, __u32 addr_len, int ret)
+{
+	if (ret >= 0)
+		return;
+	if (has_copies) {
+		struct tcpconnect_call mark = {};
+		__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+		/* The copy that runs first leaves a mark, and the other takes it away. */
+		if (!bpf_map_delete_elem(&checks, &tid))
+			return;
+		bpf_map_update_elem(&checks, &tid, &mark, BPF_ANY);
+	}
+	refused(BPF_CORE_READ(sock, sk), ret, addr, addr_len);
 }
 
 SEC("fexit/security_socket_connect")
 int BPF_PROG(bpftk_fx_lsm, struct socket *sock, struct sockaddr *addr, int addr_len, int ret)
 {
-	if (ret < 0)
-		refused(BPF_CORE_READ(sock, sk), ret, addr, addr_len);
+	security_checked(sock, addr, addr_len, ret);
+	return 0;
+}
+
+SEC("fexit/security_socket_connect")
+int BPF_PROG(bpftk_fx_lsm2, struct socket *sock, struct sockaddr *addr, int addr_len, int ret)
+{
+	security_checked(sock, addr, addr_len, ret);
 	return 0;
 }
 

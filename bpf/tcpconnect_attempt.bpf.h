@@ -15,6 +15,7 @@
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
+#define TCP_LISTEN 10
 
 #define IPPROTO_TCP 6
 
@@ -41,8 +42,19 @@ const volatile __u32 filter_netns;
 const volatile __u64 min_latency_ns;
 /* Back end kprobe: tcp_v6_connect is hooked too, and what it does by calling tcp_v4_connect is one attempt, its own. */
 const volatile __u8 has_v6_hooks = 1;
-/* Back end kprobe: the kernel runs a kretprobe for so many calls at a time, and skips it for more. */
+/*
+ * Back end kprobe: the kernel runs a kretprobe for so many calls at a time, and skips it for more. Back end fentry:
+ * where programs are preempted.
+ */
 const volatile __u8 may_miss_returns;
+/*
+ * A program that a CPU is in the middle of is skipped for everything else that comes to it on that CPU: what interrupts
+ * it, and, where the kernel preempts programs, every task that runs meanwhile (kernel/bpf/trampoline.c,
+ * __bpf_prog_enter_recur; kernel/trace/bpf_trace.c, __bpf_trace_run). Where it does, there is a second copy of each
+ * program that matters, which finds done what the first did, and does what that was skipped for.
+ */
+const volatile __u8 has_copies;
+
 /* Back end tracepoint: attempts without a call that we follow are ended by io_uring's completion or the socket's end. */
 const volatile __u8 has_uring_hooks;
 
@@ -62,7 +74,7 @@ struct {
 	__type(value, struct tcpconnect_call);
 } calls SEC(".maps");
 
-/* Back end kprobe: the same, of the checks whether a call is allowed. */
+/* Back end kprobe: the same, of the checks whether a call is allowed. Back end fentry: which copy has seen a refusal. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -259,6 +271,9 @@ static __always_inline void call_begins(struct sock *sk)
 	bool wanted;
 
 	if (attempt && !attempt->event.end_ns) {
+		/* By the other copy, whichever runs first: kernel/bpf/trampoline.c prepends. */
+		if (has_copies && attempt->call_tid == (__u32)bpf_get_current_pid_tgid())
+			return;
 		/*
 		 * Another thread's call on the same socket: the kernel lets one of them connect, and that one is
 		 * followed. Behind the socket's lock there is no other: that call's return was missed.
@@ -272,6 +287,28 @@ static __always_inline void call_begins(struct sock *sk)
 	new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
 }
 
+/* The kernel has a destination, and sends the first packet. */
+static __always_inline void goes_out(struct sock *sk, struct tcpconnect_attempt *attempt)
+{
+	attempt->flags |= ATTEMPT_SYN_SENT;
+	set_destination(&attempt->event, sk);
+	set_source(&attempt->event, sk);
+	if (!destination_wanted(&attempt->event)) {
+		attempt->flags |= ATTEMPT_SILENT;
+	} else if (at_start) {
+		report(&attempt->event);
+		attempt->flags |= ATTEMPT_SILENT;
+	}
+}
+
+/* Whether an attempt failed by this error. Others say that the socket could not be asked to, or that it is under way. */
+static __always_inline bool is_failure(__u32 error)
+{
+	return error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
+	       error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&
+	       error != EINTR && error != ECANCELED;
+}
+
 /*
  * The call's end. @error is positive; @addr is what the caller passed, in user memory or the kernel's copy of it.
  * An error after SYN_SENT is this call's result only if the attempt ended without an error code on the socket:
@@ -281,6 +318,8 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 {
 	__u64 key = (__u64)sk;
 	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
+	bool connected;
+	__u8 state;
 
 	if (!attempt || !(attempt->flags & ATTEMPT_CALL_KNOWN) ||
 	    attempt->call_tid != (__u32)bpf_get_current_pid_tgid())
@@ -293,15 +332,24 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
 		return;
 	}
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	connected = (!error || error == EINPROGRESS) && state != TCP_CLOSE && state != TCP_LISTEN &&
+		    state != TCP_SYN_SENT && state != TCP_SYN_RECV;
+	/* The program was skipped when the socket entered SYN_SENT. */
+	if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected))
+		goes_out(sk, attempt);
 	if (attempt->flags & ATTEMPT_SYN_SENT) {
 		/* The source port was chosen since. */
 		set_source(&attempt->event, sk);
+		/* The program was skipped when the socket left SYN_SENT. */
+		if (connected)
+			finish(attempt, sk, TCPCONNECT_OK, 0);
+		else if (state == TCP_CLOSE && is_failure(error))
+			finish(attempt, sk, TCPCONNECT_FAILED, error);
 		return;
 	}
-	/* It never was under way. These say that the socket could not be asked to, not that it failed to. */
-	if (error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
-	    error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&
-	    error != EINTR && error != ECANCELED && set_destination_from(&attempt->event, addr, addr_len, user)) {
+	/* It never was under way. */
+	if (is_failure(error) && set_destination_from(&attempt->event, addr, addr_len, user)) {
 		set_source(&attempt->event, sk);
 		if (destination_wanted(&attempt->event)) {
 			finish(attempt, sk, TCPCONNECT_FAILED, error);
@@ -312,7 +360,7 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 }
 
 /* The socket enters SYN_SENT, in the caller's context. */
-static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt)
+static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, bool last)
 {
 	__u64 key = (__u64)sk;
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
@@ -336,6 +384,8 @@ static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt 
 		}
 	}
 	if (attempt && (attempt->flags & ATTEMPT_SYN_SENT)) {
+		if (has_copies)
+			return;
 		/* An earlier attempt on this socket, whose end was not seen. */
 		finish(attempt, sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED, 0);
 		attempt = NULL;
@@ -345,20 +395,12 @@ static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt 
 
 		attempt = new_attempt(sk, 0, &wanted);
 		if (!attempt) {
-			if (wanted)
+			if (wanted && last)
 				count_loss(BPFTK_LOSS_TABLE_FULL);
 			return;
 		}
 	}
-	attempt->flags |= ATTEMPT_SYN_SENT;
-	set_destination(&attempt->event, sk);
-	set_source(&attempt->event, sk);
-	if (!destination_wanted(&attempt->event)) {
-		attempt->flags |= ATTEMPT_SILENT;
-	} else if (at_start) {
-		report(&attempt->event);
-		attempt->flags |= ATTEMPT_SILENT;
-	}
+	goes_out(sk, attempt);
 }
 
 static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, int newstate)

@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod error;
+mod filter;
 mod kernel;
 mod net;
 mod output;

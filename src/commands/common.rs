@@ -134,6 +134,12 @@ pub(crate) fn losses_sentence(losses: Losses, undecodable: u64) -> String {
             parts.push(format!("{count} lost: {cause}"));
         }
     }
+    if losses.skipped > 0 {
+        parts.push(format!(
+            "up to {} more may be missing: the kernel skipped a program that the CPU was in the middle of",
+            losses.skipped
+        ));
+    }
     if losses.dns > 0 {
         parts.push(format!("{} pieces of DNS answers lost: names may be missing", losses.dns));
     }

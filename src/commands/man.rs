@@ -12,7 +12,7 @@ use clap::Args;
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{clone_trace, doctor, drop, tcpconnect};
+use super::{clone_trace, doctor, drop, filter, tcpconnect};
 use crate::cli::definition;
 use crate::output::Field;
 
@@ -34,8 +34,14 @@ pub(crate) struct Manual {
     pub(crate) exit_status: &'static [(&'static str, &'static str)],
 }
 
-const MANUALS: &[Manual] =
-    &[clone_trace::MANUAL, tcpconnect::MANUAL, drop::XDP_MANUAL, drop::TC_MANUAL, doctor::MANUAL];
+const MANUALS: &[Manual] = &[
+    clone_trace::MANUAL,
+    tcpconnect::MANUAL,
+    drop::XDP_MANUAL,
+    drop::TC_MANUAL,
+    filter::MANUAL,
+    doctor::MANUAL,
+];
 
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "finished, or ended by SIGINT, SIGTERM or a reader that closed the pipe"),
@@ -107,7 +113,26 @@ fn overview(root: &clap::Command) -> String {
     })
 }
 
+/// What a command's own subcommand is and takes, as a section of the command's page.
+fn verb_section(verb: &clap::Command, of: &str) -> String {
+    let name = verb.get_name();
+    let page = page(verb.clone().bin_name(format!("{of} {name}")));
+    let text = render(|text| {
+        page.render_synopsis_section(text)?;
+        page.render_description_section(text)?;
+        page.render_options_section(text)
+    });
+    let parts = text.replace(".SH ", ".SS ");
+    format!(".SH {}\n{parts}", name.to_uppercase())
+}
+
 fn command_page(command: clap::Command, manual: Option<&Manual>) -> String {
+    let of = command.get_bin_name().unwrap_or_default().to_string();
+    let verbs: Vec<String> = command
+        .get_subcommands()
+        .filter(|verb| verb.get_name() != "help")
+        .map(|verb| verb_section(verb, &of))
+        .collect();
     let page = page(command);
     render(|text| {
         page.render_title(text)?;
@@ -115,6 +140,7 @@ fn command_page(command: clap::Command, manual: Option<&Manual>) -> String {
         page.render_synopsis_section(text)?;
         page.render_description_section(text)?;
         page.render_options_section(text)?;
+        text.extend(verbs.concat().bytes());
         if let Some(manual) = manual {
             examples(manual).to_writer(text)?;
             output(manual).to_writer(text)?;

@@ -9,7 +9,7 @@ mod tests;
 pub(crate) mod xdp;
 
 use std::ffi::CString;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
@@ -65,6 +65,14 @@ pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     program.attach_trace().map_err(|error| {
         anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
+}
+
+/// How often the kernel skipped a program because the CPU was in the middle of it. Nothing if it is not loaded.
+pub(crate) fn times_skipped(program: &ProgramMut<'_>) -> u64 {
+    if !program.autoload() {
+        return 0;
+    }
+    sys::program_info(program.as_fd()).map_or(0, |info| info.skipped)
 }
 
 /// Has libbpf load fentry programs for functions whose ids are known already. To be kept until the load.

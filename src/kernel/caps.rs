@@ -14,6 +14,7 @@ use crate::error::not_permitted;
 pub(crate) enum Cap {
     DacReadSearch = 2,
     NetAdmin = 12,
+    NetRaw = 13,
     SysPtrace = 19,
     SysAdmin = 21,
     SysResource = 24,
@@ -26,6 +27,7 @@ impl Cap {
         match self {
             Self::DacReadSearch => "CAP_DAC_READ_SEARCH",
             Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::NetRaw => "CAP_NET_RAW",
             Self::SysPtrace => "CAP_SYS_PTRACE",
             Self::SysAdmin => "CAP_SYS_ADMIN",
             Self::SysResource => "CAP_SYS_RESOURCE",

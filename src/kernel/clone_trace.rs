@@ -18,6 +18,7 @@ use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
+use super::run::Tracing;
 use super::skel::clone_trace::{
     CloneTraceSkel, CloneTraceSkelBuilder, OpenCloneTraceSkel, RELOCATED_TYPES, types,
 };
@@ -201,26 +202,6 @@ impl Tracer {
         Ok(())
     }
 
-    pub(crate) fn events(&self) -> Result<EventRing<'_, Call>> {
-        EventRing::new(&self.skel.maps.events, decode)
-    }
-
-    /// Detaches everything. What has been reported can still be read.
-    pub(crate) fn detach(&mut self) -> Result<()> {
-        self.set_armed(false)?;
-        self.beginnings.clear();
-        // A call that the kernel is just carrying out takes microseconds: its end decides what it was. Those that
-        // wait for something have their child already.
-        for _ in 0..100 {
-            if self.under_way().all(|call| call.child.is_some()) {
-                break;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.links.clear();
-        Ok(())
-    }
-
     fn under_way(&self) -> impl Iterator<Item = Call> {
         let map = &self.skel.maps.calls;
         map.keys()
@@ -240,6 +221,29 @@ impl Tracer {
         let mut losses = Losses::read(&self.skel.maps.losses)?;
         losses.missed_return += self.under_way().filter(|call| call.child.is_none()).count() as u64;
         Ok(losses)
+    }
+}
+
+impl Tracing for Tracer {
+    type Event = Call;
+
+    fn events(&self) -> Result<EventRing<'_, Call>> {
+        EventRing::new(&self.skel.maps.events, decode)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        self.set_armed(false)?;
+        self.beginnings.clear();
+        // A call that the kernel is just carrying out takes microseconds: its end decides what it was. Those that
+        // wait for something have their child already.
+        for _ in 0..100 {
+            if self.under_way().all(|call| call.child.is_some()) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.links.clear();
+        Ok(())
     }
 }
 

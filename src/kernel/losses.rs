@@ -18,6 +18,8 @@ pub(crate) struct Losses {
     pub(crate) dns: u64,
     /// Rows whose result the kernel did not show.
     pub(crate) missed_return: u64,
+    /// How often the kernel skipped a program because the CPU was in the middle of it: rows that may be missing, at most.
+    pub(crate) skipped: u64,
 }
 
 impl Losses {
@@ -37,6 +39,7 @@ impl Losses {
             table_full: count(bpftk_loss::BPFTK_LOSS_TABLE_FULL)?,
             dns: count(bpftk_loss::BPFTK_LOSS_DNS)?,
             missed_return: count(bpftk_loss::BPFTK_LOSS_MISSED_RETURN)?,
+            skipped: 0,
         })
     }
 

@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::libbpf_sys;
 use nix::sys::resource::{Resource, getrlimit};
@@ -75,6 +75,40 @@ pub(crate) fn locked_memory() -> Reason {
     )
 }
 
+/// Whether the kernel may preempt a program at a tracepoint for another task. Until Linux 7.0 it disabled preemption there
+/// (include/linux/tracepoint.h, __DO_TRACE_CALL), which leaves no trace to probe for.
+pub(crate) fn may_preempt_tracepoints() -> bool {
+    let release =
+        nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned());
+    let major = release.ok().and_then(|text| text.split('.').next()?.parse::<u32>().ok());
+    major.is_none_or(|major| major >= 7) && may_preempt_trampolines()
+}
+
+/// The same for fentry and fexit programs. Where that can't be known, it may.
+pub(crate) fn may_preempt_trampolines() -> bool {
+    let Ok(uname) = nix::sys::utsname::uname() else { return true };
+    may_preempt(&uname.version().to_string_lossy(), || {
+        let path = "/sys/kernel/debug/sched/preempt";
+        if let Ok(mode) = fs::read_to_string(path) {
+            return Some(mode);
+        }
+        // debugfs need not be mounted, nor be readable for us.
+        let debugfs = sys::private_mount(c"debugfs").ok()?;
+        fs::read_to_string(format!("/proc/self/fd/{}/sched/preempt", debugfs.as_raw_fd())).ok()
+    })
+}
+
+/// A kernel's version string names its preemption model; with PREEMPT_DYNAMIC, kernel/sched/debug.c has it, the one in
+/// use in parentheses: `none (voluntary) full lazy`.
+fn may_preempt(version: &str, mode: impl FnOnce() -> Option<String>) -> bool {
+    let has = |word: &str| version.split_whitespace().any(|part| part == word);
+    if has("PREEMPT_DYNAMIC") {
+        mode().is_none_or(|mode| !mode.contains("(none)") && !mode.contains("(voluntary)"))
+    } else {
+        ["PREEMPT", "PREEMPT_RT", "PREEMPT_LAZY"].into_iter().any(has)
+    }
+}
+
 /// The mode that lockdown is in, where the kernel has it: `none`, `integrity` or `confidentiality`.
 pub(crate) fn lockdown() -> Option<String> {
     let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
@@ -90,5 +124,28 @@ pub(crate) fn may_read_kernel() -> anyhow::Result<()> {
              boot with lockdown=integrity or none",
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_preempt_programs() {
+        let dynamic = "#1 SMP PREEMPT_DYNAMIC Debian 7.3.4-1 (2026-11-15)";
+        for (version, mode, expected) in [
+            ("#1 SMP Debian 5.10.1-1", Some("full"), false),
+            ("#1 SMP PREEMPT Fri Nov 20", None, true),
+            ("#1 SMP PREEMPT_RT Debian", None, true),
+            (dynamic, Some("none (voluntary) full \n"), false),
+            (dynamic, Some("(none) voluntary full"), false),
+            (dynamic, Some("none voluntary (full)"), true),
+            (dynamic, Some("full (lazy) \n"), true),
+            (dynamic, None, true),
+        ] {
+            let mode = mode.map(str::to_string);
+            assert_eq!(may_preempt(version, || mode.clone()), expected, "{version} {mode:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 //! The main loop of every command that follows events: until a signal, a deadline, or nobody reads us any more.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,6 +11,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::ring::{EventRing, FOREVER};
 use super::signals::Signals;
+
+/// Programs in the kernel, armed.
+pub(crate) trait Tracing {
+    type Event;
+
+    fn events(&self) -> Result<EventRing<'_, Self::Event>>;
+
+    /// What has been reported can still be read.
+    fn detach(&mut self) -> Result<()>;
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timing {
@@ -37,12 +47,41 @@ pub(crate) enum Flow {
     Stop,
 }
 
-/// Runs until it is time to end. Events that are still in the ring stay there.
-pub(crate) fn follow<T>(
-    ring: &EventRing<'_, T>,
+/// Where events come from.
+pub(crate) trait Source {
+    type Event;
+
+    /// Takes what has arrived, a batch at most. Returns whether there may be more.
+    fn fill(&self) -> Result<bool>;
+
+    fn next(&self) -> Option<Self::Event>;
+
+    /// Readable when there is something to take.
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+impl<'a, T: 'a> Source for EventRing<'a, T> {
+    type Event = T;
+
+    fn fill(&self) -> Result<bool> {
+        Self::fill(self)
+    }
+
+    fn next(&self) -> Option<T> {
+        Self::next(self)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        Self::fd(self)
+    }
+}
+
+/// Runs until it is time to end. Events that are still in the source stay there.
+pub(crate) fn follow<S: Source>(
+    source: &S,
     signals: &mut Signals,
     timing: Timing,
-    mut turn: impl FnMut(Turn<T>) -> Result<Flow>,
+    mut turn: impl FnMut(Turn<S::Event>) -> Result<Flow>,
 ) -> Result<()> {
     let begin = Instant::now();
     let deadline = timing.duration.map(|duration| begin + duration);
@@ -69,8 +108,8 @@ pub(crate) fn follow<T>(
             tick = Some(if now >= due + interval { now + interval } else { due + interval });
         }
 
-        let more = ring.fill()?;
-        while let Some(event) = ring.next() {
+        let more = source.fill()?;
+        while let Some(event) = source.next() {
             if turn(Turn::Event(event))? == Flow::Stop {
                 return Ok(());
             }
@@ -89,7 +128,7 @@ pub(crate) fn follow<T>(
         let wait = wait.min(FOREVER).as_micros().div_ceil(1000);
         let timeout = PollTimeout::try_from(wait as u64).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![
-            PollFd::new(ring.fd(), PollFlags::POLLIN),
+            PollFd::new(source.fd(), PollFlags::POLLIN),
             PollFd::new(signals.fd(), PollFlags::POLLIN),
         ];
         if timing.to_stdout {

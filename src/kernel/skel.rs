@@ -3,9 +3,8 @@
 //! The skeletons that build.rs made of `bpf/*.bpf.c`, and for the tests of `tests/bpf/*.bpf.c`.
 
 macro_rules! skeletons {
-    ($($(#[$attribute:meta])* $name:ident),+ $(,)?) => {
+    ($($name:ident),+ $(,)?) => {
         $(
-            $(#[$attribute])*
             // Generated code keeps to its generator's style.
             #[allow(
                 clippy::all,
@@ -27,10 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(
-    clone_trace,
-    drop,
-    tcpconnect,
-    #[cfg(test)]
-    addrset_probe,
-);
+skeletons!(clone_trace, drop, tcpconnect);
+
+#[cfg(test)]
+skeletons!(addrset_probe, filter_figures);

@@ -2,8 +2,11 @@
 
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
+pub(super) mod filter;
 pub(super) mod maps;
 pub(super) mod net;
+pub(super) mod packet;
+pub(super) mod stubs;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -340,6 +343,8 @@ pub(super) struct ProgramInfo {
     pub(super) loaded_ns: u64,
     /// Bytes of machine code; 0 when it is interpreted, or when that may not be known.
     pub(super) jited_len: u32,
+    /// How often the kernel skipped it because the CPU was in the middle of it; 0 before Linux 5.12, which doesn't tell.
+    pub(super) skipped: u64,
 }
 
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
@@ -353,6 +358,7 @@ pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
         name: crate::output::bytes_to_string(&info.name.map(|c| c as u8)),
         loaded_ns: info.load_time,
         jited_len: info.jited_prog_len,
+        skipped: info.recursion_misses,
     })
 }
 

@@ -21,6 +21,7 @@ use super::btf::BtfSource;
 use super::dns::DnsPiece;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
+use super::run::Tracing;
 use super::skel::tcpconnect::{
     OpenTcpconnectSkel, RELOCATED_TYPES, TcpconnectSkel, TcpconnectSkelBuilder, types,
 };
@@ -85,6 +86,8 @@ pub(crate) struct Config {
 pub(crate) struct Tracer {
     /// Dropped before the programs they attach.
     links: Vec<Link>,
+    /// Whether there are second copies of programs.
+    preempted: bool,
     skel: TcpconnectSkel<'static>,
 }
 
@@ -142,11 +145,22 @@ impl Tracer {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
 
+        let mut preempted = match backend {
+            Backend::Fentry => probes::may_preempt_trampolines(),
+            Backend::Kprobe | Backend::Tracepoint => probes::may_preempt_tracepoints(),
+        };
         let tracefs = match backend {
             Backend::Tracepoint => Some(Tracefs::open()?),
+            _ if preempted => Tracefs::open().ok(),
             _ => None,
         };
-        let uring = tracefs.as_ref().map_or(Uring::None, Uring::of);
+        // One of the copies needs it. Without copies, what was skipped is told.
+        preempted &= tracefs.is_some();
+        let copies = preempted && backend == Backend::Fentry;
+        let uring = match &tracefs {
+            Some(tracefs) if backend == Backend::Tracepoint => Uring::of(tracefs),
+            _ => Uring::None,
+        };
 
         let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.at_start = config.at_start.into();
@@ -158,7 +172,8 @@ impl Tracer {
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
         rodata.has_v6_hooks = backend.traces_v6().into();
-        rodata.may_miss_returns = (backend == Backend::Kprobe).into();
+        rodata.has_copies = preempted.into();
+        rodata.may_miss_returns = (backend == Backend::Kprobe || copies).into();
         rodata.has_uring_hooks = (uring != Uring::None).into();
         configure_task_filter!(open, &config.tasks);
         for (map, prefixes) in [
@@ -179,7 +194,7 @@ impl Tracer {
         }
         // What no program will look at need not be made: each map costs start-up time.
         for (map, needed) in [
-            (&mut maps.checks, backend == Backend::Kprobe),
+            (&mut maps.checks, backend == Backend::Kprobe || preempted),
             (&mut maps.uring_requests, uring == Uring::BySubmission),
             (&mut maps.dns_scratch, config.dns),
             (&mut maps.filter_ports, config.ports.is_some()),
@@ -189,7 +204,7 @@ impl Tracer {
             map.set_autocreate(needed).context("cannot leave out a map")?;
         }
 
-        select_programs(&mut open, backend, uring, config.dns);
+        select_programs(&mut open, backend, preempted, uring, config.dns);
         log::clear();
         let skel = open
             .load()
@@ -211,7 +226,7 @@ impl Tracer {
             }
         }
 
-        let mut tracer = Self { links: Vec::new(), skel };
+        let mut tracer = Self { links: Vec::new(), preempted, skel };
         tracer.attach(backend, tracefs.as_ref(), uring, dns_root)?;
         Ok(tracer)
     }
@@ -233,18 +248,32 @@ impl Tracer {
             links.push(link);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
-        if backend != Backend::Fentry {
+        if backend != Backend::Fentry || self.preempted {
             links.push(attach::auto(&progs.bpftk_destroy)?);
         }
-        if backend == Backend::Kprobe {
+        if backend == Backend::Kprobe || self.preempted {
             links.push(attach::auto(&progs.bpftk_exit)?);
         }
         links.push(attach::auto(&progs.bpftk_set_state)?);
+        if self.preempted {
+            let tracefs = tracefs.context("the copy has tracefs")?;
+            let copy = &progs.bpftk_state2;
+            links.push(attach::tracepoint(tracefs, copy, "sock", "inet_sock_set_state")?);
+        }
         match backend {
             Backend::Fentry => {
                 links.push(attach::trace(&progs.bpftk_fx_lsm)?);
+                if self.preempted {
+                    links.push(attach::trace(&progs.bpftk_fx_lsm2)?);
+                }
                 links.push(attach::trace(&progs.bpftk_fx_conn)?);
+                if self.preempted {
+                    links.push(attach::trace(&progs.bpftk_fx_conn2)?);
+                }
                 links.push(attach::trace(&progs.bpftk_fe_conn)?);
+                if self.preempted {
+                    links.push(attach::trace(&progs.bpftk_fe_conn2)?);
+                }
             }
             Backend::Kprobe => {
                 links.push(attach::kprobe(&progs.bpftk_kr_v4, true, "tcp_v4_connect")?);
@@ -307,17 +336,6 @@ impl Tracer {
         Ok(())
     }
 
-    pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
-        EventRing::new(&self.skel.maps.events, decode)
-    }
-
-    /// Detaches everything. What has been reported can still be read.
-    pub(crate) fn detach(&mut self) {
-        // One after the other: text patching on several processors at once is what emulators get wrong (int3 in the
-        // kernel matrix), and the kernel serialises most of it anyway.
-        self.links.clear();
-    }
-
     /// The attempts that nobody has answered, after `detach`.
     pub(crate) fn pending(&self) -> Vec<Attempt> {
         let map = &self.skel.maps.attempts;
@@ -340,7 +358,35 @@ impl Tracer {
     }
 
     pub(crate) fn losses(&self) -> Result<Losses> {
-        Losses::read(&self.skel.maps.losses)
+        let mut losses = Losses::read(&self.skel.maps.losses)?;
+        let progs = &self.skel.progs;
+        for (program, copy) in [
+            (&progs.bpftk_set_state, Some(&progs.bpftk_state2)),
+            (&progs.bpftk_fe_conn, Some(&progs.bpftk_fe_conn2)),
+            (&progs.bpftk_fx_conn, Some(&progs.bpftk_fx_conn2)),
+            (&progs.bpftk_fx_lsm, Some(&progs.bpftk_fx_lsm2)),
+            (&progs.bpftk_connect, None),
+            (&progs.bpftk_sysexit, None),
+        ] {
+            // What a program was skipped for, its copy did.
+            let last = if self.preempted { copy.unwrap_or(program) } else { program };
+            losses.skipped += attach::times_skipped(last);
+        }
+        Ok(losses)
+    }
+}
+
+impl Tracing for Tracer {
+    type Event = Event;
+
+    fn events(&self) -> Result<EventRing<'_, Event>> {
+        EventRing::new(&self.skel.maps.events, decode)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // One after the other: the kernel serialises most of it anyway.
+        self.links.clear();
+        Ok(())
     }
 }
 
@@ -348,9 +394,19 @@ impl Tracer {
 const SYN_SENT: u32 = 2;
 const SILENT: u32 = 8;
 
-fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: Uring, dns: bool) {
+fn select_programs(
+    open: &mut OpenTcpconnectSkel<'_>,
+    backend: Backend,
+    preempted: bool,
+    uring: Uring,
+    dns: bool,
+) {
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
+    progs.bpftk_state2.set_autoload(preempted);
+    for copy in [&mut progs.bpftk_fe_conn2, &mut progs.bpftk_fx_conn2, &mut progs.bpftk_fx_lsm2] {
+        copy.set_autoload(backend == Backend::Fentry && preempted);
+    }
     for program in [&mut progs.bpftk_fe_conn, &mut progs.bpftk_fx_conn, &mut progs.bpftk_fx_lsm] {
         program.set_autoload(backend == Backend::Fentry);
     }
@@ -365,7 +421,6 @@ fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: U
         &mut progs.bpftk_kr_pre6,
         &mut progs.bpftk_kp_lsm,
         &mut progs.bpftk_kr_lsm,
-        &mut progs.bpftk_exit,
     ] {
         program.set_autoload(backend == Backend::Kprobe);
     }
@@ -378,7 +433,8 @@ fn select_programs(open: &mut OpenTcpconnectSkel<'_>, backend: Backend, uring: U
     ] {
         program.set_autoload(backend == Backend::Tracepoint);
     }
-    progs.bpftk_destroy.set_autoload(backend != Backend::Fentry);
+    progs.bpftk_exit.set_autoload(backend == Backend::Kprobe || preempted);
+    progs.bpftk_destroy.set_autoload(backend != Backend::Fentry || preempted);
     progs.bpftk_uring_end.set_autoload(uring != Uring::None);
     progs.bpftk_uring_sub.set_autoload(uring == Uring::BySubmission);
 }

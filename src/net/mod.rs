@@ -5,5 +5,6 @@
 pub(crate) mod blocklist;
 pub(crate) mod dns;
 pub(crate) mod errno;
+pub(crate) mod packet;
 pub(crate) mod protos;
 pub(crate) mod ranges;

@@ -136,6 +136,11 @@ impl Sink {
         self.writer.write(&line)
     }
 
+    /// Writes lines that belong to the row before them, where rows are for people.
+    pub(crate) fn detail(&mut self, lines: &str) -> Result<()> {
+        if self.format == Format::Table { self.writer.write(lines) } else { Ok(()) }
+    }
+
     /// Writes one interval's rows: drawn over the last ones on a terminal, appended elsewhere.
     pub(crate) fn interval(&mut self, title: &str, rows: &[Record]) -> Result<()> {
         match self.format {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Netns, Running, Tcp, bpftk, output, root, stderr, stdout};
 
 /// Runs bpftk with options that are wrong, and checks that it says so in one line that has `parts`.
-fn assert_usage(args: &[&str], parts: &[&str]) {
+pub(crate) fn assert_usage(args: &[&str], parts: &[&str]) {
     let output = output(args);
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
@@ -115,7 +115,7 @@ fn completions_are_what_their_shells_take() {
 }
 
 /// Makes `command` run without privileges.
-fn as_nobody(command: &mut Command) -> &mut Command {
+pub(crate) fn as_nobody(command: &mut Command) -> &mut Command {
     // SAFETY: only system calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -128,7 +128,7 @@ fn as_nobody(command: &mut Command) -> &mut Command {
 }
 
 /// A copy of bpftk where anybody may run it.
-fn public_copy() -> tempfile::TempDir {
+pub(crate) fn public_copy() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -7,6 +7,8 @@ mod cli;
 mod clone_trace;
 mod doctor;
 mod drop;
+mod filter;
+mod filter_check;
 mod support;
 mod tcpconnect;
 mod zz_last;

@@ -14,19 +14,17 @@ use nix::sys::signal::Signal;
 
 use self::count::Counts;
 pub(crate) use self::manual::MANUAL;
-use super::common::{
-    TIME_COLUMN, TaskArgs, USER_COLUMN, interval, losses_sentence, note, with_losses,
-};
+use super::common::{TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, with_losses};
+use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
 use crate::kernel::btf::BtfSource;
-use crate::kernel::caps::{self, Cap};
+use crate::kernel::caps::Cap;
 use crate::kernel::cgroup;
 use crate::kernel::clock::{boot_ns, wall_time};
 use crate::kernel::clone_trace::{self, Args, Backend, Call, Config, Name, Tracer, arm};
 use crate::kernel::log;
-use crate::kernel::run::{Flow, Timing, Turn, follow};
-use crate::kernel::signals::Signals;
+use crate::kernel::run::Flow;
 use crate::net::errno;
 use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
 use crate::values::parse_duration;
@@ -286,42 +284,28 @@ impl CloneTrace {
 
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
-        let timing = Timing {
-            duration: self.stream.duration,
-            interval: match self.count {
-                true => Some(interval(self.interval)?),
-                false => None,
-            },
-            to_stdout: self.output.output.is_none(),
-        };
         let config = self.config()?;
-        caps::require(&[Cap::Bpf, Cap::Perfmon])?;
-        // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
-        let (columns, fields) =
-            if self.count { (count::columns(), count::FIELDS) } else { (self.columns(), FIELDS) };
-        let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
-        let mut signals = Signals::take(self.output.output.is_some())?;
-
-        let chosen = arm(&config, self.backend)?;
-        for (backend, reason) in &chosen.passed_over {
-            note(self.kernel.verbose, || format!("not {backend}: {reason}"));
-        }
-        note(self.kernel.verbose, || format!("armed, back end {}", chosen.backend));
-        let mut session = Session {
-            paths: cgroup::Paths::new(),
-            counts: self.count.then(Counts::default),
-            totals: Totals::default(),
-            limit: self.stream.max_events,
+        let plan = Plan {
+            stream: &self.stream,
+            output: &self.output,
+            kernel: &self.kernel,
+            needed: &[Cap::Bpf, Cap::Perfmon],
+            columns: if self.count { count::columns() } else { self.columns() },
+            fields: if self.count { count::FIELDS } else { FIELDS },
+            tables: self.count,
+            interval: self.interval,
         };
-        if !self.count {
-            sink.start()?;
-        }
-        let mut tracer = chosen.armed;
-        let outcome = session.follow(&tracer, timing, &mut signals, &mut sink);
-        tracer.detach()?;
-        outcome?;
-        session.finish(&self, &tracer, chosen.backend, &mut sink)?;
-        Ok(ExitCode::SUCCESS)
+        tracing::run(
+            plan,
+            || arm(&config, self.backend),
+            |backend| Session {
+                args: &self,
+                backend,
+                paths: cgroup::Paths::new(),
+                counts: self.count.then(Counts::default),
+                totals: Totals::default(),
+            },
+        )
     }
 }
 
@@ -339,39 +323,59 @@ impl Totals {
 
 /// What a run knows beside what the kernel does.
 #[derive(Debug)]
-struct Session {
+struct Session<'a> {
+    args: &'a CloneTrace,
+    backend: Backend,
     paths: cgroup::Paths,
     counts: Option<Counts>,
     totals: Totals,
-    limit: Option<u64>,
 }
 
-impl Session {
-    fn follow(
-        &mut self,
-        tracer: &Tracer,
-        timing: Timing,
-        signals: &mut Signals,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let ring = tracer.events()?;
-        follow(&ring, signals, timing, |turn| match turn {
-            Turn::Event(call) => self.call(&call, sink),
-            Turn::Tick => {
-                if let Some(counts) = &mut self.counts {
-                    counts.interval(sink)?;
-                }
-                Ok(Flow::Continue)
-            }
-            Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
-        })
-    }
-
-    /// One row, unless there have been as many as were asked for.
-    fn call(&mut self, call: &Call, sink: &mut Sink) -> Result<Flow> {
+impl tracing::Session<Tracer> for Session<'_> {
+    fn event(&mut self, call: Call, sink: &mut Sink) -> Result<Flow> {
         if self.full() {
             return Ok(Flow::Stop);
         }
+        self.call(&call, sink)?;
+        Ok(if self.full() { Flow::Stop } else { Flow::Continue })
+    }
+
+    fn tick(&mut self, sink: &mut Sink) -> Result<()> {
+        self.counts.as_mut().map_or(Ok(()), |counts| counts.interval(sink))
+    }
+
+    /// What has a child and has not returned, and what is missing.
+    fn finish(&mut self, tracer: &Tracer, undecodable: u64, sink: &mut Sink) -> Result<()> {
+        if !self.args.failed {
+            for call in tracer.unreturned() {
+                self.event(call, sink)?;
+            }
+        }
+        if let Some(counts) = &mut self.counts {
+            counts.total(sink)?;
+        }
+        let losses = tracer.losses()?;
+        let rows = self.totals.rows();
+        let Totals { ok, failed } = self.totals;
+        let record = Record::new(Kind::Summary)
+            .with("command", "clone-trace")
+            .with("backend", self.backend.to_string())
+            .with("calls", rows)
+            .with("ok", ok)
+            .with("failed", failed);
+        let record = with_losses(record, losses, undecodable);
+        let lost = losses_sentence(losses, undecodable);
+        let what = match self.backend {
+            // It sees no failures to count.
+            Backend::Task => format!("{rows} new tasks"),
+            _ => format!("{rows} calls: {ok} ok, {failed} failed"),
+        };
+        sink.summary(&record, &format!("{what}; {lost}"))
+    }
+}
+
+impl Session<'_> {
+    fn call(&mut self, call: &Call, sink: &mut Sink) -> Result<()> {
         match call.outcome {
             Ok(()) => self.totals.ok += 1,
             Err(_) => self.totals.failed += 1,
@@ -380,11 +384,11 @@ impl Session {
             Some(counts) => counts.add(call),
             None => sink.event(&self.record(call))?,
         }
-        Ok(if self.full() { Flow::Stop } else { Flow::Continue })
+        Ok(())
     }
 
     fn full(&self) -> bool {
-        self.limit.is_some_and(|limit| self.totals.rows() >= limit)
+        self.args.stream.max_events.is_some_and(|limit| self.totals.rows() >= limit)
     }
 
     fn record(&mut self, call: &Call) -> Record {
@@ -417,47 +421,5 @@ impl Session {
             .with("errno", errno)
             .with("latency_us", latency)
             .with("args", call.args.as_ref().map(|args| args_value(args, exit_signal)))
-    }
-
-    /// After detaching: what is still in the ring, what has a child and has not returned, and what is missing.
-    fn finish(
-        &mut self,
-        args: &CloneTrace,
-        tracer: &Tracer,
-        backend: Backend,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let ring = tracer.events()?;
-        while ring.fill()? {
-            while let Some(call) = ring.next() {
-                self.call(&call, sink)?;
-            }
-        }
-        if !args.failed {
-            for call in tracer.unreturned() {
-                self.call(&call, sink)?;
-            }
-        }
-        if let Some(counts) = &mut self.counts {
-            counts.total(sink)?;
-        }
-        let losses = tracer.losses()?;
-        let undecodable = ring.undecodable();
-        let rows = self.totals.rows();
-        let Totals { ok, failed } = self.totals;
-        let record = Record::new(Kind::Summary)
-            .with("command", "clone-trace")
-            .with("backend", backend.to_string())
-            .with("calls", rows)
-            .with("ok", ok)
-            .with("failed", failed);
-        let record = with_losses(record, losses, undecodable);
-        let lost = losses_sentence(losses, undecodable);
-        let what = match backend {
-            // It sees no failures to count.
-            Backend::Task => format!("{rows} new tasks"),
-            _ => format!("{rows} calls: {ok} ok, {failed} failed"),
-        };
-        sink.summary(&record, &format!("{what}; {lost}"))
     }
 }

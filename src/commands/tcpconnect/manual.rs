@@ -65,6 +65,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "fentry: fentry and fexit programs on __inet_stream_connect, which every connect and every Fast Open send comes to, io_uring's and the kernel's own included; what a security module refuses is seen on security_socket_connect. Needs a trampoline for the architecture: x86_64, or aarch64 since Linux 6.0.",
         "kprobe: kprobes and kretprobes on tcp_v4_connect and tcp_v6_connect, which don't wait for the network, and on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect, where cgroup programs and security modules refuse. Linux runs a kretprobe for a limited number of calls at a time (on small machines 10). Beyond it an attempt that failed at once is counted as lost_missed_return; all others are seen by their state changes.",
         "tracepoint: enter and exit of connect, and of sendto, sendmsg and sendmmsg for MSG_FASTOPEN, and io_uring:io_uring_complete. Complete where kprobes and fentry are forbidden, except for two early failures: of 32-bit system calls, for which Linux has no tracepoints, and of connects that the kernel makes itself (NFS, for example). Linux 7 preempts programs at these tracepoints, and skips them for whoever comes to the same place on that processor meanwhile: an attempt that failed at once can then be missing, and is counted as lost where only its end was skipped.",
+        "Linux skips a program for whatever comes to it while the same CPU is in the middle of it: an interrupt and, on preemptible kernels, every task that runs before the program goes on. On kernels whose preemption model is full or lazy (Linux 7 knows no others on x86_64) a second copy of the busiest programs does what the first was skipped for, and a call's end makes good what neither saw. What the last copy was skipped for is told as `skipped`; most of it was no attempt.",
         "Kernels without IPv6 trace IPv4. MPTCP sockets connect by TCP subflows, each of which is a row; additional subflows are the kernel's, and show its worker as caller.",
         "--dns attaches a program to the root cgroup (v2) that copies what sockets receive from port 53, over UDP and TCP, IPv4 and IPv6, in any network namespace, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs, led to it; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
         "Filters run in the kernel. --dst, --exclude, --port, -4 and -6 look at the destination that the kernel connects to.",
@@ -90,4 +91,8 @@ const SUMMARY: &[Field] = &[
     Field::new("lost_table_full", "because too much was under way"),
     Field::new("lost_missed_return", "because the kernel did not run the hook at a call's return"),
     Field::new("lost_dns", "pieces of DNS answers: names may be missing, no rows"),
+    Field::new(
+        "skipped",
+        "times the kernel skipped a program: rows that may be missing beside the lost ones, at most",
+    ),
 ];

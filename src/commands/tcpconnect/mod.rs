@@ -20,16 +20,15 @@ use self::names::Resolver;
 use super::common::{
     TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, millis, note, with_losses,
 };
+use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
-use crate::error::usage;
 use crate::kernel::btf::BtfSource;
-use crate::kernel::caps::{self, Cap};
+use crate::kernel::caps::Cap;
 use crate::kernel::cgroup;
 use crate::kernel::clock::{boot_ns, wall_time};
 use crate::kernel::log;
 use crate::kernel::netns;
-use crate::kernel::run::{Flow, Timing, Turn, follow};
-use crate::kernel::signals::Signals;
+use crate::kernel::run::Flow;
 use crate::kernel::tcpconnect::{Attempt, Backend, Config, Event, Outcome, Tracer, arm};
 use crate::net::errno;
 use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
@@ -207,43 +206,33 @@ impl Tcpconnect {
 
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
-        if self.interval.is_some_and(|interval| interval < Duration::from_millis(10)) {
-            return Err(usage("--interval: shorter than 10ms; expected at least that"));
-        }
         let config = self.config()?;
         let mut needed = vec![Cap::Bpf, Cap::Perfmon];
         if self.dns {
             needed.push(Cap::NetAdmin);
         }
-        caps::require(&needed)?;
-        // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
-        let columns = if self.count { count::columns(self.dns) } else { self.columns() };
-        let fields = if self.count { count::FIELDS } else { FIELDS };
-        let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
-        let mut signals = Signals::take(self.output.output.is_some())?;
-
-        let chosen = arm(&config, self.backend)?;
-        for (backend, reason) in &chosen.passed_over {
-            note(self.kernel.verbose, || format!("not {backend}: {reason}"));
-        }
-        note(self.kernel.verbose, || format!("armed, back end {}", chosen.backend));
-        let mut session = Session {
-            paths: cgroup::Paths::new(),
-            resolver: Resolver::default(),
-            counts: self.count.then(Counts::default),
-            totals: Totals::default(),
-            at_start: self.at_start,
-            limit: self.stream.max_events,
+        let plan = Plan {
+            stream: &self.stream,
+            output: &self.output,
+            kernel: &self.kernel,
+            needed: &needed,
+            columns: if self.count { count::columns(self.dns) } else { self.columns() },
+            fields: if self.count { count::FIELDS } else { FIELDS },
+            tables: self.count,
+            interval: self.interval,
         };
-        if !self.count {
-            sink.start()?;
-        }
-        let mut tracer = chosen.armed;
-        let outcome = session.follow(&self, &tracer, &mut signals, &mut sink);
-        tracer.detach();
-        outcome?;
-        session.finish(&self, &tracer, chosen.backend, &mut sink)?;
-        Ok(ExitCode::SUCCESS)
+        tracing::run(
+            plan,
+            || arm(&config, self.backend),
+            |backend| Session {
+                args: &self,
+                backend,
+                paths: cgroup::Paths::new(),
+                resolver: Resolver::default(),
+                counts: self.count.then(Counts::default),
+                totals: Totals::default(),
+            },
+        )
     }
 }
 
@@ -257,55 +246,78 @@ struct Totals {
 
 /// What a run knows beside what the kernel does.
 #[derive(Debug)]
-struct Session {
+struct Session<'a> {
+    args: &'a Tcpconnect,
+    backend: Backend,
     paths: cgroup::Paths,
     resolver: Resolver,
     counts: Option<Counts>,
     totals: Totals,
-    at_start: bool,
-    limit: Option<u64>,
 }
 
-impl Session {
-    fn follow(
-        &mut self,
-        args: &Tcpconnect,
-        tracer: &Tracer,
-        signals: &mut Signals,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let ring = tracer.events()?;
-        let timing = Timing {
-            duration: args.stream.duration,
-            interval: args.count.then(|| args.interval.unwrap_or(Duration::from_secs(1))),
-            to_stdout: args.output.output.is_none(),
-        };
-        follow(&ring, signals, timing, |turn| match turn {
-            Turn::Event(event) => self.event(event, sink),
-            Turn::Tick => {
-                if let Some(counts) = &mut self.counts {
-                    counts.interval(sink, &self.resolver)?;
-                }
-                Ok(Flow::Continue)
-            }
-            Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
-        })
-    }
-
+impl tracing::Session<Tracer> for Session<'_> {
     fn event(&mut self, event: Event, sink: &mut Sink) -> Result<Flow> {
         match event {
             Event::Dns(piece) => self.resolver.learn(&piece),
+            Event::Attempt(_) if self.full() => return Ok(Flow::Stop),
             Event::Attempt(attempt) => {
-                if self.limit.is_some_and(|limit| self.totals.rows >= limit) {
-                    return Ok(Flow::Stop);
-                }
                 self.attempt(&attempt, sink)?;
-                if self.limit.is_some_and(|limit| self.totals.rows >= limit) {
+                if self.full() {
                     return Ok(Flow::Stop);
                 }
             }
         }
         Ok(Flow::Continue)
+    }
+
+    fn tick(&mut self, sink: &mut Sink) -> Result<()> {
+        self.counts.as_mut().map_or(Ok(()), |counts| counts.interval(sink, &self.resolver))
+    }
+
+    /// What nobody answered, and what is missing.
+    fn finish(&mut self, tracer: &Tracer, undecodable: u64, sink: &mut Sink) -> Result<()> {
+        let args = self.args;
+        let now = boot_ns();
+        let waited = |attempt: &Attempt| {
+            args.min_latency.is_none_or(|least| now - attempt.start_ns >= least.as_nanos() as u64)
+        };
+        if !args.failed && !args.at_start && !self.full() {
+            for attempt in tracer.pending().iter().filter(|attempt| waited(attempt)) {
+                if self.full() {
+                    break;
+                }
+                self.attempt(attempt, sink)?;
+            }
+        }
+        if let Some(counts) = &mut self.counts {
+            counts.total(sink, &self.resolver)?;
+        }
+        note(args.kernel.verbose, || format!("{} entries left in the tables", tracer.entries()));
+        let losses = tracer.losses()?;
+        let Totals { ok, failed, pending, rows } = self.totals;
+        let record = Record::new(Kind::Summary)
+            .with("command", "tcpconnect")
+            .with("backend", self.backend.to_string())
+            .with("attempts", rows)
+            .with("ok", ok)
+            .with("failed", failed)
+            .with("pending", pending);
+        let record = with_losses(record, losses, undecodable)
+            .with("lost_dns", losses.dns)
+            .with("skipped", losses.skipped);
+        let lost = losses_sentence(losses, undecodable);
+        let what = if args.at_start {
+            format!("{rows} attempts")
+        } else {
+            format!("{rows} attempts: {ok} ok, {failed} failed, {pending} pending")
+        };
+        sink.summary(&record, &format!("{what}; {lost}"))
+    }
+}
+
+impl Session<'_> {
+    fn full(&self) -> bool {
+        self.args.stream.max_events.is_some_and(|limit| self.totals.rows >= limit)
     }
 
     fn attempt(&mut self, attempt: &Attempt, sink: &mut Sink) -> Result<()> {
@@ -331,7 +343,7 @@ impl Session {
             Outcome::Closed => (Some("closed".into()), None),
             Outcome::Unknown => (Some("unknown".into()), None),
             // The call is all that --at-start looks at.
-            Outcome::Pending if self.at_start => (None, None),
+            Outcome::Pending if self.args.at_start => (None, None),
             Outcome::Pending => (Some("pending".into()), None),
         };
         let decided = attempt.outcome != Outcome::Pending;
@@ -354,57 +366,5 @@ impl Session {
             .with("errno", errno)
             .with("latency_us", decided.then_some(latency))
             .with("name", (!names.is_empty()).then_some(names))
-    }
-
-    /// After detaching: what is still in the ring, what nobody answered, and what is missing.
-    fn finish(
-        &mut self,
-        args: &Tcpconnect,
-        tracer: &Tracer,
-        backend: Backend,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let ring = tracer.events()?;
-        while ring.fill()? {
-            while let Some(event) = ring.next() {
-                // Beyond --max-events, what is left is not wanted.
-                self.event(event, sink)?;
-            }
-        }
-        let now = boot_ns();
-        let waited = |attempt: &Attempt| {
-            args.min_latency.is_none_or(|least| now - attempt.start_ns >= least.as_nanos() as u64)
-        };
-        let full = self.limit.is_some_and(|limit| self.totals.rows >= limit);
-        if !args.failed && !args.at_start && !full {
-            for attempt in tracer.pending().iter().filter(|attempt| waited(attempt)) {
-                if self.limit.is_some_and(|limit| self.totals.rows >= limit) {
-                    break;
-                }
-                self.attempt(attempt, sink)?;
-            }
-        }
-        if let Some(counts) = &mut self.counts {
-            counts.total(sink, &self.resolver)?;
-        }
-        note(args.kernel.verbose, || format!("{} entries left in the tables", tracer.entries()));
-        let losses = tracer.losses()?;
-        let undecodable = ring.undecodable();
-        let Totals { ok, failed, pending, rows } = self.totals;
-        let record = Record::new(Kind::Summary)
-            .with("command", "tcpconnect")
-            .with("backend", backend.to_string())
-            .with("attempts", rows)
-            .with("ok", ok)
-            .with("failed", failed)
-            .with("pending", pending);
-        let record = with_losses(record, losses, undecodable).with("lost_dns", losses.dns);
-        let lost = losses_sentence(losses, undecodable);
-        let what = if self.at_start {
-            format!("{rows} attempts")
-        } else {
-            format!("{rows} attempts: {ok} ok, {failed} failed, {pending} pending")
-        };
-        sink.summary(&record, &format!("{what}; {lost}"))
     }
 }

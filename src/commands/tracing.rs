@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A run of a command that follows events: from its options to its last line.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::common::{interval, note};
+use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
+use crate::kernel::backend::Chosen;
+use crate::kernel::caps::{self, Cap};
+use crate::kernel::run::{Flow, Timing, Tracing, Turn, follow};
+use crate::kernel::signals::Signals;
+use crate::output::{Column, Field, Sink};
+
+/// What a command makes of the events.
+pub(crate) trait Session<T: Tracing> {
+    /// Stops when there have been as many rows as were asked for; rows beyond are not printed.
+    fn event(&mut self, event: T::Event, sink: &mut Sink) -> Result<Flow>;
+
+    fn tick(&mut self, sink: &mut Sink) -> Result<()>;
+
+    /// After the last event: what was left undecided, totals, losses.
+    fn finish(&mut self, tracer: &T, undecodable: u64, sink: &mut Sink) -> Result<()>;
+}
+
+/// The options that say how to run.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) stream: &'a StreamArgs,
+    pub(crate) output: &'a OutputArgs,
+    pub(crate) kernel: &'a KernelArgs,
+    pub(crate) needed: &'a [Cap],
+    pub(crate) columns: Vec<Column>,
+    pub(crate) fields: &'static [Field],
+    /// Tables each interval instead of rows as they come.
+    pub(crate) tables: bool,
+    pub(crate) interval: Option<Duration>,
+}
+
+/// Arms, follows until the end, detaches, and prints what is left to be said.
+pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
+    plan: Plan<'_>,
+    arm: impl FnOnce() -> Result<Chosen<B, T>>,
+    session: impl FnOnce(B) -> S,
+) -> Result<ExitCode> {
+    let timing = Timing {
+        duration: plan.stream.duration,
+        interval: plan.tables.then(|| interval(plan.interval)).transpose()?,
+        to_stdout: plan.output.output.is_none(),
+    };
+    caps::require(plan.needed)?;
+    // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
+    let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
+    let mut signals = Signals::take(plan.output.output.is_some())?;
+
+    let Chosen { backend, armed: mut tracer, passed_over } = arm()?;
+    for (backend, reason) in &passed_over {
+        note(plan.kernel.verbose, || format!("not {backend}: {reason}"));
+    }
+    note(plan.kernel.verbose, || format!("armed, back end {backend}"));
+    let mut session = session(backend);
+    if !plan.tables {
+        sink.start()?;
+    }
+    let ring = tracer.events()?;
+    let outcome = follow(&ring, &mut signals, timing, |turn| match turn {
+        Turn::Event(event) => session.event(event, &mut sink),
+        Turn::Tick => session.tick(&mut sink).map(|()| Flow::Continue),
+        Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
+    });
+    let mut undecodable = ring.undecodable();
+    drop(ring);
+    tracer.detach()?;
+    outcome?;
+
+    let ring = tracer.events()?;
+    while ring.fill()? {
+        while let Some(event) = ring.next() {
+            session.event(event, &mut sink)?;
+        }
+    }
+    undecodable += ring.undecodable();
+    drop(ring);
+    session.finish(&tracer, undecodable, &mut sink)?;
+    Ok(ExitCode::SUCCESS)
+}

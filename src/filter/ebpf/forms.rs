@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Reads a program as assembly or as a C array.
+
+use super::asm::assemble;
+use super::insn::Insn;
+use crate::filter::text::{Comments, Kind, Reader, TextError};
+
+/// Tells the form by how it begins.
+pub(crate) fn read(text: &str) -> Result<Vec<Insn>, TextError> {
+    match Reader::new(text, Comments::C) {
+        Ok(reader) if is_c(&reader) => c_array(reader),
+        _ => assemble(text),
+    }
+}
+
+fn is_c(reader: &Reader) -> bool {
+    match &reader.peek().kind {
+        Kind::Sign('{') => true,
+        Kind::Word(word) => matches!(word.as_str(), "struct" | "static" | "const"),
+        _ => false,
+    }
+}
+
+fn c_array(mut reader: Reader) -> Result<Vec<Insn>, TextError> {
+    let declared = !reader.is_sign('{');
+    while !reader.is_sign('{') {
+        if reader.ended() {
+            return reader.expected("`{`");
+        }
+        reader.next();
+    }
+    let nested = declared || reader.peek_at(1).kind == Kind::Sign('{');
+    if nested {
+        reader.next();
+    }
+    let mut program = Vec::new();
+    while reader.takes('{') {
+        let code = field(&mut reader, "code", 0, u8::MAX.into())? as u8;
+        reader.sign(',')?;
+        let dst = field(&mut reader, "dst_reg", 0, 15)? as u8;
+        reader.sign(',')?;
+        let src = field(&mut reader, "src_reg", 0, 15)? as u8;
+        reader.sign(',')?;
+        let off = field(&mut reader, "off", i16::MIN.into(), i16::MAX.into())? as i16;
+        reader.sign(',')?;
+        let imm = field(&mut reader, "imm", i32::MIN.into(), u32::MAX.into())? as i32;
+        reader.sign('}')?;
+        program.push(Insn::new(code, dst, src, off, imm));
+        if !reader.takes(',') {
+            break;
+        }
+    }
+    if nested {
+        reader.sign('}')?;
+        reader.takes(';');
+    }
+    if !reader.ended() {
+        return reader.expected("`{` or the end");
+    }
+    if program.is_empty() {
+        return reader.expected("`{` and an instruction");
+    }
+    Ok(program)
+}
+
+/// `.off = 5`, or just the number.
+fn field(reader: &mut Reader, name: &str, least: i128, most: i128) -> Result<i128, TextError> {
+    if reader.takes('.') {
+        if !reader.takes_word(name) {
+            return reader.expected(&format!("`{name}`"));
+        }
+        reader.sign('=')?;
+    }
+    reader.number(name, least, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{disasm, readable};
+    use super::*;
+
+    #[test]
+    fn every_form_says_the_same() {
+        let program = assemble("lddw %r1, 0x1234567890\nldxw %r0, [%r1-4]\nexit").unwrap();
+        let array = readable::c_array(&program);
+        for text in [
+            disasm::assembly(&program).unwrap(),
+            array.clone(),
+            format!("struct bpf_insn code[] = {{\n{array}}};"),
+            "{0x18,1,0,0,0x34567890},{0,0,0,0,0x12},{0x61,0,1,-4,0},{0x95,0,0,0,0}".into(),
+        ] {
+            assert_eq!(read(&text).as_deref(), Ok(&program[..]), "{text}");
+        }
+        let error = read("{ .code = 1, .src_reg = 0").unwrap_err();
+        assert_eq!(error.to_string(), "line 1, column 15: `src_reg` where `dst_reg` is expected");
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! tcpdump's expressions, compiled by libpcap to classic BPF.
+
+mod library;
+#[cfg(feature = "static")]
+mod lookups;
+mod names;
+
+use anyhow::{Result, anyhow};
+
+use self::library::{Library, Refused};
+use super::classic::check::check;
+use super::classic::insn::Insn;
+use crate::error::{unsupported, usage};
+
+/// What a packet begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// An Ethernet header
+    Ethernet,
+    /// An IPv4 or IPv6 header: tun, wireguard, ppp
+    Raw,
+}
+
+/// How many bytes of a packet that matches are wanted, as tcpdump has it: all.
+pub(crate) const SNAPLEN: u32 = 262_144;
+
+/// An expression, and how to compile it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) expression: &'a str,
+    pub(crate) link: Link,
+    pub(crate) optimize: bool,
+    /// Whether names of hosts and networks may be looked up.
+    pub(crate) resolve: bool,
+}
+
+/// Compiles an expression. What libpcap says of a wrong one is passed on.
+pub(crate) fn compile(source: &Source<'_>) -> Result<Vec<Insn>> {
+    let library = library()?;
+    let name = names::looked_up(source.expression, library.version());
+    match name {
+        Some(name) if !source.resolve => {
+            return Err(usage(format!(
+                "`{}`: `{}` is a name, and names are not looked up; expected an address, or --resolve \
+                 to have libpcap ask for it",
+                one_line(source.expression),
+                one_line(name)
+            )));
+        }
+        Some(name) if cfg!(feature = "static") => {
+            return Err(unsupported(format!(
+                "cannot look up `{}`: this bpftk is linked statically, and the C library looks names up by \
+                 loading modules; use an address, or a bpftk that is linked dynamically",
+                one_line(name)
+            )));
+        }
+        _ => {}
+    }
+    library.compile(source).map_err(|refused| match refused {
+        Refused::Message(message) => {
+            usage(format!("`{}`: {}", one_line(source.expression), one_line(&message)))
+        }
+        Refused::Memory => anyhow!("libpcap: out of memory"),
+    })
+}
+
+/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes.
+pub(crate) fn run(program: &[Insn], data: &[u8], length: u32) -> Result<u32> {
+    // libpcap's follows jumps wherever they lead.
+    check(program)?;
+    Ok(library()?.run(program, data, length))
+}
+
+/// Whether libpcap is there, and else why not.
+pub(crate) fn available() -> Result<()> {
+    library().map(|_| ())
+}
+
+/// What libpcap calls itself, such as `libpcap version 1.10.3 (with TPACKET_V3)`.
+pub(crate) fn version() -> Result<String> {
+    Ok(library()?.version_text())
+}
+
+fn library() -> Result<&'static Library> {
+    Library::get().map_err(|why| {
+        unsupported(format!(
+            "expressions need libpcap: {why}; install it (Debian, Ubuntu: libpcap0.8 or libpcap0.8t64; \
+             Fedora, Arch, Alpine: libpcap), or give the filter as assembly"
+        ))
+    })
+}
+
+/// The user's text in a message of one line.
+fn one_line(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::classic::asm::assemble;
+    use super::*;
+    use crate::error::{Status, status_of};
+
+    fn here() -> bool {
+        let here = available();
+        if let Err(error) = &here {
+            println!("SKIP {error}");
+        }
+        here.is_ok()
+    }
+
+    fn compile_it(expression: &str) -> Result<Vec<Insn>> {
+        compile(&Source { expression, link: Link::Ethernet, optimize: true, resolve: false })
+    }
+
+    #[test]
+    fn the_classic_arp_filter() {
+        if !here() {
+            return;
+        }
+        let program = assemble("ldh [12]\njne #0x806, drop\nret #262144\ndrop: ret #0").unwrap();
+        assert_eq!(compile_it("arp").unwrap(), program);
+        let raw = Source { expression: "ip", link: Link::Raw, optimize: true, resolve: false };
+        assert_eq!(compile(&raw).unwrap()[0].code, 0x30);
+        let plain = Source { optimize: false, ..raw };
+        assert!(compile(&plain).unwrap().len() >= compile(&raw).unwrap().len());
+    }
+
+    #[test]
+    fn what_libpcap_says_is_passed_on() {
+        if !here() {
+            return;
+        }
+        for (expression, part) in [
+            ("tcp port", "syntax error"),
+            ("ip broadcast", "netmask not known"),
+            ("host 1.2.3.4 and", "syntax error"),
+            ("port 99999", "99999"),
+            ("port no-such-port", "no-such-port"),
+            ("host example.org", "`example.org` is a name"),
+            ("net foo", "`foo` is a name"),
+            ("ether host foo", "`foo` is a name"),
+            ("tcp\n\u{1b}[31m", "tcp  [31m"),
+        ] {
+            let error = compile_it(expression).unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.contains(part) && !text.contains('\n'), "{expression}: {text}");
+            assert_eq!(status_of(&error), Status::Usage, "{text}");
+        }
+        assert!(compile_it("a\0b").is_err());
+    }
+
+    #[test]
+    fn names_of_ports_and_protocols_are_known() {
+        if !here() {
+            return;
+        }
+        // Without these files there are no names, in the statically linked bpftk as in the other.
+        let has = |file: &str, word: &str| {
+            std::fs::read_to_string(file)
+                .is_ok_and(|text| text.split_whitespace().any(|found| found == word))
+        };
+        if has("/etc/services", "http") {
+            assert_eq!(compile_it("tcp port http").unwrap(), compile_it("tcp port 80").unwrap());
+            let names = compile_it("portrange http-https").unwrap();
+            assert_eq!(names, compile_it("portrange 80-443").unwrap());
+        }
+        if has("/etc/protocols", "udp") {
+            assert_eq!(compile_it("ip proto \\udp").unwrap(), compile_it("ip proto 17").unwrap());
+        }
+        assert_eq!(compile_it("ether proto \\arp").unwrap(), compile_it("arp").unwrap());
+    }
+
+    #[test]
+    fn many_threads_may_compile() {
+        if !here() {
+            return;
+        }
+        let alone = compile_it("tcp port 80 and not host 192.0.2.1").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let again = compile_it("tcp port 80 and not host 192.0.2.1").unwrap();
+                        assert_eq!(again, alone);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Packet filters in the kernel: loaded for a hook, run on packets, put into other programs.
+
+pub(crate) mod engine;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the tools that take expressions"))]
+pub(crate) mod inject;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Filters as texts: compile, asm, disasm.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{ARP, filter, filter_with, libpcap, write};
+use crate::cli::{as_nobody, assert_usage, public_copy};
+use crate::support::{root, stderr, stdout};
+
+#[test]
+fn only_arp_is_the_same_as_expression_assembly_c_and_ebpf() {
+    let dir = tempfile::tempdir().unwrap();
+    // tcpdump wants 262144 bytes of a packet, the tutorial all.
+    let text = ARP.replace("#-1", "#262144");
+    let assembly = write(dir.path(), "arp.asm", &text);
+    let c = filter(&["asm", assembly.to_str().unwrap()]);
+    assert_eq!(
+        c,
+        "{ 0x28, 0, 0, 0x0000000c },\n{ 0x15, 0, 1, 0x00000806 },\n\
+         { 0x6, 0, 0, 0x00040000 },\n{ 0x6, 0, 0, 0x00000000 },\n"
+    );
+    let array = write(dir.path(), "arp.c", format!("struct sock_filter arp[] = {{\n{c}}};\n"));
+    if libpcap() {
+        assert_eq!(filter(&["compile", "arp", "--emit", "c"]), c);
+    }
+    for form in ["asm", "tcpdump", "c", "dec", "ebpf", "ebpf-c", "ebpf-asm"] {
+        let of =
+            |path: &std::path::Path| filter(&["disasm", path.to_str().unwrap(), "--emit", form]);
+        assert_eq!(of(&assembly), of(&array), "{form}");
+        if libpcap() {
+            assert_eq!(of(&array), filter(&["compile", "arp", "--emit", form]), "{form}");
+        }
+        // What was printed is the same program again.
+        let printed = write(dir.path(), "printed", of(&assembly));
+        let printed = printed.to_str().unwrap();
+        match form {
+            "asm" | "c" | "dec" => {
+                assert_eq!(filter(&["asm", printed, "--emit", "c"]), c, "{form}")
+            }
+            "ebpf-asm" | "ebpf-c" => {
+                assert_eq!(
+                    filter(&["asm", printed, "--ebpf"]),
+                    filter(&["disasm", assembly.to_str().unwrap(), "--emit", "ebpf-c"])
+                );
+            }
+            _ => {}
+        }
+    }
+    // The eBPF of the tutorial: bounds, EtherType, verdict.
+    let ebpf = filter(&["asm", assembly.to_str().unwrap(), "--emit", "ebpf", "--hook", "xdp"]);
+    assert!(
+        ebpf.contains("= *(u16 *)(r") && ebpf.contains("0x806") && ebpf.contains("exit"),
+        "{ebpf}"
+    );
+    let tc = filter(&["asm", assembly.to_str().unwrap(), "--emit", "ebpf", "--hook", "tc"]);
+    assert_ne!(ebpf, tc);
+}
+
+#[test]
+fn tcpdump_prints_the_same() {
+    let Ok(version) = Command::new("tcpdump").arg("--version").output() else {
+        println!("SKIP tcpdump is not installed");
+        return;
+    };
+    if !libpcap() {
+        return;
+    }
+    let json: Value = serde_json::from_str(&filter(&["compile", "arp", "--emit", "json"])).unwrap();
+    let ours = json["libpcap"].as_str().unwrap();
+    let theirs = stdout(&version) + &stderr(&version);
+    if !theirs.contains(ours) {
+        println!("SKIP tcpdump has another libpcap than `{ours}`");
+        return;
+    }
+    for expression in [
+        "",
+        "arp",
+        "tcp port 80",
+        "ip6 host 2001:db8::1",
+        "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 and not src and dst net 192.0.2.0/24",
+        "vlan 5 and udp portrange 5000-6000",
+        "ether host 02:00:00:00:00:01 or ether proto 0x88cc",
+        "(ip[2:2] - ((ip[0] & 0xf) << 2)) - ((tcp[12] & 0xf0) >> 2) != 0",
+        "ether[len - 4 : 4] % 7 = 3 or ether[0] ^ 5 > -1",
+        "port http or udp port domain",
+        "icmp6 and greater 100",
+        "mpls 3 and host 192.0.2.1",
+        "ip proto \\icmp or outbound",
+    ] {
+        for (flag, emit) in [("-d", "tcpdump"), ("-dd", "c"), ("-ddd", "dec")] {
+            for optimized in [true, false] {
+                let mut theirs = Command::new("tcpdump");
+                theirs
+                    .args(["-y", "EN10MB", flag])
+                    .args((!optimized).then_some("-O"))
+                    .arg(expression);
+                let theirs = theirs.output().unwrap();
+                assert!(theirs.status.success(), "{expression}: {}", stderr(&theirs));
+                let mut args = vec!["compile", "--emit", emit];
+                args.extend((!optimized).then_some("--unoptimized"));
+                args.push(expression);
+                assert_eq!(filter(&args), stdout(&theirs), "{expression} {flag}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut at = 0;
+    let mut file = |text: &str| {
+        at += 1;
+        write(dir.path(), &format!("bad{at}"), text).to_str().unwrap().to_string()
+    };
+    for (text, parts) in [
+        ("", &["line 1, column 1", "an instruction"][..]),
+        ("ldh [12]\n  jeg #1, drop\n", &["line 2, column 3", "`jeg`"]),
+        ("ldh [12]\n", &["instruction 0", "no `ret`"]),
+        ("jeq #1, away\nret #0", &["line 1, column 9", "no label `away`"]),
+        ("{ 0x28, 0, 0 }", &["line 1, column 14", "`,`"]),
+        ("3\n40 0 0 12\n", &["line 3", "code"]),
+        ("div #0\nret a", &["divides by zero"]),
+        ("st M[99]\nret a", &["line 1, column 6", "0 to 15"]),
+        ("\u{1b}[2J", &["line 1, column 1", "\\u{1b}"]),
+    ] {
+        for verb in ["asm", "disasm"] {
+            assert_usage(&["filter", verb, &file(text)], parts);
+        }
+    }
+    assert_usage(&["filter", "asm", "--ebpf", &file("mov %r11, 1")], &["line 1, column 5", "%r10"]);
+    assert_usage(
+        &["filter", "disasm", "--ebpf", &file("{ 0xff, 0, 0, 0, 0 }")],
+        &["instruction 0", "0xff"],
+    );
+    let good = file(ARP);
+    for (args, parts) in [
+        (&["asm", "/no/such"][..], &["/no/such"][..]),
+        (&["asm", "--emit", "elf", &good], &["elf", "tcpdump"]),
+        (&["asm", "--hook", "tc", &good], &["--hook", "ebpf"]),
+        (&["asm", "--ebpf", "--emit", "c", &good], &["mov"]),
+        (&["compile"], &["EXPR"]),
+        (&["compile", "arp", "--link", "token-ring"], &["token-ring", "ethernet"]),
+        (&["compile", "arp", "--hook", "tc"], &["--hook", "ebpf"]),
+        (&["run", "arp"], &["--read"]),
+        (&["run", "--read", "x"], &["EXPR"]),
+        (&["run", "--asm", &good, "--read", "/no/such"], &["/no/such"]),
+        (&["run", "--asm", &good, "--read", &good], &["not a capture file"]),
+        (&["run", "--asm", &good, "--read", &good, "--step", "0"], &["0"]),
+        (&["run", "--asm", &good, "--read", &good, "--step", "1", "--engine", "xdp"], &["--step"]),
+        (&["run", "--asm", "-", "--read", "-"], &["standard input"]),
+        (&["capture"], &["IFACE"]),
+        (&["capture", "lo", "--asm", "/no/such"], &["/no/such"]),
+        (&["capture", "lo", "--asm", &good, "arp"], &["cannot be used with"]),
+        (&["capture", "lo", "--resolve"], &["--resolve"]),
+        (&["capture", "lo", "-w", "x", "--format", "json"], &["cannot be used with"]),
+        (&["nonsense"], &["nonsense"]),
+    ] {
+        assert_usage(&[&["filter"], args].concat(), parts);
+    }
+    if !libpcap() {
+        return;
+    }
+    for (expression, parts) in [
+        ("tcp port", &["tcp port", "syntax error"][..]),
+        ("ip broadcast", &["netmask"]),
+        ("host example.org", &["example.org", "not looked up", "--resolve"]),
+        ("net foo", &["foo", "not looked up"]),
+        ("ether host foo", &["foo", "not looked up"]),
+        ("port no-such-port", &["no-such-port"]),
+    ] {
+        for args in [
+            &["filter", "compile", expression][..],
+            &["filter", "capture", "lo", expression],
+            &["filter", "run", expression, "--read", "x"],
+        ] {
+            assert_usage(args, parts);
+        }
+    }
+    let protochain = ["filter", "compile", "ip6 protochain 58", "--emit", "ebpf"];
+    assert_usage(&protochain, &["protochain", "jumps backward"]);
+    for args in [
+        &["compile", "ip6 protochain 58"][..],
+        &["capture", "lo", "ip6 protochain 58"],
+        &["run", "ip6 protochain 58", "--read", &good],
+    ] {
+        if args[0] != "capture" || root() {
+            assert_usage(&[&["filter"], args].concat(), &["jumps backward"]);
+        }
+    }
+    // Kernel extensions that XDP has not.
+    assert_usage(&["filter", "compile", "outbound", "--emit", "ebpf"], &["XDP"]);
+}
+
+#[test]
+fn text_in_and_out_of_pipes() {
+    let c = filter_with(ARP, &["asm", "-"]);
+    assert!(c.status.success(), "{}", stderr(&c));
+    let back = filter_with(&stdout(&c), &["disasm", "-"]);
+    assert_eq!(stdout(&back), "    ldh [12]\n    jne #0x806, l3\n    ret #-1\nl3:\n    ret #0\n");
+    let json = filter_with(ARP, &["asm", "-", "--emit", "json"]);
+    let json: Value = serde_json::from_str(&stdout(&json)).unwrap();
+    assert_eq!((&json["type"], &json["instructions"]), (&"row".into(), &4.into()));
+    assert_eq!(json["insns"][1]["k"], 0x806);
+    assert_eq!((&json["linux"], &json["ebpf_refused"]), (&"ok".into(), &Value::Null));
+    let bad = filter_with("ret 0", &["asm", "-"]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(stderr(&bad).contains("standard input: line 1, column 5"), "{}", stderr(&bad));
+}
+
+#[test]
+fn nothing_of_this_needs_privileges() {
+    if !root() {
+        return;
+    }
+    let dir = public_copy();
+    let program = dir.path().join("bpftk");
+    let assembly = write(dir.path(), "arp.asm", ARP);
+    let packets = write(dir.path(), "packets.pcap", super::pcap(&super::frames()));
+    let (assembly, packets) = (assembly.to_str().unwrap(), packets.to_str().unwrap());
+    let mut all = vec![
+        vec!["asm", assembly],
+        vec!["disasm", assembly, "--emit", "ebpf"],
+        vec!["run", "--asm", assembly, "--read", packets],
+        vec!["run", "--asm", assembly, "--read", packets, "--step", "2"],
+        vec!["run", "--asm", assembly, "--read", packets, "--engine", "kernel"],
+    ];
+    if libpcap() {
+        all.push(vec!["compile", "tcp port 80", "--emit", "json"]);
+        all.push(vec!["run", "arp", "--read", packets, "--engine", "libpcap"]);
+    }
+    for args in all {
+        let output = as_nobody(Command::new(&program).arg("filter").args(&args)).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    }
+    for (args, capability) in [
+        (&["capture", "lo"][..], "CAP_NET_RAW"),
+        (&["run", "--asm", assembly, "--read", packets, "--engine", "all"], "CAP_BPF"),
+    ] {
+        let output = as_nobody(Command::new(&program).arg("filter").args(args)).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
+        assert!(text.contains(capability) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn without_libpcap_all_but_expressions_works() {
+    if !root() {
+        return;
+    }
+    let without = |command: &str| {
+        let hide = "for f in $(find /usr/lib /usr/lib64 /lib -name 'libpcap.so*' 2>/dev/null); do mount --bind /dev/null $f || exit 99; done; exec \"$0\" ";
+        Command::new("unshare")
+            .args(["--mount", "sh", "-c", &format!("{hide}{command}")])
+            .arg(crate::support::bpftk_path())
+            .output()
+            .unwrap()
+    };
+    let compile = without("filter compile arp");
+    match compile.status.code() {
+        // Linked statically, it has libpcap inside.
+        Some(0) => assert!(stdout(&compile).contains("ldh [12]")),
+        Some(4) => {
+            let text = stderr(&compile);
+            assert!(text.contains("libpcap.so") && text.contains("install"), "{text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+        _ => panic!("{}", stderr(&compile)),
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let assembly = write(dir.path(), "arp.asm", ARP);
+    for command in [
+        format!("filter asm {} --emit ebpf", assembly.display()),
+        format!("filter capture lo --asm {} -d 10ms", assembly.display()),
+        "doctor --help".into(),
+    ] {
+        let output = without(&command);
+        assert!(output.status.success(), "{command}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn names_are_looked_up_only_when_asked_for() {
+    let known = std::fs::read_to_string("/etc/hosts").is_ok_and(|hosts| {
+        hosts.lines().any(|line| line.starts_with("127.0.0.1") && line.contains("localhost"))
+    });
+    if !libpcap() || !known {
+        println!("SKIP no libpcap, or /etc/hosts does not know localhost");
+        return;
+    }
+    assert_usage(&["filter", "compile", "ip host localhost"], &["`localhost`", "--resolve"]);
+    let output = crate::support::output(&["filter", "compile", "--resolve", "ip host localhost"]);
+    match output.status.code() {
+        Some(0) => assert_eq!(stdout(&output), filter(&["compile", "ip host 127.0.0.1"])),
+        Some(4) => {
+            assert!(stderr(&output).contains("linked statically"), "{}", stderr(&output));
+        }
+        _ => panic!("{}", stderr(&output)),
+    }
+}
