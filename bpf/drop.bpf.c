@@ -28,7 +28,7 @@ int bpftk_xdp_drop(struct xdp_md *ctx)
 		return XDP_PASS;
 	status = packet_parse(data, end, drop_is_l3(place), &packet);
 	bytes = knows_frags ? bpf_xdp_get_buff_len(ctx) : end - data;
-	return drop_verdict(&packet, place, drop_row(&packet, status, false), 1, bytes) ? XDP_DROP : XDP_PASS;
+	return drop_verdict(&packet, place, drop_row(ctx, &packet, status, false), 1, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
@@ -52,7 +52,7 @@ static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
 	packets = skb->gso_segs ? skb->gso_segs : 1;
 	/* The kernel knows the headers of each only at egress; and its wire_len at ingress is without the link's. */
 	bytes = egress ? skb->wire_len : skb->len;
-	return drop_verdict(&packet, place, drop_row(&packet, status, egress), packets, bytes) ? TC_ACT_SHOT :
+	return drop_verdict(&packet, place, drop_row(skb, &packet, status, egress), packets, bytes) ? TC_ACT_SHOT :
 												 TC_ACT_UNSPEC;
 }
 

@@ -14,6 +14,7 @@
 #include "common.bpf.h"
 
 #include "addrset.bpf.h"
+#include "filter.bpf.h"
 #include "lifetime.bpf.h"
 
 /* The rules. */
@@ -28,6 +29,13 @@ const volatile bool match_dport;
 const volatile bool spare_neighbours;
 /* One bit a protocol. */
 const volatile __u64 protos[4];
+
+const volatile bool has_excepts;
+const volatile bool has_matches;
+
+/* tcpdump's expressions: --except and --match. */
+BPFTK_FILTER(drop_excepts, 0)
+BPFTK_FILTER(drop_matches, 1)
 
 /* What becomes of a packet that a rule matches. */
 const volatile bool dry_run;
@@ -164,8 +172,17 @@ static __always_inline bool drop_combined(const struct packet *packet)
 }
 
 /* The row that a packet belongs to. */
-static __always_inline __u32 drop_row(const struct packet *packet, enum packet_status status, bool egress)
+static __always_inline __u32 drop_row(void *ctx, const struct packet *packet, enum packet_status status, bool egress)
 {
+	bool unreadable = false;
+
+	if (has_excepts) {
+		int number = drop_excepts(ctx);
+
+		if (number > 0)
+			return DROP_EXCEPTED;
+		unreadable = number == BPFTK_FILTER_UNREADABLE;
+	}
 	if (has_blocklist && packet->family) {
 		const __u64 *addr = egress ? packet->dst : packet->src;
 
@@ -174,6 +191,15 @@ static __always_inline __u32 drop_row(const struct packet *packet, enum packet_s
 	}
 	if (has_combined && drop_combined(packet))
 		return DROP_COMBINED;
+	if (has_matches) {
+		int number = drop_matches(ctx);
+
+		if (number > 0 && number <= DROP_ROWS - DROP_EXPRESSION)
+			return DROP_EXPRESSION + number - 1;
+		unreadable |= number == BPFTK_FILTER_UNREADABLE;
+	}
+	if (unreadable)
+		return DROP_MALFORMED;
 	/* Addresses that were found count, whatever comes behind them: and ports that weren't are no reason to distrust. */
 	if (status != PACKET_OK && !packet->has_proto)
 		return DROP_MALFORMED;
@@ -279,10 +305,9 @@ static __always_inline __u32 drop_place(__u32 ifindex, bool egress)
 	return DROP_PLACES;
 }
 
-/* What is probed has an Ethernet header. */
 static __always_inline bool drop_is_l3(__u32 place)
 {
-	return places[place % DROP_PLACES].l3 && !probing;
+	return places[place % DROP_PLACES].l3;
 }
 
 /* Counts the packet in its row, and says whether it is to be dropped. */

@@ -10,7 +10,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("IFACE DIRECTION", "Where, if there are several interfaces or both directions."),
     (
         "RULE",
-        "The rule; passed for what none matched, or was within its rate; malformed for IP packets whose headers can't be followed, which pass as well.",
+        "The rule; passed for what none matched, or was within its rate; excepted for what --except kept from being dropped; malformed for IP packets whose headers can't be followed, which pass as well.",
     ),
     (
         "PROTO",
@@ -30,6 +30,8 @@ const COLUMNS: &[(&str, &str)] = &[
 ];
 
 const RULES: &str = "--proto, --src, --dst, --sport and --dport make one rule together: a packet is dropped if all of them match. --blocklist is a rule of its own, tried first. VLAN tags (802.1Q, QinQ, up to four in the packet) are seen through, and so are up to eight extension headers of IPv6. Ports are never read from a fragment behind the first, which has none: it matches no rule with ports. Without any rule, ICMP is dropped, and ICMPv6 but for neighbour discovery.";
+
+const EXPRESSIONS: &str = "A tcpdump expression behind the interfaces, and each --match, is a rule of its own, tried after the others in the order given. What an --except matches is not dropped by any rule, and is counted as excepted whether a rule matched it or not. Expressions are compiled by libpcap and translated to eBPF (see bpftk-filter(1)); names are not looked up. As with tcpdump, `vlan` is needed to look behind a tag, and ports behind extension headers of IPv6 are not found: --dport and the like find them.";
 
 const BLOCKLIST: &str = "--blocklist takes a file with one address or CIDR a line, IPv4 and IPv6; # and ; begin comments. Entries may repeat and overlap. It becomes one table in the kernel, in which a look-up takes two steps for IPv4, and one for each level of a tree of 17 branches for IPv6 and for short lists. A million entries load in about a second. SIGHUP reads the file again and replaces the table in one step: no packet sees half of it. A file with an error is told of, and the old list stays.";
 
@@ -62,6 +64,7 @@ pub(crate) const XDP_MANUAL: Manual = Manual {
     fields: FIELDS_OF_ROWS,
     mechanism: &[
         RULES,
+        EXPRESSIONS,
         BLOCKLIST,
         RATE,
         SAFETY,
@@ -91,6 +94,7 @@ pub(crate) const TC_MANUAL: Manual = Manual {
     fields: FIELDS_OF_ROWS,
     mechanism: &[
         RULES,
+        EXPRESSIONS,
         BLOCKLIST,
         RATE,
         SAFETY,
@@ -121,6 +125,7 @@ const SUMMARY: &[Field] = &[
     Field::new("dropped_bytes", "their bytes"),
     Field::new("passed_packets", "packets that no rule matched, or that were within its rate"),
     Field::new("passed_bytes", "their bytes"),
+    Field::new("excepted_packets", "packets that --except kept from being dropped, or would have"),
     Field::new("malformed_packets", "packets whose headers could not be followed; they passed too"),
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),

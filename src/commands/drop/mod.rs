@@ -30,8 +30,10 @@ use crate::kernel::attach::tc::Order;
 use crate::kernel::attach::xdp::XdpMode;
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::drop::guard::Ssh;
-use crate::kernel::drop::{By, Config, Dropper, How, Sample};
+use crate::kernel::drop::{By, Config, Dropper, How, Sample, interfaces};
+use crate::kernel::filter::inject::xdp_may_miss_tags;
 use crate::kernel::log;
+use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::net::ranges::Ranges;
@@ -100,14 +102,38 @@ struct Attaching {
 struct Prepared {
     config: Config,
     named: Vec<Named>,
+    interfaces: Vec<Interface>,
+    /// Whether there are expressions among the rules.
+    expressions: bool,
+}
+
+/// The last word is an expression if no interface is called so.
+fn interfaces_and_expression(words: &[String]) -> Result<(Vec<Interface>, Option<&str>)> {
+    match (interfaces(words), words) {
+        (Err(_), [others @ .., last]) if !others.is_empty() => {
+            Ok((interfaces(others)?, Some(last)))
+        }
+        (found, _) => Ok((found?, None)),
+    }
 }
 
 impl DropArgs {
-    fn prepare(&self) -> Result<Prepared> {
+    /// `words` are interfaces, and behind them perhaps an expression.
+    fn prepare(&self, words: &[String]) -> Result<Prepared> {
         log::collect(self.verbose > 1);
         interval(self.interval)?;
         caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
-        let (rules, named) = self.rules.resolve()?;
+        let (interfaces, expression) = interfaces_and_expression(words)?;
+        let (rules, named) = self.rules.resolve(expression, &interfaces).map_err(|error| {
+            // A slip in an interface's name is no expression either.
+            match expression {
+                Some(word) if !word.contains(' ') => {
+                    error.context(format!("no interface `{word}`, and as an expression"))
+                }
+                _ => error,
+            }
+        })?;
+        let expressions = self.rules.has_expressions(expression);
         let config = Config {
             rules,
             dry_run: self.dry_run,
@@ -116,7 +142,7 @@ impl DropArgs {
             by: self.by,
             duration: self.duration,
         };
-        Ok(Prepared { config, named })
+        Ok(Prepared { config, named, interfaces, expressions })
     }
 
     /// Refuses rules that would cut off the operator.
@@ -158,6 +184,18 @@ impl DropArgs {
             let because = because.map(|because| format!(": {because}")).unwrap_or_default();
             // Which mode it is decides what it costs: that is told without being asked for.
             let _ = writeln!(std::io::stderr(), "bpftk: {}: {mode}{because}", place.interface.name);
+        }
+        if how == How::Xdp && prepared.expressions {
+            for place in dropper.places() {
+                let name = &place.interface.name;
+                if xdp_may_miss_tags(name).unwrap_or(false) {
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "bpftk: {name} takes VLAN tags off before XDP: expressions don't see them \
+                         (ethtool -K {name} rxvlan off, or tc-drop)"
+                    );
+                }
+            }
         }
         if rereads {
             note(self.verbose, || {
@@ -356,6 +394,7 @@ impl Session<'_> {
             .with("dropped_bytes", totals.dropped.bytes)
             .with("passed_packets", totals.passed.packets)
             .with("passed_bytes", totals.passed.bytes)
+            .with("excepted_packets", totals.excepted.packets)
             .with("malformed_packets", totals.malformed.packets);
         let record = with_losses(record, losses, undecodable);
         let lost = match self.args.sample {
@@ -365,7 +404,7 @@ impl Session<'_> {
         let sentence = format!(
             "{} packets {verb}, {} passed, {} of them malformed{lost}",
             totals.dropped.packets,
-            totals.passed.packets + totals.malformed.packets,
+            totals.passed.packets + totals.excepted.packets + totals.malformed.packets,
             totals.malformed.packets
         );
         sink.summary(&record, &sentence)

@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::kernel::drop::{Combined, Row, Rules};
+use crate::error::usage;
+use crate::filter::classic::insn::Insn;
+use crate::filter::libpcap::{self, Source};
+use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules, link_of};
+use crate::kernel::netlink::Interface;
 use crate::net::blocklist::{self, Blocklist};
 use crate::net::protos::ProtoList;
 use crate::output::Progress;
@@ -41,6 +45,14 @@ pub(crate) struct RuleArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) blocklist: Option<PathBuf>,
 
+    /// Drop what this tcpdump expression matches; may be given several times, each with a row of its own
+    #[arg(long = "match", value_name = "EXPR")]
+    matches: Vec<String>,
+
+    /// Never drop what this tcpdump expression matches; may be given several times
+    #[arg(long = "except", value_name = "EXPR")]
+    excepts: Vec<String>,
+
     /// Let each rule's first N packets a second through
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     pub(super) rate: Option<u64>,
@@ -55,7 +67,17 @@ pub(crate) struct Named {
 }
 
 impl RuleArgs {
-    pub(super) fn resolve(&self) -> Result<(Rules, Vec<Named>)> {
+    /// Whether there is an expression; with the one behind the interfaces.
+    pub(super) fn has_expressions(&self, last: Option<&str>) -> bool {
+        last.is_some() || !self.matches.is_empty() || !self.excepts.is_empty()
+    }
+
+    /// `last` is the expression behind the interfaces.
+    pub(super) fn resolve(
+        &self,
+        last: Option<&str>,
+        interfaces: &[Interface],
+    ) -> Result<(Rules, Vec<Named>)> {
         let mut named = Vec::new();
         let blocklist = self.read_blocklist()?.map(|list| list.ranges);
         if blocklist.is_some() {
@@ -65,11 +87,32 @@ impl RuleArgs {
                 proto: "any".into(),
             });
         }
-        let combined = self.combined(blocklist.is_some());
+        let expressions: Vec<&str> =
+            last.into_iter().chain(self.matches.iter().map(String::as_str)).collect();
+        if expressions.len().max(self.excepts.len()) > MOST_EXPRESSIONS {
+            return Err(usage(format!("more than {MOST_EXPRESSIONS} expressions")));
+        }
+        let compile = |expression: &str| -> Result<Vec<Insn>> {
+            let link = link_of(interfaces.iter())?;
+            libpcap::compile(&Source { expression, link, optimize: true, resolve: false })
+        };
+        let matches =
+            expressions.iter().map(|expression| compile(expression)).collect::<Result<_>>()?;
+        let excepts =
+            self.excepts.iter().map(|expression| compile(expression)).collect::<Result<_>>()?;
+        let combined = self.combined(blocklist.is_some() || !expressions.is_empty());
         if let Some((_, name, proto)) = &combined {
             named.push(Named { row: Row::COMBINED, name: name.clone(), proto: proto.clone() });
         }
-        Ok((Rules { blocklist, combined: combined.map(|(combined, ..)| combined) }, named))
+        for (n, expression) in expressions.iter().enumerate() {
+            let name = (*expression).to_string();
+            named.push(Named { row: Row::expression(n), name, proto: "any".into() });
+        }
+        if !self.excepts.is_empty() {
+            named.push(Named { row: Row::EXCEPTED, name: "excepted".into(), proto: String::new() });
+        }
+        let combined = combined.map(|(combined, ..)| combined);
+        Ok((Rules { blocklist, combined, matches, excepts }, named))
     }
 
     /// The rule that the options make together, its name and its protocols.

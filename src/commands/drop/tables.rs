@@ -22,7 +22,10 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("scope", "interval, or total for the table at the end"),
     Field::new("iface", "the interface; null in tables by protocol, source or processor"),
     Field::new("direction", "ingress or egress; null as above"),
-    Field::new("rule", "the rule, passed, or malformed (passed too); null as above"),
+    Field::new(
+        "rule",
+        "the rule; passed, excepted (--except) or malformed, which all passed; null as above",
+    ),
     Field::new(
         "proto",
         "the rule's protocols, or any; in a table by protocol the protocol, or none for what isn't IP",
@@ -115,6 +118,7 @@ impl Trend {
 pub(super) struct Totals {
     pub(super) dropped: Count,
     pub(super) passed: Count,
+    pub(super) excepted: Count,
     pub(super) malformed: Count,
 }
 
@@ -332,6 +336,7 @@ impl Tables {
         Ok(Totals {
             dropped: sum(&Row::drops),
             passed: sum(&|row| row == Row::PASSED),
+            excepted: sum(&|row| row == Row::EXCEPTED),
             malformed: sum(&|row| row == Row::MALFORMED),
         })
     }

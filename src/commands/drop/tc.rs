@@ -12,7 +12,7 @@ use crate::commands::common::note;
 use crate::error::usage;
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
 use crate::kernel::backend;
-use crate::kernel::drop::{Dropper, How, MOST_PLACES, Place, interfaces};
+use crate::kernel::drop::{Dropper, How, MOST_PLACES, Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Directions {
@@ -26,8 +26,8 @@ enum Directions {
 /// Drop packets at the traffic control hooks, in or out, and show how many
 #[derive(Args, Debug)]
 pub(crate) struct TcDrop {
-    /// Interfaces to drop at
-    #[arg(required = true, value_name = "IFACE")]
+    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop
+    #[arg(required = true, value_name = "IFACE|EXPR")]
     interfaces: Vec<String>,
 
     /// Drop what comes in, what goes out, or both
@@ -52,14 +52,16 @@ pub(crate) struct TcDrop {
 
 impl TcDrop {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let prepared = self.common.prepare()?;
+        let prepared = self.common.prepare(&self.interfaces)?;
         let directions: &[Direction] = match self.direction {
             Directions::Ingress => &[Direction::Ingress],
             Directions::Egress => &[Direction::Egress],
             Directions::Both => &[Direction::Ingress, Direction::Egress],
         };
-        let places: Vec<Place> = interfaces(&self.interfaces)?
-            .into_iter()
+        let places: Vec<Place> = prepared
+            .interfaces
+            .iter()
+            .cloned()
             .flat_map(|interface| {
                 directions
                     .iter()

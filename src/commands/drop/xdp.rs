@@ -11,13 +11,13 @@ use super::{Attaching, DropArgs};
 use crate::error::usage;
 use crate::kernel::attach::tc::{Direction, Order};
 use crate::kernel::attach::xdp::XdpMode;
-use crate::kernel::drop::{Dropper, How, MOST_PLACES, Place, interfaces};
+use crate::kernel::drop::{Dropper, How, MOST_PLACES, Place};
 
 /// Drop packets where the kernel gets them first, and show how many
 #[derive(Args, Debug)]
 pub(crate) struct XdpDrop {
-    /// Interfaces to drop at
-    #[arg(required = true, value_name = "IFACE")]
+    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop
+    #[arg(required = true, value_name = "IFACE|EXPR")]
     interfaces: Vec<String>,
 
     /// Insist on this mode, instead of the best that works
@@ -30,9 +30,11 @@ pub(crate) struct XdpDrop {
 
 impl XdpDrop {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let prepared = self.common.prepare()?;
-        let places: Vec<Place> = interfaces(&self.interfaces)?
-            .into_iter()
+        let prepared = self.common.prepare(&self.interfaces)?;
+        let places: Vec<Place> = prepared
+            .interfaces
+            .iter()
+            .cloned()
             .map(|interface| Place { interface, direction: Direction::Ingress })
             .collect();
         if places.len() > MOST_PLACES {

@@ -78,7 +78,11 @@ impl Dropper {
             }
         }
         for (program, direction) in programs {
-            let drops = |packet: &[u8]| drops(program, self.how, packet);
+            let ethernet = self.places[0].interface.is_ethernet();
+            let drops = |packet: &[u8]| {
+                // Without the Ethernet header where there is none.
+                drops(program, self.how, if ethernet { packet } else { &packet[14..] })
+            };
             let mut all = true;
             for packet in strangers() {
                 all &= drops(&packet)?;
@@ -100,7 +104,7 @@ impl Dropper {
                 }
             }
             for operation in [1, 2] {
-                if drops(&arp(operation))? {
+                if ethernet && drops(&arp(operation))? {
                     return Ok(Some("ARP, without which IPv4 ends".into()));
                 }
             }

@@ -24,18 +24,23 @@ use super::addrset::AddrSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::attach::xdp::{self, XdpLink, XdpMode};
 use super::backend::{self, Chosen};
+use super::filter::inject::Injection;
 use super::lifetime::Lifetime;
 use super::losses::Losses;
 use super::netlink::{Interface, Netlink};
 use super::ring::{EventRing, copy_from};
 use super::skel::drop::{DropSkel, DropSkelBuilder, types};
 use super::{log, sys};
-use crate::error::usage;
+use crate::error::{unsupported, usage};
+use crate::filter::classic::insn::Insn;
+use crate::filter::ebpf::translate::{Hook as FilterHook, Link, Options, translate};
 use crate::net::ranges::Ranges;
 
 /// bpf/drop.h
 pub(crate) const MOST_PLACES: usize = 32;
 const ROWS: usize = types::drop_row::DROP_ROWS.0 as usize;
+pub(crate) const MOST_EXPRESSIONS: usize =
+    (types::drop_row::DROP_ROWS.0 - types::drop_row::DROP_EXPRESSION.0) as usize;
 
 /// What is dropped. A packet that any of the rules matches is.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +48,10 @@ pub(crate) struct Rules {
     /// Source addresses at ingress, destination addresses at egress.
     pub(crate) blocklist: Option<Ranges>,
     pub(crate) combined: Option<Combined>,
+    /// tcpdump's expressions, compiled for what the interfaces' packets begin with. Each is a rule.
+    pub(crate) matches: Vec<Vec<Insn>>,
+    /// What these match is never dropped.
+    pub(crate) excepts: Vec<Vec<Insn>>,
 }
 
 /// Conditions that must all hold. `None` holds always.
@@ -155,21 +164,80 @@ impl fmt::Debug for Dropper {
     }
 }
 
+/// What packets begin with, at all of these interfaces; an expression is for one or the other.
+pub(crate) fn link_of<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Result<Link> {
+    let mut ethernet: Vec<bool> = interfaces.map(Interface::is_ethernet).collect();
+    ethernet.dedup();
+    match ethernet[..] {
+        [true] => Ok(Link::Ethernet),
+        [false] => Ok(Link::Raw),
+        _ => Err(usage(
+            "an expression is for interfaces with Ethernet headers or for those without, not for both at once",
+        )),
+    }
+}
+
+/// The expressions as functions for the program's stubs; nothing when there are none.
+fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Option<Injection>> {
+    if rules.matches.is_empty() && rules.excepts.is_empty() {
+        return Ok(None);
+    }
+    let link = link_of(places.iter().map(|place| &place.interface))?;
+    let mut hooks: Vec<FilterHook> = places
+        .iter()
+        .map(|place| match (how, place.direction) {
+            (How::Xdp, _) => FilterHook::Xdp,
+            (How::Tc(_), Direction::Ingress) => FilterHook::TcIngress,
+            (How::Tc(_), Direction::Egress) => FilterHook::TcEgress,
+        })
+        .collect();
+    hooks.dedup();
+    // `ret #0`: matches nothing.
+    let nothing = vec![vec![Insn { code: 0x06, jt: 0, jf: 0, k: 0 }]];
+    let mut functions = Vec::new();
+    for filters in [&rules.excepts, &rules.matches] {
+        let filters = if filters.is_empty() { &nothing } else { filters };
+        let filters: Vec<&[Insn]> = filters.iter().map(Vec::as_slice).collect();
+        let mut each = Vec::new();
+        for &hook in &hooks {
+            let options = Options { frags, ..Options::new(hook, link) };
+            let function = translate(&filters, &options)
+                .map_err(|refused| unsupported(refused.to_string()))?;
+            if !each.contains(&function) {
+                each.push(function);
+            }
+        }
+        // One object has both programs, and a stub is filled alike in both.
+        let [function] = <[_; 1]>::try_from(each).map_err(|_| {
+            usage(
+                "an expression means different things at ingress and at egress; \
+                 use one tc-drop for each direction",
+            )
+        })?;
+        functions.push(function);
+    }
+    Injection::new(functions).map(Some)
+}
+
 impl Dropper {
     pub(crate) fn load(config: &Config, how: How, places: Vec<Place>) -> Result<Self> {
+        let frags = how == How::Xdp && sys::net::xdp_knows_frags();
+        // To be there before the object is opened, and until it is loaded.
+        let injection = injection(&config.rules, how, &places, frags)?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
         let cell = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = DropSkelBuilder::default()
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
-        let frags = how == How::Xdp && sys::net::xdp_knows_frags();
 
         let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         let none = Combined::default();
         let combined = config.rules.combined.as_ref();
         rodata.has_blocklist = config.rules.blocklist.is_some();
         rodata.has_combined = combined.is_some();
+        rodata.has_matches = !config.rules.matches.is_empty();
+        rodata.has_excepts = !config.rules.excepts.is_empty();
         let combined = combined.unwrap_or(&none);
         rodata.match_proto = combined.protos.is_some();
         rodata.match_src = combined.src.is_some();
@@ -220,9 +288,11 @@ impl Dropper {
         }
 
         log::clear();
-        let skel = open
-            .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+        let skel = open.load().map_err(|error| match &injection {
+            Some(injection) => injection.explain(error).context("the kernel refuses the programs"),
+            None => anyhow!("the kernel refuses the programs: {}", log::explain(error)),
+        })?;
+        drop(injection);
         for (first, words) in [(0, &combined.sport), (1024, &combined.dport)] {
             for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
                 let key = first + i as u32;
@@ -412,9 +482,15 @@ pub(crate) struct Row(u32);
 
 impl Row {
     pub(crate) const PASSED: Self = Self(types::drop_row::DROP_PASSED.0);
+    pub(crate) const EXCEPTED: Self = Self(types::drop_row::DROP_EXCEPTED.0);
     pub(crate) const MALFORMED: Self = Self(types::drop_row::DROP_MALFORMED.0);
     pub(crate) const BLOCKLIST: Self = Self(types::drop_row::DROP_BLOCKLIST.0);
     pub(crate) const COMBINED: Self = Self(types::drop_row::DROP_COMBINED.0);
+
+    /// The n-th expression.
+    pub(crate) fn expression(n: usize) -> Self {
+        Self(types::drop_row::DROP_EXPRESSION.0 + n as u32)
+    }
 
     /// Whether it is a rule, whose packets are dropped.
     pub(crate) fn drops(self) -> bool {

@@ -256,7 +256,7 @@ impl Options {
             dport: ports(&self.dport),
             spare_neighbours: self.spare_neighbours,
         });
-        Rules { blocklist: ranges(&self.blocklist), combined: any }
+        Rules { blocklist: ranges(&self.blocklist), combined: any, ..Rules::default() }
     }
 
     fn combines(&self) -> bool {

@@ -329,3 +329,91 @@ fn values_that_mean_nothing_are_refused() {
         assert!(text.contains(expected) && text.lines().count() == 1, "{args:?} {text}");
     }
 }
+
+/// Whether expressions can be compiled here.
+fn libpcap() -> bool {
+    let output = output(&["filter", "compile", "arp"]);
+    let works = output.status.success();
+    if !works {
+        println!("SKIP {}", stderr(&output).trim());
+    }
+    works
+}
+
+#[test]
+fn expressions_have_rows_of_their_own() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let wire = Wire::new();
+    let to = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
+    for way in ways() {
+        let rules =
+            ["udp dst port 9999 or port 9998", "--match", "udp port 7000", "--match", "udp"];
+        let run = wire.start(&[&way[..], &rules, &["--except", "ip6 or dst port 6000"]].concat());
+        assert_eq!(wire.exchange(NEAR4, 40), 0, "{way:?}");
+        // Excepted, by either of its words.
+        assert_eq!(wire.exchange(NEAR6, 30), 30, "{way:?}");
+        wire.far.run(|| {
+            send(to(NEAR4, 6000), 11);
+            send(to(NEAR4, 7000), 20);
+            send(to(NEAR4, 7001), 7);
+        });
+        thread::sleep(Duration::from_millis(200));
+        let run = run.stop();
+        let counts =
+            ["udp dst port 9999 or port 9998", "udp port 7000", "udp"].map(|r| packets(&run, r));
+        assert_eq!(counts, [40, 20, 7], "{way:?} {}", run.stdout);
+        // And whatever else IPv6 says meanwhile.
+        assert!(packets(&run, "excepted") >= 41, "{way:?} {}", run.stdout);
+        assert_eq!(total(&run.json(), "excepted")["verdict"], "pass");
+        assert_eq!(run.summary()["dropped_packets"], 67);
+    }
+    // In both directions, and beside the other rules.
+    for backend in backends() {
+        let base = ["tc-drop", "near", "udp port 9999", "--backend", backend];
+        let run = wire.start(&[&base[..], &["--direction", "both", "--src", FAR6]].concat());
+        assert_eq!((wire.exchange(NEAR4, 10), wire.exchange(NEAR6, 10)), (0, 0));
+        wire.near.run(|| send(to(FAR4, 9999), 5));
+        thread::sleep(Duration::from_millis(100));
+        let run = run.stop();
+        let rows = run.json();
+        let count = |direction: &str| {
+            let row = rows.iter().find(|row| {
+                row["scope"] == "total"
+                    && row["rule"] == "udp port 9999"
+                    && row["direction"] == direction
+            });
+            row.unwrap()["packets_total"].as_u64().unwrap()
+        };
+        assert_eq!((count("ingress"), count("egress")), (10, 5), "{backend} {}", run.stdout);
+    }
+}
+
+#[test]
+fn expressions_that_cannot_be_are_refused() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let wire = Wire::new();
+    for (args, expected) in [
+        (vec!["xdp-drop", "near", "naer"], "no interface `naer`, and as an expression"),
+        (vec!["xdp-drop", "naer", "near"], "no interface `naer`"),
+        (vec!["xdp-drop", "near", "tcp port"], "tcp port"),
+        (vec!["xdp-drop", "near", "--match", "host example.org"], "names are not looked up"),
+        (vec!["tc-drop", "near", "--except", "foo bar"], "foo bar"),
+        (vec!["xdp-drop", "near", "arp"], "ARP, without which"),
+        (vec!["xdp-drop", "near", ""], "every packet"),
+        (vec!["tc-drop", "near", "--match", "ip or ip6"], "every packet"),
+    ] {
+        let (status, text) = refused(&wire, &args, &[]);
+        assert!(status == 2 && text.contains(expected), "{args:?} {status} {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    let ssh = [("SSH_CONNECTION", "203.0.113.5 50022 198.51.100.1 22")];
+    let (status, text) = refused(&wire, &["xdp-drop", "near", "tcp"], &ssh);
+    assert!(status == 2 && text.contains("SSH connection"), "{text}");
+    let spared = ["xdp-drop", "near", "tcp", "--except", "port 22", "-d", "10ms"];
+    let (status, text) = refused(&wire, &spared, &ssh);
+    assert_eq!(status, 0, "{text}");
+}
