@@ -49,6 +49,12 @@ const volatile __u32 sample_every;
 const volatile bool by_proto;
 const volatile bool by_src;
 
+/*
+ * XDP and tc run with softirqs disabled, so that a CPU's slot is one program's at a time; but a real-time kernel may switch
+ * between two on a CPU.
+ */
+const volatile bool shared_cpus;
+
 const volatile __u32 places_used = 1;
 struct drop_place places[DROP_PLACES];
 
@@ -123,10 +129,14 @@ static __always_inline void drop_add(void *map, const void *key, __u64 packets, 
 {
 	struct drop_count *count = bpf_map_lookup_elem(map, key);
 
-	if (count) {
-		/* The slot is this CPU's, but egress in a task may be interrupted by one in a softirq. */
+	if (!count)
+		return;
+	if (shared_cpus) {
 		__sync_fetch_and_add(&count->packets, packets);
 		__sync_fetch_and_add(&count->bytes, bytes);
+	} else {
+		count->packets += packets;
+		count->bytes += bytes;
 	}
 }
 

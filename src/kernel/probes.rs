@@ -75,6 +75,13 @@ pub(crate) fn locked_memory() -> Reason {
     )
 }
 
+/// Whether softirqs may be preempted (CONFIG_PREEMPT_RT). Where that can't be known, they may.
+pub(crate) fn is_realtime() -> bool {
+    nix::sys::utsname::uname().map_or(true, |uname| {
+        uname.version().to_string_lossy().split_whitespace().any(|part| part == "PREEMPT_RT")
+    })
+}
+
 /// Whether the kernel may preempt a program at a tracepoint for another task. Until Linux 7.0 it disabled preemption there
 /// (include/linux/tracepoint.h, __DO_TRACE_CALL), which leaves no trace to probe for.
 pub(crate) fn may_preempt_tracepoints() -> bool {

@@ -108,6 +108,17 @@ __noinline int ask_nothing(__u64 hi, __u64 lo)
 		return XDP_PASS;                                                  \
 	}
 
+/* What a packet costs at least: one byte is read, and the packet dropped. */
+SEC("xdp")
+int bpftk_bare(struct xdp_md *ctx)
+{
+	__u8 *data = (void *)(long)ctx->data;
+
+	if (data + 24 > (__u8 *)(long)ctx->data_end)
+		return XDP_PASS;
+	return data[23] == 1 ? XDP_DROP : XDP_PASS;
+}
+
 PROBE(v4, (address->lo))
 PROBE(v6, (address->hi, address->lo))
 PROBE(lpm_v4, (address->lo))

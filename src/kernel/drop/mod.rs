@@ -30,7 +30,7 @@ use super::losses::Losses;
 use super::netlink::{Interface, Netlink};
 use super::ring::{EventRing, copy_from};
 use super::skel::drop::{DropSkel, DropSkelBuilder, types};
-use super::{log, sys};
+use super::{log, probes, sys};
 use crate::error::{unsupported, usage};
 use crate::filter::classic::insn::Insn;
 use crate::filter::ebpf::translate::{Hook as FilterHook, Link, Options, translate};
@@ -255,6 +255,7 @@ impl Dropper {
         rodata.sample_every = config.sample.unwrap_or(0);
         rodata.by_proto = config.by == By::Proto;
         rodata.by_src = config.by == By::Src;
+        rodata.shared_cpus = probes::is_realtime();
         rodata.places_used = places.len() as u32;
         rodata.knows_frags = frags;
         rodata.lifetime_ends = config.duration.is_some() || how == How::Tc(TcBackend::Clsact);

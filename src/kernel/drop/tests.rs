@@ -11,6 +11,7 @@ use libbpf_rs::ProgramInput;
 
 use super::*;
 use crate::kernel::attach::tc::TcBackend;
+use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
 use crate::random::seeded;
 
 const PROTOS: [u8; 12] = [0, 1, 6, 17, 33, 43, 47, 50, 58, 132, 136, 255];
@@ -380,6 +381,15 @@ fn wrong_parsers_are_caught() {
     assert!(fragments > 100 && extensions > 100, "{fragments}, {extensions}");
 }
 
+/// The best of some rounds.
+fn time(program: &libbpf_rs::ProgramMut<'_>, packet: &[u8]) -> Duration {
+    let round = || {
+        let input = ProgramInput { data_in: Some(packet), repeat: 1_000_000, ..Default::default() };
+        program.test_run(input).unwrap().duration
+    };
+    (0..7).map(|_| round()).min().unwrap()
+}
+
 /// For `make bench`: what a packet costs.
 #[test]
 #[ignore = "a figure, not a test: make bench"]
@@ -411,6 +421,13 @@ fn figures() {
             Options { protos: icmp(), blocklist: Some(list(1_000_000)), ..Options::default() },
         ),
     ];
+    let cell = Box::leak(Box::new(MaybeUninit::uninit()));
+    let mut open = AddrsetProbeSkelBuilder::default().open(cell).unwrap();
+    for map in [&mut open.maps.lpm_v4, &mut open.maps.lpm_v6] {
+        map.set_max_entries(1).unwrap();
+    }
+    let bare = open.load().unwrap();
+    println!("xdp, a bare drop by one byte: {:?} a packet", time(&bare.progs.bpftk_bare, &echo));
     for (name, options) in cases {
         for (how, direction) in [WAYS[0], WAYS[1]] {
             let mut dropper = load(&options, how, direction);
@@ -420,17 +437,7 @@ fn figures() {
             dropper.lifetime = Some(Lifetime::begin(map, None, false).unwrap());
             let progs = &dropper.skel.progs;
             let program = if how == How::Xdp { &progs.bpftk_xdp_drop } else { &progs.bpftk_tc_in };
-            let best = (0..7)
-                .map(|_| {
-                    let input = ProgramInput {
-                        data_in: Some(&echo),
-                        repeat: 1_000_000,
-                        ..Default::default()
-                    };
-                    program.test_run(input).unwrap().duration
-                })
-                .min()
-                .unwrap();
+            let best = time(program, &echo);
             println!("{how} {direction}, {name}: {best:?} a packet");
         }
     }
