@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Compiles every `bpf/*.bpf.c` and writes its skeleton to `OUT_DIR`.
+//! Compiles every `bpf/*.bpf.c`, and those of the tests, and writes their skeletons to `OUT_DIR`.
 
 use std::env;
 use std::fs;
@@ -32,37 +32,42 @@ fn main() {
 
     let clang = find_clang();
     let mut sources = Vec::new();
-    for entry in fs::read_dir(root.join("bpf")).expect("bpf/ is part of the source") {
-        let path = entry.expect("bpf/ is readable").path();
-        println!("cargo:rerun-if-changed={}", path.display());
-        if path.to_string_lossy().ends_with(".bpf.c") {
-            sources.push(path);
+    let headers = root.join("bpf");
+    for directory in [&headers, &root.join("tests/bpf")] {
+        for entry in fs::read_dir(directory).expect("it is part of the source") {
+            let path = entry.expect("it is readable").path();
+            println!("cargo:rerun-if-changed={}", path.display());
+            if path.to_string_lossy().ends_with(".bpf.c") {
+                sources.push(path);
+            }
         }
+        println!("cargo:rerun-if-changed={}", directory.display());
     }
-    println!("cargo:rerun-if-changed={}", root.join("bpf").display());
     sources.sort();
     for source in sources {
-        build(&source, &clang, &vmlinux, &out);
+        build(&source, &clang, &[&vmlinux, &headers], &out);
     }
 }
 
-fn build(source: &Path, clang: &Path, vmlinux: &Path, out: &Path) {
+fn build(source: &Path, clang: &Path, includes: &[&Path], out: &Path) {
     let file = source.file_name().expect("a file").to_string_lossy();
     let stem = file.strip_suffix(".bpf.c").expect("filtered by the caller");
     let object = out.join(format!("{stem}.bpf.o"));
+    let mut arguments = vec![
+        "-Wall".into(),
+        "-Werror".into(),
+        // The headers from BTF declare bit fields and anonymous members as the kernel has them.
+        "-Wno-missing-declarations".into(),
+        "-mcpu=v3".into(),
+    ];
+    for include in includes {
+        arguments.extend(["-I".into(), include.as_os_str().to_os_string()]);
+    }
     let built = SkeletonBuilder::new()
         .source(source)
         .obj(&object)
         .clang(clang)
-        .clang_args([
-            "-Wall",
-            "-Werror",
-            // The headers from BTF declare bit fields and anonymous members as the kernel has them.
-            "-Wno-missing-declarations",
-            "-mcpu=v3",
-            "-I",
-            &vmlinux.to_string_lossy(),
-        ])
+        .clang_args(arguments)
         .reference_obj(true)
         .build_and_generate(out.join(format!("{stem}.skel.rs")));
     if let Err(error) = built {
@@ -111,6 +116,9 @@ fn relocated_types(elf: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
     let relocations = word(ext, 4)? + word(ext, 24)?;
     let relocations = &ext[relocations..][..word(ext, 28)?];
     let mut names = std::collections::BTreeSet::new();
+    if relocations.is_empty() {
+        return Ok(String::new());
+    }
     let record = word(relocations, 0)?;
     let mut at = 4;
     while at < relocations.len() {

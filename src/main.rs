@@ -9,6 +9,8 @@ mod filter;
 mod kernel;
 mod net;
 mod output;
+#[cfg(test)]
+mod random;
 mod values;
 
 use std::io::Write;

@@ -86,6 +86,15 @@ impl PortSet {
     }
 }
 
+impl std::fmt::Display for PortSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let range = |&(low, high): &(u16, u16)| {
+            if low == high { low.to_string() } else { format!("{low}-{high}") }
+        };
+        f.write_str(&self.0.iter().map(range).collect::<Vec<_>>().join(","))
+    }
+}
+
 impl std::str::FromStr for PortSet {
     type Err = String;
 
@@ -211,6 +220,34 @@ pub(crate) fn parse_cidr(text: &str) -> Result<ipnet::IpNet, String> {
     Ok(net)
 }
 
+/// Addresses and CIDRs: `192.0.2.1,10.0.0.0/8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CidrList(pub(crate) Vec<ipnet::IpNet>);
+
+impl std::fmt::Display for CidrList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+impl std::str::FromStr for CidrList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = |item| parse_cidr(item).map_err(|cause| format!("`{item}`: {cause}"));
+        Ok(Self(items(text)?.map(parse).collect::<Result<_, _>>()?))
+    }
+}
+
+/// Packets a second: `1000/s`.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    match text.strip_suffix("/s").and_then(|number| number.parse::<u64>().ok()) {
+        Some(rate) if (1..=1_000_000_000).contains(&rate) && !text.starts_with('+') => Ok(rate),
+        _ => Err("expected packets a second, from 1/s to 1000000000/s, such as 100/s".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,6 +313,19 @@ mod tests {
         assert_eq!(&"curl".parse::<Comm>().unwrap().0[..5], b"curl\0");
         assert!("".parse::<Comm>().is_err());
         assert!("a-name-of-16-byt".parse::<Comm>().unwrap_err().contains("a-name-of-16-by"));
+    }
+
+    #[test]
+    fn lists_of_cidrs_and_rates() {
+        let list: CidrList = "10.0.0.0/8, ::1".parse().unwrap();
+        assert_eq!(list.to_string(), "10.0.0.0/8,::1/128");
+        assert!("10.0.0.1/8".parse::<CidrList>().unwrap_err().contains("`10.0.0.1/8`"));
+        assert!("10.0.0.0/8,".parse::<CidrList>().is_err());
+        assert_eq!("80,8000-8100".parse::<PortSet>().unwrap().to_string(), "80,8000-8100");
+        assert_eq!(parse_rate("100/s").unwrap(), 100);
+        for bad in ["100", "0/s", "/s", "-1/s", "+1/s", "1/m", "1.5/s", "1000000001/s"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

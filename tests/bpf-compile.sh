@@ -3,8 +3,9 @@
 #
 # usage: bpf-compile.sh
 #
-# Compiles every bpf/*.bpf.c for each architecture that has a vmlinux.h, with the flags of build.rs and warnings as errors. The
-# build itself does that for one architecture only. libbpf's headers are those of the libbpf-sys that Cargo.lock names.
+# Compiles every bpf/*.bpf.c, and those of the tests, for each architecture that has a vmlinux.h, with the flags of build.rs and
+# warnings as errors. The build itself does that for one architecture only. libbpf's headers are those of the libbpf-sys that
+# Cargo.lock names.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,7 +31,7 @@ failed=0 count=0
 for arch in x86_64:x86 aarch64:arm64; do
     rust=${arch%:*} kernel=${arch#*:}
     mkdir -p "$out/$rust"
-    for source in bpf/*.bpf.c; do
+    for source in bpf/*.bpf.c tests/bpf/*.bpf.c; do
         count=$((count + 1))
         "$clang" -target bpf -g -O2 -mcpu=v3 -Wall -Werror -Wno-missing-declarations "-D__TARGET_ARCH_$kernel" \
             -I "vmlinux/$rust" -I bpf -I "$out/include" -c "$source" -o "$out/$rust/$(basename "$source" .c).o" ||

@@ -3,7 +3,7 @@
 #
 # usage: spdx.sh
 #
-# Every source file names its licence in its first lines, and the right one: bpf/ goes into the kernel and is
+# Every source file names its licence in its first lines, and the right one: bpf/ and tests/bpf/ go into the kernel and are
 # GPL-2.0-only OR BSD-2-Clause, vmlinux.h is the kernel's own, all else is MIT OR Apache-2.0.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ for file in $files; do
         *' '*) echo "spdx: a file name with a space: $file"; bad=1; continue ;;
         # The licences themselves, what cargo writes, and what is rendered from the command line's definition.
         LICENSE-* | bpf/LICENSE.* | Cargo.lock | man/*.1) continue ;;
-        bpf/*) licence='GPL-2.0-only OR BSD-2-Clause' ;;
+        bpf/* | tests/bpf/*) licence='GPL-2.0-only OR BSD-2-Clause' ;;
         vmlinux/*/vmlinux.h) licence='GPL-2.0-only' ;;
         *) licence='MIT OR Apache-2.0' ;;
     esac

@@ -12,7 +12,7 @@ use clap::Args;
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{clone_trace, doctor, filter, tcpconnect};
+use super::{clone_trace, doctor, drop, filter, tcpconnect};
 use crate::cli::definition;
 use crate::output::Field;
 
@@ -34,8 +34,14 @@ pub(crate) struct Manual {
     pub(crate) exit_status: &'static [(&'static str, &'static str)],
 }
 
-const MANUALS: &[Manual] =
-    &[clone_trace::MANUAL, tcpconnect::MANUAL, filter::MANUAL, doctor::MANUAL];
+const MANUALS: &[Manual] = &[
+    clone_trace::MANUAL,
+    tcpconnect::MANUAL,
+    drop::XDP_MANUAL,
+    drop::TC_MANUAL,
+    filter::MANUAL,
+    doctor::MANUAL,
+];
 
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "finished, or ended by SIGINT, SIGTERM or a reader that closed the pipe"),

@@ -6,6 +6,7 @@ pub(crate) mod clone_trace;
 pub(crate) mod common;
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod drop;
 pub(crate) mod filter;
 pub(crate) mod man;
 pub(crate) mod tcpconnect;

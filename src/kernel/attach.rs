@@ -2,6 +2,12 @@
 
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
+mod holders;
+pub(crate) mod tc;
+#[cfg(test)]
+mod tests;
+pub(crate) mod xdp;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 

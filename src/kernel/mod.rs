@@ -3,6 +3,7 @@
 //! All that touches the kernel. Only this module knows libbpf.
 
 mod addr;
+pub(crate) mod addrset;
 pub(crate) mod attach;
 pub(crate) mod backend;
 pub(crate) mod btf;
@@ -11,13 +12,15 @@ pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod clone_trace;
 pub(crate) mod dns;
+pub(crate) mod drop;
 pub(crate) mod facts;
 pub(crate) mod filter;
 pub(crate) mod leftovers;
+mod lifetime;
 pub(crate) mod log;
 pub(crate) mod losses;
 mod mounts;
-mod netlink;
+pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod probes;
 pub(crate) mod ring;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! As much of rtnetlink as it takes to see what is attached to interfaces, and to take one filter away. Answers are
+//! As much of rtnetlink as it takes to see what is attached to interfaces, and to put a filter there and take it away. Answers are
 //! read attribute by attribute: what other people configured must not make ours unreadable.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
@@ -13,6 +13,9 @@ use nix::sys::socket::{
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+/// What is there already is an error.
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 /// What was dumped changed meanwhile, and may be incomplete.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
@@ -20,19 +23,39 @@ const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 
 const RTM_GETLINK: u16 = 18;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
+const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
 
 /// A socket in the network namespace of the thread that opens it.
 #[derive(Debug)]
-pub(super) struct Netlink(OwnedFd);
+pub(crate) struct Netlink(OwnedFd);
 
 /// An interface, and the XDP programs on it by mode flag (XDP_FLAGS_*_MODE).
-#[derive(Debug)]
-pub(super) struct Interface {
-    pub(super) index: i32,
-    pub(super) name: String,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interface {
+    pub(crate) index: i32,
+    pub(crate) name: String,
+    /// What made it: `veth`, `bridge` and the like; nothing of a network card.
+    pub(super) kind: Option<String>,
+    /// ARPHRD_*: what its packets begin with.
+    hardware: u16,
+    pub(crate) mtu: u32,
+    /// Set up, and with a carrier.
+    pub(crate) running: bool,
     pub(super) xdp: Vec<(u32, u32)>,
+}
+
+impl Interface {
+    /// Whether packets begin with an Ethernet header. Loopback's do.
+    pub(crate) fn is_ethernet(&self) -> bool {
+        const ARPHRD_ETHER: u16 = 1;
+        const ARPHRD_LOOPBACK: u16 = 772;
+        matches!(self.hardware, ARPHRD_ETHER | ARPHRD_LOOPBACK)
+    }
 }
 
 /// struct tcmsg, of a filter: who it is. Two filters never have the same.
@@ -47,6 +70,13 @@ pub(super) struct FilterKey {
 }
 
 impl FilterKey {
+    /// For packets of all protocols.
+    pub(super) fn new(ifindex: i32, parent: u32, priority: u16, handle: u32) -> Self {
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        let info = u32::from(priority) << 16 | u32::from(protocol);
+        Self { ifindex, handle, parent, info, chain: 0 }
+    }
+
     pub(super) fn priority(self) -> u32 {
         self.info >> 16
     }
@@ -59,12 +89,19 @@ pub(super) struct Filter {
     pub(super) program: u32,
 }
 
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_CHAIN: u16 = 11;
+
+/// Of the qdiscs clsact and ingress.
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+
 /// clsact's hooks, as parents of filters; the ingress qdisc answers to the first.
 pub(super) const INGRESS: u32 = 0xffff_fff2;
 pub(super) const EGRESS: u32 = 0xffff_fff3;
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Ok(Self(socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -73,9 +110,14 @@ impl Netlink {
         )?))
     }
 
-    pub(super) fn interfaces(&self) -> io::Result<Vec<Interface>> {
+    pub(crate) fn interfaces(&self) -> io::Result<Vec<Interface>> {
         const IFLA_IFNAME: u16 = 3;
+        const IFLA_MTU: u16 = 4;
+        const IFLA_LINKINFO: u16 = 18;
+        const IFLA_INFO_KIND: u16 = 1;
         const IFLA_XDP: u16 = 43;
+        /// IFF_UP, IFF_RUNNING.
+        const RUNNING: u32 = 0x41;
         /// IFLA_XDP_DRV_PROG_ID and so on, with the flag that names the mode.
         const BY_MODE: [(u16, u32); 3] = [(5, 4), (6, 2), (7, 8)];
         // struct ifinfomsg, all zero: every interface.
@@ -84,10 +126,22 @@ impl Netlink {
             .iter()
             .filter_map(|message| {
                 let index = number(message.get(4..8)?)? as i32;
-                let mut interface = Interface { index, name: String::new(), xdp: Vec::new() };
+                let flags = number(message.get(8..12)?)?;
+                let mut interface = Interface {
+                    index,
+                    hardware: u16::from_ne_bytes([*message.get(2)?, *message.get(3)?]),
+                    running: flags & RUNNING == RUNNING,
+                    ..Interface::default()
+                };
                 for (kind, value) in Attributes(message.get(16..)?) {
                     match kind {
                         IFLA_IFNAME => interface.name = crate::output::bytes_to_string(value),
+                        IFLA_MTU => interface.mtu = number(value).unwrap_or(0),
+                        IFLA_LINKINFO => {
+                            interface.kind = Attributes(value)
+                                .find(|(kind, _)| *kind == IFLA_INFO_KIND)
+                                .map(|(_, value)| crate::output::bytes_to_string(value));
+                        }
                         IFLA_XDP => {
                             for (kind, value) in Attributes(value) {
                                 if let Some((_, flag)) = BY_MODE.iter().find(|(k, _)| *k == kind)
@@ -107,9 +161,6 @@ impl Netlink {
 
     /// The cls_bpf filters at a hook of an interface.
     pub(super) fn filters(&self, ifindex: i32, parent: u32) -> io::Result<Vec<Filter>> {
-        const TCA_KIND: u16 = 1;
-        const TCA_OPTIONS: u16 = 2;
-        const TCA_CHAIN: u16 = 11;
         const TCA_BPF_ID: u16 = 11;
         let asked = FilterKey { ifindex, parent, ..FilterKey::default() };
         let messages = self.dump(RTM_GETTFILTER, &tcmsg(asked))?;
@@ -143,17 +194,69 @@ impl Netlink {
             .collect())
     }
 
+    /// Whether there is any filter at a hook, of whatever kind.
+    pub(super) fn has_filters(&self, ifindex: i32, parent: u32) -> io::Result<bool> {
+        let asked = FilterKey { ifindex, parent, ..FilterKey::default() };
+        Ok(!self.dump(RTM_GETTFILTER, &tcmsg(asked))?.is_empty())
+    }
+
     /// Removes one filter, and nothing beside it.
     pub(super) fn remove_filter(&self, key: FilterKey) -> io::Result<()> {
         let mut payload = tcmsg(key);
-        // TCA_KIND and TCA_CHAIN.
-        for (kind, value) in [(1_u16, b"bpf\0"), (11, &key.chain.to_ne_bytes())] {
-            payload.extend_from_slice(&8_u16.to_ne_bytes());
-            payload.extend_from_slice(&kind.to_ne_bytes());
-            payload.extend_from_slice(value);
-        }
+        put(&mut payload, TCA_KIND, b"bpf\0");
+        put(&mut payload, TCA_CHAIN, &key.chain.to_ne_bytes());
         self.ask(RTM_DELTFILTER, NLM_F_ACK, &payload)?;
         // The acknowledgement is an error of 0.
+        self.receive().map(drop)
+    }
+
+    /// Adds a filter that runs a program and does what that says (direct action). EEXIST if there is one by that key.
+    pub(super) fn add_filter(&self, key: FilterKey, program: RawFd, name: &str) -> io::Result<()> {
+        const TCA_BPF_FD: u16 = 6;
+        const TCA_BPF_NAME: u16 = 7;
+        const TCA_BPF_FLAGS: u16 = 8;
+        const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+        let mut options = Vec::new();
+        put(&mut options, TCA_BPF_FD, &program.to_ne_bytes());
+        put(&mut options, TCA_BPF_NAME, &[name.as_bytes(), b"\0"].concat());
+        put(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+        let mut payload = tcmsg(key);
+        put(&mut payload, TCA_KIND, b"bpf\0");
+        put(&mut payload, TCA_OPTIONS, &options);
+        self.ask(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &payload)?;
+        self.receive().map(drop)
+    }
+
+    /// The qdisc of an interface that has the tc hooks: `clsact` or `ingress`.
+    pub(super) fn ingress_qdisc(&self, ifindex: i32) -> io::Result<Option<String>> {
+        let asked = FilterKey { ifindex, ..FilterKey::default() };
+        Ok(self.dump(RTM_GETQDISC, &tcmsg(asked))?.iter().find_map(|message| {
+            let word = |at: usize| number(message.get(at..at + 4)?);
+            // Old kernels list the qdiscs of all interfaces.
+            let it = word(4)? as i32 == ifindex && word(8)? == INGRESS_HANDLE;
+            let mut attributes = Attributes(message.get(20..)?);
+            let (_, kind) = attributes.find(|(kind, _)| it && *kind == TCA_KIND)?;
+            Some(crate::output::bytes_to_string(kind))
+        }))
+    }
+
+    /// EEXIST if there is one, or a qdisc `ingress`.
+    pub(super) fn add_clsact(&self, ifindex: i32) -> io::Result<()> {
+        self.change_clsact(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, ifindex)
+    }
+
+    /// With all filters in it.
+    pub(super) fn remove_clsact(&self, ifindex: i32) -> io::Result<()> {
+        self.change_clsact(RTM_DELQDISC, 0, ifindex)
+    }
+
+    fn change_clsact(&self, request: u16, flags: u16, ifindex: i32) -> io::Result<()> {
+        const TC_H_CLSACT: u32 = 0xffff_fff1;
+        let key =
+            FilterKey { ifindex, handle: INGRESS_HANDLE, parent: TC_H_CLSACT, info: 0, chain: 0 };
+        let mut payload = tcmsg(key);
+        put(&mut payload, TCA_KIND, b"clsact\0");
+        self.ask(request, NLM_F_ACK | flags, &payload)?;
         self.receive().map(drop)
     }
 
@@ -220,6 +323,14 @@ fn tcmsg(key: FilterKey) -> Vec<u8> {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     bytes
+}
+
+/// Appends an attribute.
+fn put(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    payload.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
+    payload.extend_from_slice(&kind.to_ne_bytes());
+    payload.extend_from_slice(value);
+    payload.resize(payload.len().next_multiple_of(4), 0);
 }
 
 fn number(bytes: &[u8]) -> Option<u32> {

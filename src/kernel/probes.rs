@@ -58,18 +58,28 @@ pub(crate) fn memory_for_maps() -> Result<(), Reason> {
     // 1 MiB, as a ring buffer has.
     let tried = sys::map_create(libbpf_sys::BPF_MAP_TYPE_ARRAY, 4, 1 << 20, 1);
     match tried.map_err(|error| error.raw_os_error()) {
-        Err(Some(libc::EPERM)) => {
-            let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
-                |_| "limited".to_string(),
-                |(soft, _)| format!("limited to {} KiB", soft / 1024),
-            );
-            Err(format!(
-                "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
-                 `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
-            ))
-        }
+        Err(Some(libc::EPERM)) => Err(locked_memory()),
         _ => Ok(()),
     }
+}
+
+/// What to do about a map that is EPERM where others of the same kind are not.
+pub(crate) fn locked_memory() -> Reason {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
+        |_| "limited".to_string(),
+        |(soft, _)| format!("limited to {} KiB", soft / 1024),
+    );
+    format!(
+        "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
+         `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
+    )
+}
+
+/// Whether softirqs may be preempted (CONFIG_PREEMPT_RT). Where that can't be known, they may.
+pub(crate) fn is_realtime() -> bool {
+    nix::sys::utsname::uname().map_or(true, |uname| {
+        uname.version().to_string_lossy().split_whitespace().any(|part| part == "PREEMPT_RT")
+    })
 }
 
 /// Whether the kernel may preempt a program at a tracepoint for another task. Until Linux 7.0 it disabled preemption there

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The skeletons that build.rs made of `bpf/*.bpf.c`.
+//! The skeletons that build.rs made of `bpf/*.bpf.c`, and for the tests of `tests/bpf/*.bpf.c`.
 
 macro_rules! skeletons {
     ($($name:ident),+ $(,)?) => {
@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, tcpconnect);
+skeletons!(clone_trace, drop, tcpconnect);
 
 #[cfg(test)]
-skeletons!(filter_figures);
+skeletons!(addrset_probe, filter_figures);

@@ -3,6 +3,8 @@
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
 pub(super) mod filter;
+pub(super) mod maps;
+pub(super) mod net;
 pub(super) mod packet;
 pub(super) mod stubs;
 

@@ -2,6 +2,9 @@
 
 //! What is known of networks without asking the kernel.
 
+pub(crate) mod blocklist;
 pub(crate) mod dns;
 pub(crate) mod errno;
 pub(crate) mod packet;
+pub(crate) mod protos;
+pub(crate) mod ranges;

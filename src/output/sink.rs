@@ -94,6 +94,16 @@ impl Sink {
         self.format == Format::Table
     }
 
+    /// Before the first row: what the columns are may depend on what was found meanwhile.
+    pub(crate) fn set_columns(&mut self, columns: Vec<Column>) {
+        self.columns = columns;
+    }
+
+    /// Whether an interval's table is drawn over the one before.
+    pub(crate) fn redraws(&self) -> bool {
+        self.terminal && self.is_table()
+    }
+
     /// Writes the header of a stream before its first row, so that it is seen that we listen.
     pub(crate) fn start(&mut self) -> Result<()> {
         if self.header_written || !self.header {

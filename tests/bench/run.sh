@@ -49,4 +49,6 @@ echo "This machine, $(uname -r), $(nproc) CPUs:"
 echo
 # They are in the unit tests, where the translator can be called; by name they don't run with these.
 "$unit" --test-threads=1 --ignored --nocapture kernel::filter::tests::figures | grep -v '^$' || status=1
+echo
+"$unit" --test-threads=1 --ignored --nocapture kernel::addrset::tests::figures kernel::drop::tests::figures | grep -E '^(V4|V6|xdp|tc)' || status=1
 exit $status

@@ -6,6 +6,7 @@
 mod cli;
 mod clone_trace;
 mod doctor;
+mod drop;
 mod filter;
 mod filter_check;
 mod support;

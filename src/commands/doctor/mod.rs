@@ -7,7 +7,7 @@ mod manual;
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 pub(crate) use self::manual::MANUAL;
@@ -20,7 +20,7 @@ use crate::kernel::caps::{self, Cap};
 use crate::kernel::facts::{self, Fact};
 use crate::kernel::leftovers::{self, Leftover};
 use crate::kernel::log;
-use crate::kernel::{clone_trace, tcpconnect};
+use crate::kernel::{clone_trace, drop, netns, tcpconnect};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
 /// Tell what works on this machine, by which back end, and why not; find and remove what was left behind
@@ -69,7 +69,22 @@ const COMMANDS: &[Command] = &[
             works(tcpconnect::arm(&config, None))
         },
     },
+    Command {
+        name: "xdp-drop",
+        needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
+        arm: |_| in_new_namespace(|| works(drop::arm_xdp())),
+    },
+    Command {
+        name: "tc-drop",
+        needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
+        arm: |_| in_new_namespace(|| works(drop::arm_tc())),
+    },
 ];
+
+/// On the loopback of a network namespace that nobody else sees.
+fn in_new_namespace(arm: fn() -> Result<Works>) -> Result<Works> {
+    netns::within_new(arm).context("cannot make a network namespace to try it in")?
+}
 
 /// Disarms what a command armed.
 fn works<B: Display, T>(chosen: Result<Chosen<B, T>>) -> Result<Works> {

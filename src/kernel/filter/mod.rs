@@ -3,7 +3,6 @@
 //! Packet filters in the kernel: loaded for a hook, run on packets, put into other programs.
 
 pub(crate) mod engine;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the tools that take expressions"))]
 pub(crate) mod inject;
 #[cfg(test)]
 mod tests;

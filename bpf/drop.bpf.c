@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/* The hooks of xdp-drop and tc-drop. What is not dropped goes on to the next program. */
+
+#include "drop.bpf.h"
+
+/* On to the next program, or out if there is none: TCX_NEXT is the same number. */
+#define TC_ACT_UNSPEC (-1)
+#define TC_ACT_SHOT 2
+
+/* Headers are no longer: Ethernet, tags, IPv6 and eight extensions of a common size. */
+#define MOST_HEADERS 512
+
+/* bpf_xdp_get_buff_len, Linux 5.18. */
+const volatile bool knows_frags;
+
+SEC("xdp")
+int bpftk_xdp_drop(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	__u32 place = drop_place(ctx->ingress_ifindex, false);
+	enum packet_status status;
+	struct packet packet;
+	__u64 bytes;
+
+	if (place >= DROP_PLACES)
+		return XDP_PASS;
+	status = packet_parse(data, end, drop_is_l3(place), &packet);
+	bytes = knows_frags ? bpf_xdp_get_buff_len(ctx) : end - data;
+	return drop_verdict(&packet, place, drop_row(ctx, &packet, status, false), 1, bytes) ? XDP_DROP : XDP_PASS;
+}
+
+static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
+{
+	__u32 place = drop_place(skb->ifindex, egress);
+	enum packet_status status;
+	struct packet packet;
+	__u64 packets, bytes;
+	bool l3;
+
+	if (place >= DROP_PLACES)
+		return TC_ACT_UNSPEC;
+	l3 = drop_is_l3(place);
+	status = packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, &packet);
+	if (status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
+		/* The rest is in other pages. */
+		bpf_skb_pull_data(skb, skb->len < MOST_HEADERS ? skb->len : MOST_HEADERS);
+		status = packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, &packet);
+	}
+	/* What will be, or was, several packets on the wire. */
+	packets = skb->gso_segs ? skb->gso_segs : 1;
+	/* The kernel knows the headers of each only at egress; and its wire_len at ingress is without the link's. */
+	bytes = egress ? skb->wire_len : skb->len;
+	return drop_verdict(&packet, place, drop_row(skb, &packet, status, egress), packets, bytes) ? TC_ACT_SHOT :
+												 TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int bpftk_tc_in(struct __sk_buff *skb)
+{
+	return tc_drop(skb, false);
+}
+
+SEC("tc")
+int bpftk_tc_out(struct __sk_buff *skb)
+{
+	return tc_drop(skb, true);
+}

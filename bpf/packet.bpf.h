@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_PACKET_BPF_H
+#define BPFTK_PACKET_BPF_H
+
+/*
+ * What a packet is, from its first byte to its ports. For XDP and tc: it reads between two pointers, and says so when what
+ * is there is too short, since there may be more to be had.
+ */
+
+/* What goes over the wire, and a program's context, are where they always were: no kernel's types are needed for them. */
+#define BPF_NO_PRESERVE_ACCESS_INDEX
+#include "vmlinux.h"
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_MH 135
+
+#define ETH_P_IP 0x0800
+#define ETH_P_8021Q 0x8100
+#define ETH_P_IPV6 0x86dd
+#define ETH_P_8021AD 0x88a8
+#define ETH_P_QINQ1 0x9100
+
+/* More than 802.1ad has. */
+#define PACKET_TAGS 4
+/* Of IPv6. Each of them once is seven; who sends more has something to hide. */
+#define PACKET_EXTENSIONS 8
+
+enum packet_status {
+	PACKET_OK,
+	/* What can be read ends too early. */
+	PACKET_SHORT,
+	/* Its headers contradict themselves, or go on for longer than we follow them. */
+	PACKET_BAD,
+};
+
+/* Everything in host order. As much is filled in as was found, whatever the status is. */
+struct packet {
+	/* Halves of the addresses; of IPv4, all of it is the upper half. */
+	__u64 src[2];
+	__u64 dst[2];
+	__u16 sport;
+	__u16 dport;
+	/* 4, 6, or 0 for what isn't IP: then there is nothing else. */
+	__u8 family;
+	/* Of what IP carries, if that was found out. */
+	__u8 proto;
+	bool has_proto;
+	/* Not those of a fragment behind the first, which has none. */
+	bool has_ports;
+	/* Of ICMP and ICMPv6; else 0. */
+	__u8 icmp_type;
+};
+
+static __always_inline bool packet_proto_has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP || proto == IPPROTO_DCCP ||
+	       proto == IPPROTO_UDPLITE;
+}
+
+static __always_inline enum packet_status packet_transport(void *at, void *end, struct packet *packet, __u8 proto,
+							    bool later_fragment)
+{
+	packet->proto = proto;
+	packet->has_proto = true;
+	if (later_fragment)
+		return PACKET_OK;
+	if (packet_proto_has_ports(proto)) {
+		__be16 *ports = at;
+
+		if (at + 4 > end)
+			return PACKET_SHORT;
+		packet->sport = bpf_ntohs(ports[0]);
+		packet->dport = bpf_ntohs(ports[1]);
+		packet->has_ports = true;
+	} else if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
+		if (at + 1 > end)
+			return PACKET_SHORT;
+		packet->icmp_type = *(__u8 *)at;
+	}
+	return PACKET_OK;
+}
+
+static __always_inline enum packet_status packet_v4(void *at, void *end, struct packet *packet)
+{
+	struct iphdr *ip = at;
+	__u32 length;
+
+	if (at + sizeof(*ip) > end)
+		return PACKET_SHORT;
+	length = ip->ihl * 4;
+	if (ip->version != 4 || length < sizeof(*ip) || bpf_ntohs(ip->tot_len) < length)
+		return PACKET_BAD;
+	packet->family = 4;
+	packet->src[0] = bpf_ntohl(ip->saddr);
+	packet->dst[0] = bpf_ntohl(ip->daddr);
+	return packet_transport(at + length, end, packet, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
+}
+
+/*
+ * How long an extension header of IPv6 is, by its number: ((its second byte & mask) + add) << shift. Others have no shift.
+ * A table, not a switch: the verifier then has one path through each header, not one for each kind.
+ */
+struct packet_extension {
+	__u8 mask;
+	__u8 add;
+	__u8 shift;
+	__u8 fragment;
+};
+
+#define PACKET_IN_EIGHTS { 0xff, 1, 3, 0 }
+
+static const struct packet_extension packet_extensions[256] = {
+	[IPPROTO_HOPOPTS] = PACKET_IN_EIGHTS,
+	[IPPROTO_ROUTING] = PACKET_IN_EIGHTS,
+	[IPPROTO_FRAGMENT] = { 0, 1, 3, 1 },
+	[IPPROTO_AH] = { 0xff, 2, 2, 0 },
+	[IPPROTO_DSTOPTS] = PACKET_IN_EIGHTS,
+	[IPPROTO_MH] = PACKET_IN_EIGHTS,
+	[139] = PACKET_IN_EIGHTS, /* HIP */
+	[140] = PACKET_IN_EIGHTS, /* Shim6 */
+};
+
+static __always_inline __u64 packet_half(const __be32 words[2])
+{
+	return (__u64)bpf_ntohl(words[0]) << 32 | bpf_ntohl(words[1]);
+}
+
+static __always_inline enum packet_status packet_v6(void *at, void *end, struct packet *packet)
+{
+	struct ipv6hdr *ip = at;
+	__u32 next;
+	int i;
+
+	if (at + sizeof(*ip) > end)
+		return PACKET_SHORT;
+	if (ip->version != 6)
+		return PACKET_BAD;
+	packet->family = 6;
+	packet->src[0] = packet_half(ip->saddr.in6_u.u6_addr32);
+	packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
+	packet->dst[0] = packet_half(ip->daddr.in6_u.u6_addr32);
+	packet->dst[1] = packet_half(ip->daddr.in6_u.u6_addr32 + 2);
+	next = ip->nexthdr;
+	at += sizeof(*ip);
+#pragma unroll
+	for (i = 0; i <= PACKET_EXTENSIONS; i++) {
+		const struct packet_extension *extension = &packet_extensions[next & 0xff];
+		__u8 *header = at;
+		__u64 length;
+
+		if (!extension->shift)
+			return packet_transport(at, end, packet, next, false);
+		/* None is shorter. */
+		if (at + 8 > end)
+			return PACKET_SHORT;
+		next = header[0];
+		/* Behind the header of a later fragment is a piece of whatever there was. */
+		if (extension->fragment && *(__be16 *)(header + 2) & bpf_htons(0xfff8))
+			return packet_transport(at, end, packet, next, true);
+		length = ((header[1] & extension->mask) + extension->add) << extension->shift;
+		/* The compiler knows that it is no more; the verifier does not. */
+		asm volatile("%0 &= 0xfff" : "+r"(length));
+		at += length;
+	}
+	return PACKET_BAD;
+}
+
+/* @l3: there is no Ethernet header. */
+static __always_inline enum packet_status packet_parse(void *at, void *end, bool l3, struct packet *packet)
+{
+	__be16 type;
+	int i;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+	if (l3) {
+		if (at + 1 > end)
+			return PACKET_SHORT;
+		switch (*(__u8 *)at >> 4) {
+		case 4:
+			return packet_v4(at, end, packet);
+		case 6:
+			return packet_v6(at, end, packet);
+		default:
+			return PACKET_OK;
+		}
+	}
+	if (at + sizeof(struct ethhdr) > end)
+		return PACKET_SHORT;
+	type = ((struct ethhdr *)at)->h_proto;
+	at += sizeof(struct ethhdr);
+#pragma unroll
+	for (i = 0; i < PACKET_TAGS; i++) {
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD) &&
+		    type != bpf_htons(ETH_P_QINQ1))
+			break;
+		if (at + sizeof(struct vlan_hdr) > end)
+			return PACKET_SHORT;
+		type = ((struct vlan_hdr *)at)->h_vlan_encapsulated_proto;
+		at += sizeof(struct vlan_hdr);
+	}
+	switch (bpf_ntohs(type)) {
+	case ETH_P_IP:
+		return packet_v4(at, end, packet);
+	case ETH_P_IPV6:
+		return packet_v6(at, end, packet);
+	default:
+		return PACKET_OK;
+	}
+}
+
+#endif

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What `xdp-drop` and `tc-drop` have in common: rules, tables, and the run from the first look to the last.
+
+mod manual;
+mod rules;
+mod tables;
+mod tc;
+mod watch;
+mod xdp;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+
+pub(crate) use self::manual::{TC_MANUAL, XDP_MANUAL};
+use self::rules::{Named, RuleArgs};
+use self::tables::Tables;
+pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
+pub(crate) use self::tc::TcDrop;
+use self::watch::{Change, Watch};
+pub(crate) use self::xdp::XdpDrop;
+use super::common::{interval, losses_sentence, note, with_losses};
+use crate::cli::OutputArgs;
+use crate::error::usage;
+use crate::kernel::attach::tc::Order;
+use crate::kernel::attach::xdp::XdpMode;
+use crate::kernel::caps::{self, Cap};
+use crate::kernel::drop::guard::Ssh;
+use crate::kernel::drop::{By, Config, Dropper, How, Sample, interfaces};
+use crate::kernel::filter::inject::xdp_may_miss_tags;
+use crate::kernel::log;
+use crate::kernel::netlink::Interface;
+use crate::kernel::run::{Flow, Timing, Turn, follow};
+use crate::kernel::signals::Signals;
+use crate::net::ranges::Ranges;
+use crate::output::{Kind, Record, Sink};
+use crate::values::parse_duration;
+
+/// What both commands take.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DropArgs {
+    #[command(flatten)]
+    rules: RuleArgs,
+
+    /// Count what would be dropped, and drop nothing
+    #[arg(long, help_heading = "Safety")]
+    dry_run: bool,
+
+    /// Drop even what would end your SSH connection, ARP, neighbour discovery, or everything
+    #[arg(long, help_heading = "Safety")]
+    yes_lock_me_out: bool,
+
+    /// Attach again when an interface of the same name comes back
+    #[arg(long, help_heading = "Safety")]
+    follow: bool,
+
+    /// By what the rows of the table differ
+    #[arg(long, value_name = "WHAT", default_value = "rule", help_heading = "Rows")]
+    by: By,
+
+    /// A table every so often, such as 500ms or 10s (default: 1s)
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Rows")]
+    interval: Option<Duration>,
+
+    /// Instead of tables, a row for every Nth packet that is dropped
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["interval", "by"], help_heading = "Rows")]
+    sample: Option<u32>,
+
+    /// Stop after N rows of --sample
+    #[arg(short = 'n', long, value_name = "N", requires = "sample", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
+    max_events: Option<u64>,
+
+    /// Add a TIME column to the rows of --sample: local time of day, in ms
+    #[arg(short = 'T', long, requires = "sample", help_heading = "Rows")]
+    timestamp: bool,
+
+    /// Stop after this long, such as 30s or 5m; the kernel stops dropping then, whatever becomes of bpftk
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Run")]
+    duration: Option<Duration>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    /// Say on standard error how it is attached, and when it is; -vv adds libbpf's log
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Kernel")]
+    verbose: u8,
+}
+
+/// How the programs get onto the interfaces.
+#[derive(Clone, Copy, Debug)]
+struct Attaching {
+    mode: Option<XdpMode>,
+    order: Order,
+}
+
+/// The rules, as the kernel takes them and as they are called.
+#[derive(Debug)]
+struct Prepared {
+    config: Config,
+    named: Vec<Named>,
+    interfaces: Vec<Interface>,
+    /// Whether there are expressions among the rules.
+    expressions: bool,
+}
+
+/// The last word is an expression if no interface is called so.
+fn interfaces_and_expression(words: &[String]) -> Result<(Vec<Interface>, Option<&str>)> {
+    match (interfaces(words), words) {
+        (Err(_), [others @ .., last]) if !others.is_empty() => {
+            Ok((interfaces(others)?, Some(last)))
+        }
+        (found, _) => Ok((found?, None)),
+    }
+}
+
+impl DropArgs {
+    /// `words` are interfaces, and behind them perhaps an expression.
+    fn prepare(&self, words: &[String]) -> Result<Prepared> {
+        log::collect(self.verbose > 1);
+        interval(self.interval)?;
+        caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
+        let (interfaces, expression) = interfaces_and_expression(words)?;
+        let (rules, named) = self.rules.resolve(expression, &interfaces).map_err(|error| {
+            // A slip in an interface's name is no expression either.
+            match expression {
+                Some(word) if !word.contains(' ') => {
+                    error.context(format!("no interface `{word}`, and as an expression"))
+                }
+                _ => error,
+            }
+        })?;
+        let expressions = self.rules.has_expressions(expression);
+        let config = Config {
+            rules,
+            dry_run: self.dry_run,
+            rate: self.rules.rate,
+            sample: self.sample,
+            by: self.by,
+            duration: self.duration,
+        };
+        Ok(Prepared { config, named, interfaces, expressions })
+    }
+
+    /// Refuses rules that would cut off the operator.
+    fn check(&self, dropper: &Dropper) -> Result<()> {
+        if self.yes_lock_me_out || self.dry_run {
+            return Ok(());
+        }
+        match dropper.would_lose(Ssh::current())? {
+            None => Ok(()),
+            Some(lost) => Err(usage(format!(
+                "these rules drop {lost}; --dry-run shows what they match, --yes-lock-me-out drops it all the same"
+            ))),
+        }
+    }
+
+    /// `arm` loads, checks and attaches.
+    fn run(
+        &self,
+        command: &'static str,
+        attaching: Attaching,
+        prepared: &Prepared,
+        arm: impl FnOnce(&Self) -> Result<(How, Dropper)>,
+    ) -> Result<ExitCode> {
+        // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
+        let rereads = self.rules.blocklist.is_some();
+        let (columns, fields) = match self.sample {
+            Some(_) => (tables::sample_columns(self.timestamp), SAMPLE_FIELDS),
+            None => (Vec::new(), FIELDS),
+        };
+        let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
+        let mut signals = Signals::take(self.output.output.is_some() || rereads)?;
+
+        let (how, mut dropper) = arm(self)?;
+        let tables = Tables::new(&dropper, prepared, self.dry_run, sink.redraws());
+        if self.sample.is_none() {
+            sink.set_columns(tables.columns());
+        }
+        for (place, (mode, because)) in dropper.places().iter().zip(dropper.modes()) {
+            let because = because.map(|because| format!(": {because}")).unwrap_or_default();
+            // Which mode it is decides what it costs: that is told without being asked for.
+            let _ = writeln!(std::io::stderr(), "bpftk: {}: {mode}{because}", place.interface.name);
+        }
+        if how == How::Xdp && prepared.expressions {
+            for place in dropper.places() {
+                let name = &place.interface.name;
+                if xdp_may_miss_tags(name).unwrap_or(false) {
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "bpftk: {name} takes VLAN tags off before XDP: expressions don't see them \
+                         (ethtool -K {name} rxvlan off, or tc-drop)"
+                    );
+                }
+            }
+        }
+        if rereads {
+            note(self.verbose, || {
+                let mebibytes = dropper.blocklist_bytes() as f64 / f64::from(1 << 20);
+                format!("the block list takes {mebibytes:.1} MiB in the kernel")
+            });
+        }
+        note(self.verbose, || format!("armed, back end {how}"));
+        if self.sample.is_some() {
+            sink.start()?;
+        }
+        let mut session = Session {
+            args: self,
+            attaching,
+            watch: Watch::new(&dropper),
+            tables,
+            samples: 0,
+            undecodable: 0,
+            reread: None,
+            gone: None,
+        };
+        let outcome = session.follow(&mut dropper, &mut signals, &mut sink);
+        dropper.detach();
+        outcome?;
+        session.finish(command, how, &dropper, &mut sink)?;
+        match session.gone {
+            Some(gone) => Err(gone),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+struct Session<'a> {
+    args: &'a DropArgs,
+    attaching: Attaching,
+    watch: Watch,
+    tables: Tables,
+    /// Rows of --sample.
+    samples: u64,
+    /// Records that were not understood.
+    undecodable: u64,
+    /// What SIGHUP brought, to be put into the kernel.
+    reread: Option<Ranges>,
+    /// Why the run ended by itself.
+    gone: Option<anyhow::Error>,
+}
+
+/// Why the loop was left.
+enum Left {
+    Done,
+    /// The block list, or an interface, is to be changed in the kernel, and then it goes on.
+    ForChange,
+}
+
+impl Session<'_> {
+    fn follow(
+        &mut self,
+        dropper: &mut Dropper,
+        signals: &mut Signals,
+        sink: &mut Sink,
+    ) -> Result<()> {
+        let end = self.args.duration.map(|duration| Instant::now() + duration);
+        loop {
+            let left = self.follow_until_change(dropper, signals, sink, end)?;
+            if let Left::Done = left {
+                return Ok(());
+            }
+            if let Some(ranges) = self.reread.take() {
+                dropper.replace_blocklist(&ranges)?;
+            }
+            for change in self.watch.look(dropper)? {
+                self.change(&change, dropper);
+            }
+            if self.watch.all_gone() && !self.args.follow {
+                self.gone = Some(anyhow!("every interface is gone"));
+                return Ok(());
+            }
+        }
+    }
+
+    fn follow_until_change(
+        &mut self,
+        dropper: &Dropper,
+        signals: &mut Signals,
+        sink: &mut Sink,
+        end: Option<Instant>,
+    ) -> Result<Left> {
+        let ring = dropper.samples()?;
+        let duration = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let timing = Timing {
+            duration: duration.map(|left| left.max(Duration::from_nanos(1))),
+            interval: Some(interval(self.args.interval)?),
+            to_stdout: self.args.output.output.is_none(),
+        };
+        let mut left = Left::Done;
+        follow(&ring, signals, timing, |turn| match turn {
+            Turn::Event(sample) => self.sample(&sample, dropper, sink),
+            Turn::Tick => {
+                if self.args.sample.is_none() {
+                    self.tables.interval(dropper, sink)?;
+                }
+                if self.watch.changed(dropper)? {
+                    left = Left::ForChange;
+                    return Ok(Flow::Stop);
+                }
+                Ok(Flow::Continue)
+            }
+            Turn::Reopen => {
+                sink.reopen()?;
+                if self.reread() {
+                    left = Left::ForChange;
+                    return Ok(Flow::Stop);
+                }
+                Ok(Flow::Continue)
+            }
+        })?;
+        self.undecodable += ring.undecodable();
+        Ok(left)
+    }
+
+    /// Whether there is a new block list. A bad one is told of, and the old one stays.
+    fn reread(&mut self) -> bool {
+        match self.args.rules.read_blocklist() {
+            Ok(list) => {
+                if let Some(list) = &list {
+                    let entries = list.entries;
+                    note(self.args.verbose, || format!("block list read again: {entries} entries"));
+                }
+                self.reread = list.map(|list| list.ranges);
+                self.reread.is_some()
+            }
+            Err(error) => {
+                let _ =
+                    writeln!(std::io::stderr(), "bpftk: the block list stays as it was: {error:#}");
+                false
+            }
+        }
+    }
+
+    fn change(&mut self, change: &Change, dropper: &mut Dropper) {
+        let tell = |text: &str| {
+            let _ = writeln!(std::io::stderr(), "bpftk: {text}");
+        };
+        tell(&change.to_string());
+        if let Change::Back { at, interface } = change
+            && self.args.follow
+        {
+            let Attaching { mode, order } = self.attaching;
+            match dropper.attach_again(*at, interface.clone(), mode, order) {
+                Ok(()) => {
+                    self.watch.attached(*at, interface);
+                    tell(&format!("{}: attached again", interface.name));
+                }
+                // It is tried again at the next look.
+                Err(error) => tell(&format!("{error:#}")),
+            }
+        }
+    }
+
+    fn sample(&mut self, sample: &Sample, dropper: &Dropper, sink: &mut Sink) -> Result<Flow> {
+        let full = |samples| self.args.max_events.is_some_and(|most| samples >= most);
+        if full(self.samples) {
+            return Ok(Flow::Stop);
+        }
+        self.samples += 1;
+        sink.event(&self.tables.sample(sample, dropper))?;
+        Ok(if full(self.samples) { Flow::Stop } else { Flow::Continue })
+    }
+
+    /// After detaching: what is still in the ring, the totals, and what is missing.
+    fn finish(
+        &mut self,
+        command: &'static str,
+        how: How,
+        dropper: &Dropper,
+        sink: &mut Sink,
+    ) -> Result<()> {
+        let ring = dropper.samples()?;
+        while ring.fill()? {
+            while let Some(sample) = ring.next() {
+                self.sample(&sample, dropper, sink)?;
+            }
+        }
+        if self.args.sample.is_none() {
+            self.tables.total(dropper, sink)?;
+        }
+        let losses = dropper.losses()?;
+        let totals = self.tables.totals(dropper)?;
+        let undecodable = self.undecodable + ring.undecodable();
+        let verb = if self.args.dry_run { "would have been dropped" } else { "dropped" };
+        let record = Record::new(Kind::Summary)
+            .with("command", command)
+            .with("backend", how.to_string())
+            .with("dry_run", self.args.dry_run)
+            .with("dropped_packets", totals.dropped.packets)
+            .with("dropped_bytes", totals.dropped.bytes)
+            .with("passed_packets", totals.passed.packets)
+            .with("passed_bytes", totals.passed.bytes)
+            .with("excepted_packets", totals.excepted.packets)
+            .with("malformed_packets", totals.malformed.packets);
+        let record = with_losses(record, losses, undecodable);
+        let lost = match self.args.sample {
+            Some(_) => format!("; {}", losses_sentence(losses, undecodable)),
+            None => String::new(),
+        };
+        let sentence = format!(
+            "{} packets {verb}, {} passed, {} of them malformed{lost}",
+            totals.dropped.packets,
+            totals.passed.packets + totals.excepted.packets + totals.malformed.packets,
+            totals.malformed.packets
+        );
+        sink.summary(&record, &sentence)
+    }
+}

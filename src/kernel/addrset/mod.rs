@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Large sets of addresses in the kernel: bpf/addrset.bpf.h looks addresses up in what is loaded here.
+
+mod image;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::{MapCore, MapFlags, libbpf_sys};
+
+use self::image::{Image, Line};
+use super::{probes, sys};
+use crate::error::not_permitted;
+use crate::net::ranges::Ranges;
+
+/// A set that programs may be looking at.
+#[derive(Debug, Default)]
+pub(crate) struct AddrSet {
+    /// Held until its successor is in place and no program can have it any more. The kernel lets go of a replaced map
+    /// before it waits for the programs that use it, and waits before it returns to us.
+    current: Option<OwnedFd>,
+    bytes: usize,
+}
+
+impl AddrSet {
+    /// Puts `ranges` in the place of what `outer` has at `which`. A program sees the old set or the new one, as a whole.
+    pub(crate) fn replace(
+        &mut self,
+        outer: &impl MapCore,
+        which: u32,
+        ranges: &Ranges,
+    ) -> Result<()> {
+        let image = Image::new(ranges);
+        self.replace_by(outer, which, image.lines(), |lines| image.write(lines))
+    }
+
+    fn replace_by(
+        &mut self,
+        outer: &impl MapCore,
+        which: u32,
+        lines: usize,
+        write: impl FnOnce(&mut [Line]),
+    ) -> Result<()> {
+        let bytes = lines * size_of::<Line>();
+        let map = create(lines).map_err(|error| refused(&error, bytes))?;
+        let mut memory = sys::maps::map_memory(map.as_fd(), bytes)
+            .with_context(|| format!("cannot map the {} of the block list", mebibytes(bytes)))?;
+        let (chunks, rest) = memory.bytes().as_chunks_mut();
+        debug_assert!(rest.is_empty());
+        write(chunks);
+        drop(memory);
+        outer
+            .update(&which.to_ne_bytes(), &map.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            .context("cannot put the block list in its place")?;
+        self.current = Some(map);
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// What the kernel holds for it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// BPF_F_INNER_MAP, Linux 5.10: the next one may have another size. BPF_F_MMAPABLE, 5.5: written without system calls.
+fn create(lines: usize) -> io::Result<OwnedFd> {
+    let lines = u32::try_from(lines).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    sys::maps::create(
+        c"bpftk_addrset",
+        libbpf_sys::BPF_MAP_TYPE_ARRAY,
+        (size_of::<u32>() as u32, size_of::<Line>() as u32, lines),
+        libbpf_sys::BPF_F_INNER_MAP | libbpf_sys::BPF_F_MMAPABLE,
+    )
+}
+
+fn refused(error: &io::Error, bytes: usize) -> anyhow::Error {
+    let size = mebibytes(bytes);
+    match error.raw_os_error() {
+        // The object's other maps exist by now: it isn't BPF that is forbidden.
+        Some(libc::EPERM) => not_permitted(format!(
+            "the block list needs {size} in the kernel, which it refuses: {}",
+            probes::locked_memory()
+        )),
+        Some(libc::ENOMEM | libc::E2BIG) => {
+            anyhow!("the block list needs {size} in the kernel: {error}")
+        }
+        _ => anyhow!("cannot make a map of {size} for the block list: {error}"),
+    }
+}
+
+fn mebibytes(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

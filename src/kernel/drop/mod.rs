@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The kernel side of `xdp-drop` and `tc-drop`: rules into the program, the program onto interfaces, counts out of it.
+
+mod counts;
+pub(crate) mod guard;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use plain::Plain;
+
+pub(crate) use self::counts::{By, Count, Key};
+use super::addr::canonical;
+use super::addrset::AddrSet;
+use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
+use super::attach::xdp::{self, XdpLink, XdpMode};
+use super::backend::{self, Chosen};
+use super::filter::inject::Injection;
+use super::lifetime::Lifetime;
+use super::losses::Losses;
+use super::netlink::{Interface, Netlink};
+use super::ring::{EventRing, copy_from};
+use super::skel::drop::{DropSkel, DropSkelBuilder, types};
+use super::{log, probes, sys};
+use crate::error::{unsupported, usage};
+use crate::filter::classic::insn::Insn;
+use crate::filter::ebpf::translate::{Hook as FilterHook, Link, Options, translate};
+use crate::net::ranges::Ranges;
+
+/// bpf/drop.h
+pub(crate) const MOST_PLACES: usize = 32;
+const ROWS: usize = types::drop_row::DROP_ROWS.0 as usize;
+pub(crate) const MOST_EXPRESSIONS: usize =
+    (types::drop_row::DROP_ROWS.0 - types::drop_row::DROP_EXPRESSION.0) as usize;
+
+/// What is dropped. A packet that any of the rules matches is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    /// Source addresses at ingress, destination addresses at egress.
+    pub(crate) blocklist: Option<Ranges>,
+    pub(crate) combined: Option<Combined>,
+    /// tcpdump's expressions, compiled for what the interfaces' packets begin with. Each is a rule.
+    pub(crate) matches: Vec<Vec<Insn>>,
+    /// What these match is never dropped.
+    pub(crate) excepts: Vec<Vec<Insn>>,
+}
+
+/// Conditions that must all hold. `None` holds always.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Combined {
+    /// One bit a protocol.
+    pub(crate) protos: Option<[u64; 4]>,
+    pub(crate) src: Option<Ranges>,
+    pub(crate) dst: Option<Ranges>,
+    /// One bit a port.
+    pub(crate) sport: Option<Vec<u64>>,
+    pub(crate) dport: Option<Vec<u64>>,
+    /// Leaves IPv6's neighbour discovery out.
+    pub(crate) spare_neighbours: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Config {
+    pub(crate) rules: Rules,
+    pub(crate) dry_run: bool,
+    /// Packets a second that each rule lets through.
+    pub(crate) rate: Option<u64>,
+    /// Every how many dropped packets one is told of.
+    pub(crate) sample: Option<u32>,
+    pub(crate) by: By,
+    pub(crate) duration: Option<Duration>,
+}
+
+/// Where the programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Xdp,
+    Tc(TcBackend),
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xdp => f.write_str("xdp"),
+            Self::Tc(backend) => backend.fmt(f),
+        }
+    }
+}
+
+/// Packets on their way through an interface in one direction.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) interface: Interface,
+    pub(crate) direction: Direction,
+}
+
+/// The interfaces of these names, each once.
+pub(crate) fn interfaces(names: &[String]) -> Result<Vec<Interface>> {
+    let all = Netlink::open()
+        .and_then(|netlink| netlink.interfaces())
+        .context("cannot list the interfaces")?;
+    let mut found: Vec<Interface> = Vec::new();
+    for name in names {
+        let Some(interface) = all.iter().find(|interface| interface.name == *name) else {
+            return Err(usage(format!(
+                "no interface `{name}`; `ip link` lists those that there are"
+            )));
+        };
+        if !found.iter().any(|other| other.index == interface.index) {
+            found.push(interface.clone());
+        }
+    }
+    Ok(found)
+}
+
+/// For `doctor`: in a namespace of its own, where the loopback is nobody else's.
+pub(crate) fn arm_xdp() -> Result<Chosen<How, Dropper>> {
+    backend::choose(&[How::Xdp], None, arm_on_loopback)
+}
+
+pub(crate) fn arm_tc() -> Result<Chosen<TcBackend, Dropper>> {
+    backend::choose(&TcBackend::ORDER, None, |backend| arm_on_loopback(How::Tc(backend)))
+}
+
+fn arm_on_loopback(how: How) -> Result<Dropper> {
+    let interface = interfaces(&["lo".into()])?.swap_remove(0);
+    let config = Config {
+        rules: Rules { combined: Some(Combined::default()), ..Rules::default() },
+        dry_run: true,
+        ..Config::default()
+    };
+    let places = vec![Place { interface, direction: Direction::Ingress }];
+    let mut dropper = Dropper::load(&config, how, places)?;
+    dropper.attach(None, Order::Last)?;
+    Ok(dropper)
+}
+
+/// The loaded programs.
+pub(crate) struct Dropper {
+    /// Dropped before the programs: first nothing is dropped any more, then nothing is attached any more.
+    lifetime: Option<Lifetime>,
+    xdp: Vec<XdpLink>,
+    tc: Vec<TcAttached>,
+    skel: DropSkel<'static>,
+    blocklist: AddrSet,
+    _combined: [AddrSet; 2],
+    how: How,
+    places: Vec<Place>,
+    duration: Option<Duration>,
+}
+
+impl fmt::Debug for Dropper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dropper").field("how", &self.how).finish_non_exhaustive()
+    }
+}
+
+/// What packets begin with, at all of these interfaces; an expression is for one or the other.
+pub(crate) fn link_of<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Result<Link> {
+    let mut ethernet: Vec<bool> = interfaces.map(Interface::is_ethernet).collect();
+    ethernet.dedup();
+    match ethernet[..] {
+        [true] => Ok(Link::Ethernet),
+        [false] => Ok(Link::Raw),
+        _ => Err(usage(
+            "an expression is for interfaces with Ethernet headers or for those without, not for both at once",
+        )),
+    }
+}
+
+/// The expressions as functions for the program's stubs; nothing when there are none.
+fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Option<Injection>> {
+    if rules.matches.is_empty() && rules.excepts.is_empty() {
+        return Ok(None);
+    }
+    let link = link_of(places.iter().map(|place| &place.interface))?;
+    let mut hooks: Vec<FilterHook> = places
+        .iter()
+        .map(|place| match (how, place.direction) {
+            (How::Xdp, _) => FilterHook::Xdp,
+            (How::Tc(_), Direction::Ingress) => FilterHook::TcIngress,
+            (How::Tc(_), Direction::Egress) => FilterHook::TcEgress,
+        })
+        .collect();
+    hooks.dedup();
+    // `ret #0`: matches nothing.
+    let nothing = vec![vec![Insn { code: 0x06, jt: 0, jf: 0, k: 0 }]];
+    let mut functions = Vec::new();
+    for filters in [&rules.excepts, &rules.matches] {
+        let filters = if filters.is_empty() { &nothing } else { filters };
+        let filters: Vec<&[Insn]> = filters.iter().map(Vec::as_slice).collect();
+        let mut each = Vec::new();
+        for &hook in &hooks {
+            let options = Options { frags, ..Options::new(hook, link) };
+            let function = translate(&filters, &options)
+                .map_err(|refused| unsupported(refused.to_string()))?;
+            if !each.contains(&function) {
+                each.push(function);
+            }
+        }
+        // One object has both programs, and a stub is filled alike in both.
+        let [function] = <[_; 1]>::try_from(each).map_err(|_| {
+            usage(
+                "an expression means different things at ingress and at egress; \
+                 use one tc-drop for each direction",
+            )
+        })?;
+        functions.push(function);
+    }
+    Injection::new(functions).map(Some)
+}
+
+impl Dropper {
+    pub(crate) fn load(config: &Config, how: How, places: Vec<Place>) -> Result<Self> {
+        let frags = how == How::Xdp && sys::net::xdp_knows_frags();
+        // To be there before the object is opened, and until it is loaded.
+        let injection = injection(&config.rules, how, &places, frags)?;
+        log::clear();
+        // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
+        let cell = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = DropSkelBuilder::default()
+            .open(cell)
+            .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
+
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
+        let none = Combined::default();
+        let combined = config.rules.combined.as_ref();
+        rodata.has_blocklist = config.rules.blocklist.is_some();
+        rodata.has_combined = combined.is_some();
+        rodata.has_matches = !config.rules.matches.is_empty();
+        rodata.has_excepts = !config.rules.excepts.is_empty();
+        let combined = combined.unwrap_or(&none);
+        rodata.match_proto = combined.protos.is_some();
+        rodata.match_src = combined.src.is_some();
+        rodata.match_dst = combined.dst.is_some();
+        rodata.match_sport = combined.sport.is_some();
+        rodata.match_dport = combined.dport.is_some();
+        rodata.spare_neighbours = combined.spare_neighbours;
+        rodata.protos = combined.protos.unwrap_or_default();
+        rodata.dry_run = config.dry_run;
+        if let Some(rate) = config.rate {
+            rodata.rate_ns = (1_000_000_000 / rate).max(1);
+            // A tenth of a second's worth may come at once.
+            rodata.rate_ahead_ns = 100_000_000;
+        }
+        rodata.sample_every = config.sample.unwrap_or(0);
+        rodata.by_proto = config.by == By::Proto;
+        rodata.by_src = config.by == By::Src;
+        rodata.shared_cpus = probes::is_realtime();
+        rodata.places_used = places.len() as u32;
+        rodata.knows_frags = frags;
+        rodata.lifetime_ends = config.duration.is_some() || how == How::Tc(TcBackend::Clsact);
+
+        let bss = open.maps.bss_data.as_deref_mut().context("the object has no variables")?;
+        bss.probing = true;
+        for (slot, place) in bss.places.iter_mut().zip(&places) {
+            *slot = slot_of(place);
+        }
+
+        let maps = &mut open.maps;
+        maps.counts.set_max_entries((places.len() * ROWS) as u32).context("cannot size a table")?;
+        // What no program will look at need not be made.
+        for (map, needed) in [
+            (&mut maps.ports, combined.sport.is_some() || combined.dport.is_some()),
+            (&mut maps.proto_counts, config.by == By::Proto),
+            (&mut maps.src_counts, config.by == By::Src),
+            (&mut maps.other_sources, config.by == By::Src),
+            (&mut maps.buckets, config.rate.is_some()),
+            (&mut maps.sampled, config.sample.is_some()),
+        ] {
+            map.set_autocreate(needed).context("cannot leave out a map")?;
+        }
+        let progs = &mut open.progs;
+        progs.bpftk_xdp_drop.set_autoload(how == How::Xdp);
+        let has = |direction| places.iter().any(|place| place.direction == direction);
+        progs.bpftk_tc_in.set_autoload(how != How::Xdp && has(Direction::Ingress));
+        progs.bpftk_tc_out.set_autoload(how != How::Xdp && has(Direction::Egress));
+        if frags {
+            progs.bpftk_xdp_drop.set_flags(sys::net::XDP_HAS_FRAGS);
+        }
+
+        log::clear();
+        let skel = open.load().map_err(|error| match &injection {
+            Some(injection) => injection.explain(error).context("the kernel refuses the programs"),
+            None => anyhow!("the kernel refuses the programs: {}", log::explain(error)),
+        })?;
+        drop(injection);
+        for (first, words) in [(0, &combined.sport), (1024, &combined.dport)] {
+            for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
+                let key = first + i as u32;
+                skel.maps
+                    .ports
+                    .update(&key.to_ne_bytes(), &word.to_ne_bytes(), MapFlags::ANY)
+                    .context("cannot set the ports of a rule")?;
+            }
+        }
+        let fill = |set: types::drop_set, ranges: &Option<Ranges>| -> Result<AddrSet> {
+            let mut loaded = AddrSet::default();
+            if let Some(ranges) = ranges {
+                loaded.replace(&skel.maps.addrsets, set.0, ranges)?;
+            }
+            Ok(loaded)
+        };
+        Ok(Self {
+            blocklist: fill(types::drop_set::DROP_SET_BLOCKLIST, &config.rules.blocklist)?,
+            _combined: [
+                fill(types::drop_set::DROP_SET_SRC, &combined.src)?,
+                fill(types::drop_set::DROP_SET_DST, &combined.dst)?,
+            ],
+            lifetime: None,
+            xdp: Vec::new(),
+            tc: Vec::new(),
+            skel,
+            how,
+            places,
+            duration: config.duration,
+        })
+    }
+
+    /// Attaches to all places, or to none. Only then, the dropping begins, at all of them at once.
+    pub(crate) fn attach(&mut self, mode: Option<XdpMode>, order: Order) -> Result<()> {
+        let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
+        bss.probing = false;
+        match self.how {
+            How::Xdp => {
+                let program = self.skel.progs.bpftk_xdp_drop.as_fd();
+                let interfaces: Vec<Interface> =
+                    self.places.iter().map(|place| place.interface.clone()).collect();
+                self.xdp = xdp::attach_all(program, &interfaces, mode)?;
+            }
+            How::Tc(backend) => {
+                let hooks: Vec<Hook<'_>> =
+                    self.places.iter().map(|place| hook(&self.skel, place)).collect();
+                self.tc.push(tc::attach_all(backend, &hooks, order)?);
+            }
+        }
+        let heartbeat = self.how == How::Tc(TcBackend::Clsact);
+        let map = MapHandle::try_from(&self.skel.maps.lifetime).context("cannot open a map")?;
+        self.lifetime = Some(Lifetime::begin(map, self.duration, heartbeat)?);
+        Ok(())
+    }
+
+    /// Attaches to what has come in the place of an interface that is gone. Its counts go on.
+    pub(crate) fn attach_again(
+        &mut self,
+        at: usize,
+        interface: Interface,
+        mode: Option<XdpMode>,
+        order: Order,
+    ) -> Result<()> {
+        let place = Place { interface, direction: self.places[at].direction };
+        let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
+        bss.places[at] = slot_of(&place);
+        match self.how {
+            How::Xdp => {
+                let program = self.skel.progs.bpftk_xdp_drop.as_fd();
+                self.xdp[at] = xdp::attach(program, &place.interface, mode)?;
+            }
+            How::Tc(backend) => {
+                self.tc.push(tc::attach_all(backend, &[hook(&self.skel, &place)], order)?);
+            }
+        }
+        self.places[at] = place;
+        Ok(())
+    }
+
+    /// Detaches everything. What was counted can still be read.
+    pub(crate) fn detach(&mut self) {
+        self.lifetime = None;
+        self.xdp.clear();
+        self.tc.clear();
+    }
+
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// How each interface is attached, with what is to be known of it.
+    pub(crate) fn modes(&self) -> Vec<(String, Option<String>)> {
+        match self.how {
+            How::Xdp => self
+                .xdp
+                .iter()
+                .map(|link| (format!("{} XDP", link.mode), link.because.clone()))
+                .collect(),
+            How::Tc(backend) => self
+                .places
+                .iter()
+                .map(|place| (format!("tc {} by {backend}", place.direction), None))
+                .collect(),
+        }
+    }
+
+    /// Puts another block list in the place of the one that is used.
+    pub(crate) fn replace_blocklist(&mut self, ranges: &Ranges) -> Result<()> {
+        let which = types::drop_set::DROP_SET_BLOCKLIST.0;
+        self.blocklist.replace(&self.skel.maps.addrsets, which, ranges)
+    }
+
+    /// What the block list takes in the kernel.
+    pub(crate) fn blocklist_bytes(&self) -> usize {
+        self.blocklist.bytes()
+    }
+
+    pub(crate) fn samples(&self) -> Result<EventRing<'_, Sample>> {
+        EventRing::new(&self.skel.maps.events, |bytes| {
+            copy_from::<types::drop_sample>(bytes).map(Sample::from)
+        })
+    }
+
+    pub(crate) fn losses(&self) -> Result<Losses> {
+        Losses::read(&self.skel.maps.losses)
+    }
+}
+
+fn hook<'a>(skel: &'a DropSkel<'static>, place: &'a Place) -> Hook<'a> {
+    let program = match place.direction {
+        Direction::Ingress => skel.progs.bpftk_tc_in.as_fd(),
+        Direction::Egress => skel.progs.bpftk_tc_out.as_fd(),
+    };
+    Hook { program, interface: &place.interface, direction: place.direction }
+}
+
+fn slot_of(place: &Place) -> types::drop_place {
+    types::drop_place {
+        ifindex: place.interface.index as u32,
+        l3: (!place.interface.is_ethernet()).into(),
+        egress: (place.direction == Direction::Egress).into(),
+        ..Default::default()
+    }
+}
+
+// SAFETY: integers and arrays of integers without hidden padding, as bpf/drop.h asserts.
+unsafe impl Plain for types::drop_sample {}
+
+const _: () = assert!(size_of::<types::drop_sample>() == 64);
+const _: () = assert!(size_of::<types::drop_place>() == 8);
+
+/// A packet that was dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub(crate) time_ns: u64,
+    pub(crate) place: usize,
+    pub(crate) row: Row,
+    pub(crate) addresses: Option<(IpAddr, IpAddr)>,
+    pub(crate) ports: Option<(u16, u16)>,
+    pub(crate) proto: Option<u8>,
+    pub(crate) bytes: u64,
+}
+
+impl From<types::drop_sample> for Sample {
+    fn from(sample: types::drop_sample) -> Self {
+        let addresses = match sample.family {
+            0 => None,
+            4 => Some((canonical(sample.saddr), canonical(sample.daddr))),
+            // What is v4-mapped on the wire is that, and no IPv4.
+            _ => Some((IpAddr::from(sample.saddr), IpAddr::from(sample.daddr))),
+        };
+        Self {
+            time_ns: sample.time_ns,
+            place: sample.place as usize,
+            row: Row(sample.row),
+            addresses,
+            ports: (sample.has_ports != 0).then_some((sample.sport, sample.dport)),
+            proto: (sample.has_proto != 0).then_some(sample.proto),
+            bytes: sample.bytes,
+        }
+    }
+}
+
+/// A row of the table: enum drop_row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Row(u32);
+
+impl Row {
+    pub(crate) const PASSED: Self = Self(types::drop_row::DROP_PASSED.0);
+    pub(crate) const EXCEPTED: Self = Self(types::drop_row::DROP_EXCEPTED.0);
+    pub(crate) const MALFORMED: Self = Self(types::drop_row::DROP_MALFORMED.0);
+    pub(crate) const BLOCKLIST: Self = Self(types::drop_row::DROP_BLOCKLIST.0);
+    pub(crate) const COMBINED: Self = Self(types::drop_row::DROP_COMBINED.0);
+
+    /// The n-th expression.
+    pub(crate) fn expression(n: usize) -> Self {
+        Self(types::drop_row::DROP_EXPRESSION.0 + n as u32)
+    }
+
+    /// Whether it is a rule, whose packets are dropped.
+    pub(crate) fn drops(self) -> bool {
+        self.0 >= Self::BLOCKLIST.0
+    }
+}

@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Packets of all kinds through the programs (BPF_PROG_TEST_RUN), and through a parser that was written from the standards
+//! and has nothing in common with theirs.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use fastrand::Rng;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use libbpf_rs::ProgramInput;
+
+use super::*;
+use crate::kernel::attach::tc::TcBackend;
+use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
+use crate::random::seeded;
+
+const PROTOS: [u8; 12] = [0, 1, 6, 17, 33, 43, 47, 50, 58, 132, 136, 255];
+const EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
+
+/// What a packet is; `None` for what can't be told.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    addresses: Option<(IpAddr, IpAddr)>,
+    proto: Option<u8>,
+    ports: Option<(u16, u16)>,
+    icmp: Option<u8>,
+}
+
+fn seen(frame: &[u8]) -> Seen {
+    let mut rest = &frame[12..];
+    for _ in 0..4 {
+        match rest {
+            [0x81 | 0x91, 0, ..] | [0x88, 0xa8, ..] if rest.len() >= 6 => rest = &rest[4..],
+            _ => break,
+        }
+    }
+    match rest {
+        [0x08, 0x00, packet @ ..] => v4(packet).unwrap_or_default(),
+        [0x86, 0xdd, packet @ ..] => v6(packet).unwrap_or_default(),
+        _ => Seen::default(),
+    }
+}
+
+fn v4(packet: &[u8]) -> Option<Seen> {
+    let header = packet.get(..20)?;
+    let words = usize::from(header[0] & 15);
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    if header[0] >> 4 != 4 || words < 5 || total < 4 * words {
+        return None;
+    }
+    let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&header[at..at + 4]).unwrap());
+    let first = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
+    let rest = if first { packet.get(4 * words..) } else { None };
+    Some(transport((address(12), address(16)), header[9], rest))
+}
+
+fn v6(packet: &[u8]) -> Option<Seen> {
+    let header = packet.get(..40)?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&header[at..at + 16]).unwrap());
+    let addresses = (address(8), address(24));
+    let (mut next, mut rest) = (header[6], &packet[40..]);
+    for _ in 0..=8 {
+        if !EXTENSIONS.contains(&next) {
+            return Some(transport(addresses, next, Some(rest)));
+        }
+        let unknown = Seen { addresses: Some(addresses), ..Seen::default() };
+        if rest.len() < 8 {
+            return Some(unknown);
+        }
+        let length = match next {
+            44 => 8,
+            51 => (usize::from(rest[1]) + 2) * 4,
+            _ => (usize::from(rest[1]) + 1) * 8,
+        };
+        if next == 44 && u16::from_be_bytes([rest[2], rest[3]]) >> 3 != 0 {
+            return Some(transport(addresses, rest[0], None));
+        }
+        next = rest[0];
+        // What goes on behind the packet's end is too short for anything.
+        rest = rest.get(length..).unwrap_or(&[]);
+    }
+    Some(Seen { addresses: Some(addresses), ..Seen::default() })
+}
+
+fn transport(addresses: (IpAddr, IpAddr), proto: u8, rest: Option<&[u8]>) -> Seen {
+    let mut seen = Seen { addresses: Some(addresses), proto: Some(proto), ..Seen::default() };
+    if let Some(rest) = rest {
+        match (proto, rest) {
+            (6 | 17 | 33 | 132 | 136, [a, b, c, d, ..]) => {
+                seen.ports = Some((u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])));
+            }
+            (1 | 58, [kind, ..]) => seen.icmp = Some(*kind),
+            _ => {}
+        }
+    }
+    seen
+}
+
+/// A frame that means something, more or less; cut and spoiled now and then.
+fn frame(random: &mut Rng) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    for _ in 0..[0, 0, 0, 1, 1, 2, 4, 5][random.usize(..8)] {
+        frame.extend([[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][random.usize(..3)]);
+        frame.extend([0, 7]);
+    }
+    let mut proto = PROTOS[random.usize(..PROTOS.len())];
+    let mut inner = Vec::new();
+    for _ in 0..random.usize(4..40) {
+        // Few ports and ICMP types, so that rules meet them.
+        inner.push([0, 53, 80, 135, random.u8(..)][random.usize(..5)]);
+    }
+    match random.u8(..8) {
+        0 => {
+            frame.extend([[0x08, 0x06], [0x88, 0xcc], [0, 60]][random.usize(..3)]);
+            frame.extend(inner);
+        }
+        1..=3 => {
+            let options = if random.bool() { 0 } else { random.u8(..=10) };
+            let total = 20 + 4 * u16::from(options) + inner.len() as u16;
+            frame.extend([0x08, 0x00, 0x45 + options, 0]);
+            frame.extend(total.to_be_bytes());
+            let fragment: u16 = [0, 0, 0x4000, 0x2000, 0x2001, 0x1fff][random.usize(..6)];
+            frame.extend([0, 1]);
+            frame.extend(fragment.to_be_bytes());
+            frame.extend([64, proto, 0, 0]);
+            frame.extend(address4(random).octets());
+            frame.extend(address4(random).octets());
+            frame.resize(frame.len() + 4 * usize::from(options), 1);
+            frame.extend(inner);
+        }
+        _ => {
+            let mut packet = inner;
+            for _ in 0..[0, 0, 1, 1, 2, 3, 8, 9, 10][random.usize(..9)] {
+                let kind = EXTENSIONS[random.usize(..EXTENSIONS.len())];
+                let units: u8 = if random.u8(..4) == 0 { random.u8(..6) } else { 0 };
+                let length = match kind {
+                    44 => 8,
+                    51 => (usize::from(units) + 2) * 4,
+                    _ => (usize::from(units) + 1) * 8,
+                };
+                let mut header = vec![0; length];
+                header[0] = proto;
+                header[1] = units;
+                if kind == 44 && random.u8(..3) == 0 {
+                    header[2] = random.u8(..);
+                }
+                header[3] = random.u8(..) & 0xf9;
+                header.extend(packet);
+                packet = header;
+                proto = kind;
+            }
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((packet.len() as u16).to_be_bytes());
+            frame.extend([proto, 64]);
+            frame.extend(address6(random).octets());
+            frame.extend(address6(random).octets());
+            frame.extend(packet);
+        }
+    }
+    match random.u8(..8) {
+        0 => frame.truncate(random.usize(14..=frame.len())),
+        1 => {
+            let at = random.usize(12..frame.len());
+            frame[at] = random.u8(..);
+        }
+        _ => {}
+    }
+    frame
+}
+
+fn address4(random: &mut Rng) -> Ipv4Addr {
+    Ipv4Addr::new(10, random.u8(..4), random.u8(..4), random.u8(..))
+}
+
+fn address6(random: &mut Rng) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, random.u16(..4), 0, 0, 0, random.u16(..4), random.u16(..))
+}
+
+fn nets(random: &mut Rng) -> Vec<IpNet> {
+    (0..random.usize(1..6))
+        .map(|_| {
+            if random.bool() {
+                Ipv4Net::new(address4(random), random.u8(8..=32)).unwrap().trunc().into()
+            } else {
+                Ipv6Net::new(address6(random), random.u8(32..=128)).unwrap().trunc().into()
+            }
+        })
+        .collect()
+}
+
+fn listed(nets: &[IpNet], address: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&address))
+}
+
+/// One set of options, as the command line would have it.
+#[derive(Debug, Default)]
+struct Options {
+    protos: Option<Vec<u8>>,
+    src: Option<Vec<IpNet>>,
+    dst: Option<Vec<IpNet>>,
+    sport: Option<Vec<u16>>,
+    dport: Option<Vec<u16>>,
+    spare_neighbours: bool,
+    blocklist: Option<Vec<IpNet>>,
+}
+
+impl Options {
+    fn random(random: &mut Rng) -> Self {
+        let ports = |random: &mut Rng| vec![53, 80 << 8 | 53, 53 << 8 | 53, random.u16(1..)];
+        let mut options = Self::default();
+        let mut chosen = random.u8(1..64);
+        if random.u8(..3) == 0 {
+            // Each alone.
+            chosen = 1 << random.u8(..6);
+        }
+        if chosen & 1 != 0 {
+            options.protos =
+                Some((0..random.usize(1..5)).map(|_| PROTOS[random.usize(..12)]).collect());
+            options.spare_neighbours = random.bool();
+        }
+        options.src = (chosen & 2 != 0).then(|| nets(random));
+        options.dst = (chosen & 4 != 0).then(|| nets(random));
+        options.sport = (chosen & 8 != 0).then(|| ports(random));
+        options.dport = (chosen & 16 != 0).then(|| ports(random));
+        options.blocklist = (chosen & 32 != 0).then(|| nets(random));
+        options
+    }
+
+    fn rules(&self) -> Rules {
+        let ranges = |nets: &Option<Vec<IpNet>>| {
+            nets.as_ref().map(|nets| nets.iter().copied().collect::<Ranges>())
+        };
+        let ports = |ports: &Option<Vec<u16>>| {
+            ports.as_ref().map(|ports| {
+                let mut words = vec![0_u64; 1024];
+                for port in ports {
+                    words[usize::from(port / 64)] |= 1 << (port % 64);
+                }
+                words
+            })
+        };
+        let protos = self.protos.as_ref().map(|protos| {
+            let mut words = [0; 4];
+            for proto in protos {
+                words[usize::from(proto / 64)] |= 1 << (proto % 64);
+            }
+            words
+        });
+        let any = self.combines().then(|| Combined {
+            protos,
+            src: ranges(&self.src),
+            dst: ranges(&self.dst),
+            sport: ports(&self.sport),
+            dport: ports(&self.dport),
+            spare_neighbours: self.spare_neighbours,
+        });
+        Rules { blocklist: ranges(&self.blocklist), combined: any, ..Rules::default() }
+    }
+
+    fn combines(&self) -> bool {
+        self.protos.is_some()
+            || self.src.is_some()
+            || self.dst.is_some()
+            || self.sport.is_some()
+            || self.dport.is_some()
+    }
+
+    fn drop(&self, seen: &Seen, egress: bool) -> bool {
+        let Some((src, dst)) = seen.addresses else {
+            return false;
+        };
+        if let Some(list) = &self.blocklist
+            && listed(list, if egress { dst } else { src })
+        {
+            return true;
+        }
+        let nd = seen.proto == Some(58)
+            && src.is_ipv6()
+            && seen.icmp.is_some_and(|kind| (133..=137).contains(&kind));
+        self.combines()
+            && self.protos.as_ref().is_none_or(|list| seen.proto.is_some_and(|p| list.contains(&p)))
+            && self.src.as_ref().is_none_or(|list| listed(list, src))
+            && self.dst.as_ref().is_none_or(|list| listed(list, dst))
+            && self
+                .sport
+                .as_ref()
+                .is_none_or(|list| seen.ports.is_some_and(|p| list.contains(&p.0)))
+            && self
+                .dport
+                .as_ref()
+                .is_none_or(|list| seen.ports.is_some_and(|p| list.contains(&p.1)))
+            && !(self.spare_neighbours && nd)
+    }
+}
+
+fn load(options: &Options, how: How, direction: Direction) -> Dropper {
+    let interface = interfaces(&["lo".into()]).unwrap().swap_remove(0);
+    let config = Config { rules: options.rules(), ..Config::default() };
+    // Not attached: it only says what it would do.
+    Dropper::load(&config, how, vec![Place { interface, direction }]).unwrap()
+}
+
+fn verdict(dropper: &Dropper, direction: Direction, frame: &[u8]) -> Option<bool> {
+    let progs = &dropper.skel.progs;
+    let (program, drop) = match (dropper.how, direction) {
+        (How::Xdp, _) => (&progs.bpftk_xdp_drop, 1),
+        (How::Tc(_), Direction::Ingress) => (&progs.bpftk_tc_in, 2),
+        (How::Tc(_), Direction::Egress) => (&progs.bpftk_tc_out, 2),
+    };
+    let input = ProgramInput { data_in: Some(frame), repeat: 1, ..Default::default() };
+    // The kernel itself refuses to make a packet of some: for tc, IP without an IP header.
+    program.test_run(input).ok().map(|output| output.return_value == drop)
+}
+
+const WAYS: [(How, Direction); 3] = [
+    (How::Xdp, Direction::Ingress),
+    (How::Tc(TcBackend::Tcx), Direction::Ingress),
+    (How::Tc(TcBackend::Tcx), Direction::Egress),
+];
+
+#[test]
+fn a_million_verdicts_as_the_reference_has_them() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIP needs root, to load BPF programs");
+        return;
+    }
+    crate::kernel::log::collect(false);
+    let mut random = seeded();
+    // Under emulation a tenth has to do.
+    let rounds = if std::env::var_os("BPFTK_VM").is_some() { 12 } else { 120 };
+    let (mut verdicts, mut dropped, mut refused) = (0_u64, 0_u64, 0_u64);
+    for round in 0..rounds {
+        let options = Options::random(&mut random);
+        let droppers = WAYS.map(|(how, direction)| load(&options, how, direction));
+        for _ in 0..3000 {
+            let frame = frame(&mut random);
+            let seen = seen(&frame);
+            for (dropper, (how, direction)) in droppers.iter().zip(WAYS) {
+                let egress = direction == Direction::Egress;
+                let Some(drops) = verdict(dropper, direction, &frame) else {
+                    refused += 1;
+                    continue;
+                };
+                assert_eq!(
+                    drops,
+                    options.drop(&seen, egress),
+                    "{round}: {how} {direction} {options:?} {seen:?} {frame:02x?}"
+                );
+                verdicts += 1;
+                dropped += u64::from(drops);
+            }
+        }
+    }
+    println!(
+        "{verdicts} verdicts, {dropped} of them to drop; {refused} frames refused by the kernel"
+    );
+    assert!(verdicts > 3000 * rounds * 2 && dropped > verdicts / 100 && dropped < verdicts / 2);
+}
+
+/// The comparison sees a parser that takes the first bytes of a later fragment for ports, and one that stops at extension headers.
+#[test]
+fn wrong_parsers_are_caught() {
+    let mut random = seeded();
+    let (mut fragments, mut extensions) = (0, 0);
+    for _ in 0..20_000 {
+        let frame = frame(&mut random);
+        let right = seen(&frame);
+        let mut whole = frame.clone();
+        if frame[12..14] == [0x08, 0x00] && frame.len() > 34 {
+            whole[20] &= 0xe0;
+            whole[21] = 0;
+            fragments += u32::from(seen(&whole).ports != right.ports);
+        }
+        if frame[12..14] == [0x86, 0xdd] && frame.len() > 54 {
+            extensions += u32::from(right.proto.is_some_and(|proto| proto != frame[20]));
+        }
+    }
+    assert!(fragments > 100 && extensions > 100, "{fragments}, {extensions}");
+}
+
+/// The best of some rounds.
+fn time(program: &libbpf_rs::ProgramMut<'_>, packet: &[u8]) -> Duration {
+    let round = || {
+        let input = ProgramInput { data_in: Some(packet), repeat: 1_000_000, ..Default::default() };
+        program.test_run(input).unwrap().duration
+    };
+    (0..7).map(|_| round()).min().unwrap()
+}
+
+/// For `make bench`: what a packet costs.
+#[test]
+#[ignore = "a figure, not a test: make bench"]
+fn figures() {
+    crate::kernel::log::collect(false);
+    let mut random = seeded();
+    let echo = [
+        &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0, 28, 0, 1, 0, 0, 64, 1, 0, 0][..],
+        &[192, 0, 2, 1, 192, 0, 2, 2, 8, 0, 0, 0, 0, 0, 0, 0],
+        &[0; 22],
+    ]
+    .concat();
+    let list = |count: usize| -> Vec<IpNet> {
+        (0..count)
+            .map(|_| {
+                Ipv4Net::new(random.u32(..).into(), random.u8(16..=32)).unwrap().trunc().into()
+            })
+            .collect()
+    };
+    let mut list = list;
+    let icmp = || Some(vec![1, 58]);
+    let cases = [
+        (
+            "the default rule",
+            Options { protos: icmp(), spare_neighbours: true, ..Options::default() },
+        ),
+        (
+            "and a million prefixes",
+            Options { protos: icmp(), blocklist: Some(list(1_000_000)), ..Options::default() },
+        ),
+    ];
+    let cell = Box::leak(Box::new(MaybeUninit::uninit()));
+    let mut open = AddrsetProbeSkelBuilder::default().open(cell).unwrap();
+    for map in [&mut open.maps.lpm_v4, &mut open.maps.lpm_v6] {
+        map.set_max_entries(1).unwrap();
+    }
+    let bare = open.load().unwrap();
+    println!("xdp, a bare drop by one byte: {:?} a packet", time(&bare.progs.bpftk_bare, &echo));
+    for (name, options) in cases {
+        for (how, direction) in [WAYS[0], WAYS[1]] {
+            let mut dropper = load(&options, how, direction);
+            let bss = dropper.skel.maps.bss_data.as_deref_mut().unwrap();
+            bss.probing = false;
+            let map = MapHandle::try_from(&dropper.skel.maps.lifetime).unwrap();
+            dropper.lifetime = Some(Lifetime::begin(map, None, false).unwrap());
+            let progs = &dropper.skel.progs;
+            let program = if how == How::Xdp { &progs.bpftk_xdp_drop } else { &progs.bpftk_tc_in };
+            let best = time(program, &echo);
+            println!("{how} {direction}, {name}: {best:?} a packet");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Randomness for tests, that can be had again.
+
+/// Seeded by BPFTK_SEED, or anew; the seed is printed, and shown when the test fails.
+pub(crate) fn seeded() -> fastrand::Rng {
+    let seed = match std::env::var("BPFTK_SEED") {
+        Ok(text) => text.parse().expect("BPFTK_SEED is a number"),
+        Err(_) => fastrand::u64(..),
+    };
+    println!("BPFTK_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! However it ends, and whatever becomes of the interface.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use super::*;
+use crate::support::{programs, programs_left, stdout};
+
+/// With this much patience: the kernel tears links down a little later, and a program without a heartbeat acts for 4 seconds.
+fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(6) {
+        if holds() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    false
+}
+
+#[test]
+fn sigkill_under_load_leaves_nothing_that_drops() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                wire.far.run(|| send(SocketAddr::new(NEAR4.parse().unwrap(), 9), 1000));
+            }
+        });
+        for way in ways() {
+            let run = wire.start(&[&way[..], &["--proto", "udp"]].concat());
+            let ids = programs(run.pid());
+            assert!(!ids.is_empty());
+            assert_eq!(wire.exchange(NEAR6, 10), 0, "{way:?}");
+            run.kill();
+            if way.contains(&"clsact") {
+                // The filter is there still, and drops until its time is over.
+                assert!(soon(|| wire.exchange(NEAR6, 10) == 10), "{way:?}");
+                let doctor = wire.near.run(|| output(&["doctor"]));
+                let text = stdout(&doctor);
+                assert!(text.contains("bpftk_tc_in") && text.contains("tc ingress near"), "{text}");
+                let doctor = wire.near.run(|| output(&["doctor", "--cleanup"]));
+                assert!(stdout(&doctor).contains("removed"), "{}", stdout(&doctor));
+            } else {
+                assert!(soon(|| wire.exchange(NEAR6, 10) == 10), "{way:?}");
+            }
+            assert_eq!(programs_left(&ids), Vec::<u32>::new(), "{way:?}");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_clean_end_removes_filter_and_qdisc() {
+    if !root() {
+        return;
+    }
+    if !backends().contains(&"clsact") {
+        println!("SKIP this kernel has no clsact");
+        return;
+    }
+    let wire = Wire::new();
+    let qdiscs = || {
+        let shown = wire.near.run(|| {
+            std::process::Command::new("tc")
+                .args(["qdisc", "show", "dev", "near"])
+                .output()
+                .unwrap()
+        });
+        stdout(&shown)
+    };
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let run = wire.start(&["tc-drop", "near", "--backend", "clsact", "--direction", "both"]);
+        assert!(qdiscs().contains("clsact"), "{}", qdiscs());
+        run.signal(signal);
+        assert!(run.wait().status.success());
+        assert!(!qdiscs().contains("clsact"), "{}", qdiscs());
+    }
+}
+
+/// The deadline is the kernel's: a bpftk that does not run can't keep it.
+#[test]
+fn the_deadline_holds_with_bpftk_stopped() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        let run = wire.start(&[&way[..], &["--proto", "udp", "--duration", "3s"]].concat());
+        let begin = Instant::now();
+        run.signal(Signal::SIGSTOP);
+        assert_eq!(wire.exchange(NEAR4, 10), 0, "{way:?}");
+        assert!(begin.elapsed() < Duration::from_secs(3), "this machine is too slow for the test");
+        thread::sleep(Duration::from_millis(3300).saturating_sub(begin.elapsed()));
+        assert_eq!(wire.exchange(NEAR4, 10), 10, "{way:?}");
+        run.signal(Signal::SIGCONT);
+        let run = run.wait();
+        assert_eq!(packets(&run, "udp"), 10, "{way:?}");
+    }
+}
+
+/// Without a deadline, a stopped bpftk holds its links, and loses its heartbeat.
+#[test]
+fn without_a_heartbeat_a_filter_lets_pass() {
+    if !root() {
+        return;
+    }
+    if !backends().contains(&"clsact") {
+        println!("SKIP this kernel has no clsact");
+        return;
+    }
+    let wire = Wire::new();
+    let run = wire.start(&["tc-drop", "near", "--backend", "clsact", "--proto", "udp"]);
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(wire.exchange(NEAR4, 10), 0, "it beats");
+    run.signal(Signal::SIGSTOP);
+    assert!(soon(|| wire.exchange(NEAR4, 10) == 10));
+    run.signal(Signal::SIGCONT);
+    assert!(soon(|| wire.exchange(NEAR4, 10) == 0), "it beats again");
+    assert!(run.stop().status.success());
+}
+
+#[test]
+fn an_interface_that_goes_away_is_told_of() {
+    if !root() {
+        return;
+    }
+    for command in ["xdp-drop", "tc-drop"] {
+        let wire = Wire::new();
+        let run = wire.start(&[command, "near", "--proto", "udp", "-i", "100ms"]);
+        wire.near.run(|| ip("link set near mtu 1400"));
+        thread::sleep(Duration::from_millis(500));
+        wire.near.run(|| {
+            ip("link set near down");
+            ip("link set near name other");
+        });
+        thread::sleep(Duration::from_millis(500));
+        wire.near.run(|| ip("link del other"));
+        let run = run.wait();
+        assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+        for expected in [
+            "near: MTU 1500 is now 1400",
+            "near is called other now",
+            "link is down",
+            "other is gone",
+            "bpftk: every interface is gone",
+        ] {
+            assert!(run.stderr.contains(expected), "{command}: no `{expected}` in {}", run.stderr);
+        }
+        assert!(!run.stderr.contains("panic"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_new_interface_of_the_name_is_followed() {
+    if !root() {
+        return;
+    }
+    for command in ["xdp-drop", "tc-drop"] {
+        let wire = Wire::new();
+        let run = wire.start(&[command, "near", "--proto", "udp", "-i", "100ms", "--follow"]);
+        assert_eq!(wire.exchange(NEAR4, 10), 0);
+        wire.near.run(|| ip("link del near"));
+        thread::sleep(Duration::from_millis(500));
+        wire.near.run(|| {
+            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
+            addresses("near", NEAR4, NEAR6);
+        });
+        wire.far.run(|| addresses("far", FAR4, FAR6));
+        thread::sleep(Duration::from_millis(700));
+        assert_eq!(wire.exchange(NEAR4, 10), 0, "{command}");
+        let run = run.stop();
+        assert!(run.stderr.contains("near: attached again"), "{}", run.stderr);
+        // The counts go on.
+        assert_eq!(packets(&run, "udp"), 20, "{command}");
+        assert_eq!(wire.exchange(NEAR4, 10), 10, "{command}");
+    }
+}

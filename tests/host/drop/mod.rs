@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `xdp-drop` and `tc-drop`, between two network namespaces: ours, and a peer's that sends to it.
+
+mod attach;
+mod lifecycle;
+mod rules;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Netns, Run, Running, bpftk, ip, output, root, stderr};
+
+/// A pair of veth: `near` in the namespace where bpftk runs, `far` in the sender's.
+struct Wire {
+    near: Netns,
+    far: Netns,
+}
+
+const NEAR4: &str = "198.51.100.1";
+const FAR4: &str = "198.51.100.2";
+const NEAR6: &str = "2001:db8::1";
+const FAR6: &str = "2001:db8::2";
+
+impl Wire {
+    fn new() -> Self {
+        let wire = Self { near: Netns::new(), far: Netns::new() };
+        wire.near.run(|| {
+            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
+            addresses("near", NEAR4, NEAR6);
+        });
+        wire.far.run(|| addresses("far", FAR4, FAR6));
+        // Neighbours are known before anything is counted.
+        for to in [NEAR4, NEAR6] {
+            let works = (0..50).any(|_| wire.exchange(to, 3) == 3);
+            assert!(works, "nothing gets to {to}");
+        }
+        wire
+    }
+
+    /// Sends so many datagrams from far to port 9999 of `to`, and tells how many arrive.
+    fn exchange(&self, to: &str, count: usize) -> usize {
+        self.near.run(|| {
+            let to = SocketAddr::new(to.parse().unwrap(), 9999);
+            let receiver = UdpSocket::bind(to).expect("near has the address");
+            self.far.run(|| send(to, count));
+            // What still comes, comes soon; under emulation, later.
+            let emulated = std::env::var_os("BPFTK_VM").is_some();
+            let pause = Duration::from_millis(if emulated { 1000 } else { 200 });
+            receiver.set_read_timeout(Some(pause)).unwrap();
+            let mut buffer = [0; 64];
+            std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count()
+        })
+    }
+
+    /// A bpftk in the near namespace, with rows as JSON.
+    fn start(&self, args: &[&str]) -> Running {
+        self.near.run(|| Running::json(args))
+    }
+}
+
+fn addresses(interface: &str, v4: &str, v6: &str) {
+    ip(&format!("addr add {v4}/24 dev {interface}"));
+    ip(&format!("addr add {v6}/64 dev {interface} nodad"));
+    ip(&format!("link set {interface} up"));
+}
+
+fn send(to: SocketAddr, count: usize) {
+    let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    for _ in 0..count {
+        socket.send_to(b"payload", to).unwrap();
+    }
+}
+
+/// The last table's row for `rule`, at the place whose `iface` and `direction` it has.
+fn total<'a>(rows: &'a [Value], rule: &str) -> &'a Value {
+    rows.iter()
+        .find(|row| row["scope"] == "total" && row["rule"] == rule)
+        .unwrap_or_else(|| panic!("no total of {rule} in {rows:#?}"))
+}
+
+fn packets(run: &Run, rule: &str) -> u64 {
+    assert!(run.status.success(), "{}", run.stderr);
+    total(&run.json(), rule)["packets_total"].as_u64().unwrap()
+}
+
+/// The ways to drop at ingress that this kernel has.
+fn ways() -> Vec<Vec<&'static str>> {
+    let mut ways = vec![vec!["xdp-drop", "near"], vec!["xdp-drop", "near", "--mode", "native"]];
+    for backend in backends() {
+        ways.push(vec!["tc-drop", "near", "--backend", backend]);
+    }
+    ways
+}
+
+fn backends() -> Vec<&'static str> {
+    let namespace = Netns::new();
+    let works = |backend: &&str| {
+        let args = ["tc-drop", "lo", "--backend", backend, "-d", "10ms", "--dry-run"];
+        let output = namespace.run(|| output(&args));
+        match output.status.code() {
+            Some(0) => true,
+            Some(4) => {
+                println!("{backend} is not offered here: {}", stderr(&output).trim());
+                false
+            }
+            _ => panic!("{args:?}: {}", stderr(&output)),
+        }
+    };
+    let found: Vec<_> = ["tcx", "clsact"].into_iter().filter(works).collect();
+    assert!(!found.is_empty(), "neither tcx nor clsact works");
+    found
+}
+
+/// What `bpftk` says to this, in the near namespace, and with which status.
+fn refused(wire: &Wire, args: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+    let output = wire
+        .near
+        .run(|| bpftk(args).envs(environment.iter().copied()).output().expect("bpftk runs"));
+    (output.status.code().unwrap(), stderr(&output))
+}

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is dropped, and that the counts are what was sent.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::*;
+
+#[test]
+fn what_was_sent_is_counted_and_nothing_else_is_dropped() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        let run =
+            wire.start(&[&way[..], &["--proto", "udp", "--dport", "9999,7000-8000"]].concat());
+        assert_eq!(wire.exchange(NEAR4, 500), 0, "{way:?}");
+        assert_eq!(wire.exchange(NEAR6, 300), 0, "{way:?}");
+        // Beside the ports.
+        for port in [6999, 7000, 8000, 8001, 9998] {
+            wire.far.run(|| send(SocketAddr::new(NEAR4.parse().unwrap(), port), 10));
+        }
+        thread::sleep(Duration::from_millis(200));
+        let run = run.stop();
+        assert_eq!(packets(&run, "udp dport 9999,7000-8000"), 820, "{way:?} {}", run.stdout);
+        // 14 of Ethernet, 20 and 40 of IP, 8 of UDP, 7 of payload.
+        let rows = run.json();
+        let bytes = &total(&rows, "udp dport 9999,7000-8000")["bytes_total"];
+        assert_eq!(*bytes, 520 * 49 + 300 * 69, "{way:?}");
+        assert!(packets(&run, "passed") >= 30, "{way:?} {}", run.stdout);
+        assert_eq!(packets(&run, "malformed"), 0);
+        let summary = run.json().pop().unwrap();
+        assert_eq!(
+            (&summary["type"], &summary["dropped_packets"]),
+            (&"summary".into(), &820.into())
+        );
+        // It is as it was.
+        assert_eq!(wire.exchange(NEAR4, 50), 50, "{way:?}");
+    }
+}
+
+/// ICMP both ways, by the kernel's own answers to a datagram that nobody waits for.
+#[test]
+fn icmp_is_dropped_by_default_and_neighbours_are_found_all_the_same() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    // Answers come in at near, to what near sends.
+    let provoke = |to: &str| {
+        let to = SocketAddr::new(to.parse().unwrap(), 9);
+        wire.near.run(|| {
+            let socket = UdpSocket::bind((if to.is_ipv4() { "0.0.0.0" } else { "::" }, 0)).unwrap();
+            socket.connect(to).unwrap();
+            socket.send(b"x").unwrap();
+            thread::sleep(Duration::from_millis(100));
+            // The ICMP error is told at the next call.
+            socket.send(b"x").is_err()
+        })
+    };
+    assert!(provoke(FAR4) && provoke(FAR6), "the far end answers");
+    for way in ways() {
+        let run = wire.start(&way);
+        assert!(!provoke(FAR4), "{way:?}");
+        wire.near.run(|| ip("neigh flush dev near"));
+        assert!(!provoke(FAR6), "{way:?}");
+        // Neighbour discovery went on: datagrams get through.
+        assert_eq!(wire.exchange(NEAR6, 10), 10, "{way:?}");
+        let run = run.stop();
+        // Linux limits its errors to one peer; each provocation has one at least.
+        assert!(packets(&run, "icmp") >= 2, "{way:?} {}", run.stdout);
+        thread::sleep(Duration::from_millis(1100));
+        assert!(provoke(FAR4), "{way:?}");
+    }
+}
+
+#[test]
+fn directions_and_addresses() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for backend in backends() {
+        let base = ["tc-drop", "near", "--backend", backend];
+        let outward = |to: &str| {
+            let to = SocketAddr::new(to.parse().unwrap(), 9999);
+            wire.far.run(|| {
+                let receiver = UdpSocket::bind(to).unwrap();
+                wire.near.run(|| send(to, 20));
+                thread::sleep(Duration::from_millis(100));
+                receiver.set_nonblocking(true).unwrap();
+                let mut buffer = [0; 64];
+                std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count()
+            })
+        };
+        for (args, comes_in, goes_out) in [
+            (vec!["--src", FAR4], 0, 20),
+            (vec!["--dst", FAR4], 20, 20),
+            (vec!["--dst", FAR4, "--direction", "egress"], 20, 0),
+            (vec!["--src", "198.51.100.0/24", "--direction", "both", "--proto", "udp"], 0, 0),
+            (vec!["--src", FAR4, "--dst", FAR4], 20, 20),
+            (vec!["--src", FAR6, "--direction", "both"], 20, 20),
+        ] {
+            let args = [&base[..], &args, &["--yes-lock-me-out"]].concat();
+            let run = wire.start(&args);
+            assert_eq!((wire.exchange(NEAR4, 20), outward(FAR4)), (comes_in, goes_out), "{args:?}");
+            let run = run.stop();
+            let dropped = run.json().pop().unwrap()["dropped_packets"].as_u64().unwrap();
+            assert_eq!(dropped, 40 - (comes_in + goes_out) as u64, "{args:?} {}", run.stdout);
+        }
+    }
+}
+
+#[test]
+fn tags_are_seen_through() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let tagged = |side: &Netns, device: &str, v4: &str| {
+        side.run(|| {
+            ip(&format!("link add link {device} name tagged type vlan id 7"));
+            ip(&format!("addr add {v4}/24 dev tagged"));
+            ip("link set tagged up");
+        });
+    };
+    let vlans = wire.near.run(|| {
+        let made = std::process::Command::new("ip")
+            .args("link add link near name probe type vlan id 8".split(' '))
+            .output()
+            .unwrap();
+        made.status.success()
+    });
+    if !vlans {
+        println!("SKIP this kernel has no VLAN devices");
+        return;
+    }
+    tagged(&wire.near, "near", "203.0.113.1");
+    tagged(&wire.far, "far", "203.0.113.2");
+    assert_eq!(wire.exchange("203.0.113.1", 10), 10);
+    for way in ways() {
+        let run = wire.start(&[&way[..], &["--proto", "udp", "--dport", "9999"]].concat());
+        assert_eq!(wire.exchange("203.0.113.1", 40), 0, "{way:?}");
+        assert_eq!(packets(&run.stop(), "udp dport 9999"), 40, "{way:?}");
+    }
+}
+
+#[test]
+fn a_dry_run_drops_nothing() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        let run = wire.start(&[&way[..], &["--proto", "udp", "--dry-run"]].concat());
+        assert_eq!(wire.exchange(NEAR4, 100), 100, "{way:?}");
+        let run = run.stop();
+        assert_eq!(packets(&run, "udp"), 100, "{way:?}");
+        assert_eq!(total(&run.json(), "udp")["verdict"], "would-drop");
+    }
+}
+
+#[test]
+fn what_exceeds_the_rate_is_dropped() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        let run = wire.start(&[&way[..], &["--proto", "udp", "--rate", "50/s"]].concat());
+        let begin = Instant::now();
+        let (mut passed, mut bursts) = (0, 0);
+        while begin.elapsed() < Duration::from_secs(2) {
+            passed += wire.exchange(NEAR4, 100);
+            bursts += 1;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let run = run.stop();
+        let dropped = packets(&run, "udp");
+        assert!(dropped > 100, "{way:?} {}", run.stdout);
+        // Five may come at once, and then one each fiftieth of a second; each exchange ends with a pause.
+        assert!(
+            passed >= 5 * bursts && passed as f64 <= 50.0 * seconds + 6.0,
+            "{passed} in {seconds} s"
+        );
+        // Not one is unaccounted for.
+        assert_eq!((passed as u64 + dropped) % 100, 0, "{passed} + {dropped}");
+    }
+}
+
+#[test]
+fn samples_say_what_was_dropped() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        let args = [&way[..], &["--proto", "udp", "--dport", "9999", "--sample", "10"]].concat();
+        let run = wire.start(&args);
+        assert_eq!(wire.exchange(NEAR4, 100) + wire.exchange(NEAR6, 100), 0);
+        let run = run.stop();
+        assert!(run.status.success(), "{}", run.stderr);
+        let rows = run.json();
+        let (samples, summary) = rows.split_at(rows.len() - 1);
+        // Each processor has a count of its own, and tells of its first.
+        assert!((20..24).contains(&samples.len()), "{way:?} {}", run.stdout);
+        for sample in samples {
+            let v4 = sample["family"] == 4;
+            assert_eq!(sample["type"], "event");
+            assert_eq!(sample["saddr"], if v4 { FAR4 } else { FAR6 }, "{sample}");
+            assert_eq!(sample["daddr"], if v4 { NEAR4 } else { NEAR6 }, "{sample}");
+            assert_eq!((&sample["dport"], &sample["proto"]), (&9999.into(), &"udp".into()));
+            assert_eq!(sample["bytes"], if v4 { 49 } else { 69 });
+            assert_eq!(
+                (&sample["iface"], &sample["direction"]),
+                (&"near".into(), &"ingress".into())
+            );
+            assert_eq!(sample["rule"], "udp dport 9999");
+        }
+        assert_eq!((&summary[0]["lost"], &summary[0]["dropped_packets"]), (&0.into(), &200.into()));
+    }
+}
+
+#[test]
+fn tables_by_protocol_source_and_processor() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let base = ["xdp-drop", "near", "--src", FAR4, "--by"];
+    for (by, field, expected) in [("proto", "proto", "udp"), ("src", "saddr", FAR4)] {
+        let run = wire.start(&[&base[..], &[by]].concat());
+        assert_eq!(wire.exchange(NEAR4, 60), 0);
+        let run = run.stop();
+        let rows = run.json();
+        let row = rows.iter().find(|row| row["scope"] == "total" && row[field] == expected);
+        assert_eq!(row.unwrap()["packets_total"], 60, "{}", run.stdout);
+        assert!(row.unwrap()["rule"].is_null());
+    }
+    let run = wire.start(&[&base[..], &["cpu"]].concat());
+    assert_eq!(wire.exchange(NEAR4, 60), 0);
+    let rows = run.stop().json();
+    let all = rows.iter().filter(|row| row["scope"] == "total" && row["cpu"].is_number());
+    assert_eq!(all.map(|row| row["packets_total"].as_u64().unwrap()).sum::<u64>(), 60);
+}
+
+/// As a list should be replaced: who reads it meanwhile gets the old one or the new one.
+fn write(path: &str, lines: &str) {
+    let new = format!("{path}.new");
+    fs::write(&new, lines).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+#[test]
+fn a_block_list_is_replaced_under_traffic() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    for way in ways() {
+        // FAR4 is on every list, FAR6 on none, the rest changes.
+        let lists: Vec<String> = (0..10)
+            .map(|n| (0..500).map(|i| format!("10.{n}.{}.{}\n", i / 250, i % 250)).collect())
+            .map(|others: String| format!("# a list\n{others}{FAR4} # the far end\n192.0.2.0/24\n"))
+            .collect();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        let path = path.to_str().unwrap();
+        write(path, &lists[0]);
+        let run = wire.start(&[&way[..], &["--blocklist", path]].concat());
+        let (mut blocked, mut free) = (0, 0);
+        for list in lists.iter().cycle().take(100) {
+            write(path, list);
+            run.signal(Signal::SIGHUP);
+            wire.far.run(|| {
+                send(SocketAddr::new(NEAR4.parse().unwrap(), 9999), 20);
+                send(SocketAddr::new(NEAR6.parse().unwrap(), 9999), 20);
+            });
+            blocked += 20;
+            free += 20;
+        }
+        thread::sleep(Duration::from_millis(300));
+        // A bad list changes nothing.
+        write(path, "198.51.100.2\nnonsense\n");
+        run.signal(Signal::SIGHUP);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(wire.exchange(NEAR4, 20), 0, "{way:?}");
+        // Another one that is good.
+        write(path, "2001:db8::2\n");
+        run.signal(Signal::SIGHUP);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!((wire.exchange(NEAR4, 20), wire.exchange(NEAR6, 20)), (20, 0), "{way:?}");
+        let run = run.stop();
+        // The far end also reports to IPv4's multicast routers, up to three times, when it likes.
+        let expected = blocked + 40;
+        let counted = packets(&run, "blocklist");
+        assert!((expected..expected + 4).contains(&counted), "{way:?} {counted} of {expected}");
+        assert!(packets(&run, "passed") >= free + 20, "{way:?}");
+        assert!(run.stderr.contains(":2: `nonsense`"), "{}", run.stderr);
+        assert!(run.stderr.contains("the block list stays as it was"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    let missing = ["xdp-drop", "lo", "--blocklist", "/no/such/file"];
+    for (args, expected) in [
+        (vec!["xdp-drop"], "IFACE"),
+        (vec!["xdp-drop", "no-such-if"], "no interface `no-such-if`"),
+        (vec!["tc-drop", "no-such-if"], "no interface `no-such-if`"),
+        (vec!["xdp-drop", "lo", "--proto", "foo"], "`foo` is no protocol"),
+        (vec!["xdp-drop", "lo", "--src", "10.0.0.1/8"], "did you mean 10.0.0.0/8"),
+        (vec!["tc-drop", "lo", "--dport", "0"], "no port"),
+        (vec!["xdp-drop", "lo", "--rate", "100"], "100/s"),
+        (vec!["tc-drop", "lo", "--direction", "in"], "ingress"),
+        (vec!["tc-drop", "lo", "--first", "--last"], "--last"),
+        (vec!["xdp-drop", "lo", "-n", "1"], "--sample"),
+        (vec!["xdp-drop", "lo", "-i", "1ms"], "10ms"),
+        (missing.to_vec(), "/no/such/file"),
+    ] {
+        let output = output(&args);
+        let text = stderr(&output);
+        if output.status.code() == Some(3) {
+            println!("SKIP needs root, to look further than the options");
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(2), "{args:?} {text}");
+        assert!(text.contains(expected) && text.lines().count() == 1, "{args:?} {text}");
+    }
+}
+
+/// Whether expressions can be compiled here.
+fn libpcap() -> bool {
+    let output = output(&["filter", "compile", "arp"]);
+    let works = output.status.success();
+    if !works {
+        println!("SKIP {}", stderr(&output).trim());
+    }
+    works
+}
+
+#[test]
+fn expressions_have_rows_of_their_own() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let wire = Wire::new();
+    let to = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
+    for way in ways() {
+        let rules =
+            ["udp dst port 9999 or port 9998", "--match", "udp port 7000", "--match", "udp"];
+        let run = wire.start(&[&way[..], &rules, &["--except", "ip6 or dst port 6000"]].concat());
+        assert_eq!(wire.exchange(NEAR4, 40), 0, "{way:?}");
+        // Excepted, by either of its words.
+        assert_eq!(wire.exchange(NEAR6, 30), 30, "{way:?}");
+        wire.far.run(|| {
+            send(to(NEAR4, 6000), 11);
+            send(to(NEAR4, 7000), 20);
+            send(to(NEAR4, 7001), 7);
+        });
+        thread::sleep(Duration::from_millis(200));
+        let run = run.stop();
+        let counts =
+            ["udp dst port 9999 or port 9998", "udp port 7000", "udp"].map(|r| packets(&run, r));
+        assert_eq!(counts, [40, 20, 7], "{way:?} {}", run.stdout);
+        // And whatever else IPv6 says meanwhile.
+        assert!(packets(&run, "excepted") >= 41, "{way:?} {}", run.stdout);
+        assert_eq!(total(&run.json(), "excepted")["verdict"], "pass");
+        assert_eq!(run.summary()["dropped_packets"], 67);
+    }
+    // In both directions, and beside the other rules.
+    for backend in backends() {
+        let base = ["tc-drop", "near", "udp port 9999", "--backend", backend];
+        let run = wire.start(&[&base[..], &["--direction", "both", "--src", FAR6]].concat());
+        assert_eq!((wire.exchange(NEAR4, 10), wire.exchange(NEAR6, 10)), (0, 0));
+        wire.near.run(|| send(to(FAR4, 9999), 5));
+        thread::sleep(Duration::from_millis(100));
+        let run = run.stop();
+        let rows = run.json();
+        let count = |direction: &str| {
+            let row = rows.iter().find(|row| {
+                row["scope"] == "total"
+                    && row["rule"] == "udp port 9999"
+                    && row["direction"] == direction
+            });
+            row.unwrap()["packets_total"].as_u64().unwrap()
+        };
+        assert_eq!((count("ingress"), count("egress")), (10, 5), "{backend} {}", run.stdout);
+    }
+}
+
+#[test]
+fn expressions_that_cannot_be_are_refused() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let wire = Wire::new();
+    for (args, expected) in [
+        (vec!["xdp-drop", "near", "naer"], "no interface `naer`, and as an expression"),
+        (vec!["xdp-drop", "naer", "near"], "no interface `naer`"),
+        (vec!["xdp-drop", "near", "tcp port"], "tcp port"),
+        (vec!["xdp-drop", "near", "--match", "host example.org"], "names are not looked up"),
+        (vec!["tc-drop", "near", "--except", "foo bar"], "foo bar"),
+        (vec!["xdp-drop", "near", "arp"], "ARP, without which"),
+        (vec!["xdp-drop", "near", ""], "every packet"),
+        (vec!["tc-drop", "near", "--match", "ip or ip6"], "every packet"),
+    ] {
+        let (status, text) = refused(&wire, &args, &[]);
+        assert!(status == 2 && text.contains(expected), "{args:?} {status} {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    let ssh = [("SSH_CONNECTION", "203.0.113.5 50022 198.51.100.1 22")];
+    let (status, text) = refused(&wire, &["xdp-drop", "near", "tcp"], &ssh);
+    assert!(status == 2 && text.contains("SSH connection"), "{text}");
+    let spared = ["xdp-drop", "near", "tcp", "--except", "port 22", "-d", "10ms"];
+    let (status, text) = refused(&wire, &spared, &ssh);
+    assert_eq!(status, 0, "{text}");
+}
