@@ -40,7 +40,7 @@ fishdir   = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 .DEFAULT_GOAL := build
 # Targets that build with cargo share its directory, and it uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-bench build run static test host-test test-bin check-bpf check-spdx vm-test bench lint man \
+.PHONY: help deps deps-test deps-bench build run static test host-test test-bin fuzz check-bpf check-spdx vm-test bench lint man \
 	install uninstall clean
 
 help: ## This list
@@ -86,6 +86,9 @@ test-bin:
 	@jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | .executable' \
 		$(build)/test-build.json >$(build)/test-binaries
 	@test -s $(build)/test-binaries
+
+fuzz: deps-test ## The random tests of all that reads text and files, ROUNDS=100 times as long as in `make test`
+	BPFTK_ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --release --bin bpftk fuzz_ -- --nocapture
 
 check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
 	@tests/bpf-compile.sh

@@ -11,3 +11,11 @@ pub(crate) fn seeded() -> fastrand::Rng {
     println!("BPFTK_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
+
+/// How often a random test tries: `usual`, times BPFTK_ROUNDS. `make fuzz` has more of it.
+pub(crate) fn rounds(usual: usize) -> usize {
+    match std::env::var("BPFTK_ROUNDS") {
+        Ok(text) => usual * text.parse::<usize>().expect("BPFTK_ROUNDS is a number"),
+        Err(_) => usual,
+    }
+}

@@ -405,12 +405,10 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_it_fail() {
-        let seed = 0x5eed;
-        println!("seed {seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
+    fn fuzz_capture_files() {
+        let mut random = crate::random::seeded();
         let files = [written(&[b"abc", &[7; 300]]), pcapng(false), pcapng(true)];
-        for round in 0..5_000 {
+        for round in 0..crate::random::rounds(5_000) {
             let mut bytes = files[round % files.len()].clone();
             for _ in 0..random.usize(1..8) {
                 let at = random.usize(..bytes.len());

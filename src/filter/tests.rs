@@ -9,15 +9,7 @@ use super::classic::insn::Insn;
 use super::classic::interp::{self, Rules};
 use super::classic::{disasm, forms};
 use super::{ebpf, libpcap};
-
-fn rng(test: &str) -> Rng {
-    let seed = match std::env::var("BPFTK_SEED") {
-        Ok(seed) => seed.parse().expect("BPFTK_SEED is a number"),
-        Err(_) => Rng::new().u64(..),
-    };
-    println!("{test}: BPFTK_SEED={seed}");
-    Rng::with_seed(seed)
-}
+use crate::random::{rounds, seeded};
 
 const STATEMENTS: &[u16] = &[
     0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x80, 0x00, 0x60, 0x81, 0x01, 0x61, 0xb1, 0x02, 0x03, 0x04,
@@ -79,7 +71,7 @@ fn the_interpreter_agrees_with_libpcaps() {
         println!("SKIP {error}");
         return;
     }
-    let mut rng = rng("the_interpreter_agrees_with_libpcaps");
+    let mut rng = seeded();
     let (mut verdicts, mut matches) = (0_u64, 0_u64);
     for _ in 0..20_000 {
         let program = program(&mut rng);
@@ -100,9 +92,9 @@ fn the_interpreter_agrees_with_libpcaps() {
 }
 
 #[test]
-fn every_form_of_a_random_program_is_the_program() {
-    let mut rng = rng("every_form_of_a_random_program_is_the_program");
-    for _ in 0..5_000 {
+fn fuzz_forms_of_a_program() {
+    let mut rng = seeded();
+    for _ in 0..rounds(5_000) {
         let program = program(&mut rng);
         let assembly = disasm::assembly(&program).unwrap();
         for text in [assembly, disasm::c_array(&program), disasm::decimal(&program)] {
@@ -112,10 +104,10 @@ fn every_form_of_a_random_program_is_the_program() {
 }
 
 #[test]
-fn random_ebpf_is_the_same_after_both_ways() {
-    let mut rng = rng("random_ebpf_is_the_same_after_both_ways");
+fn fuzz_ebpf_both_ways() {
+    let mut rng = seeded();
     let mut said = 0;
-    for _ in 0..200_000 {
+    for _ in 0..rounds(200_000) {
         let (wide, imm) = (rng.u8(..20) == 0, number(&mut rng) as i32);
         let code = if wide { 0x18 } else { rng.u8(..) };
         let off = if rng.bool() { 0 } else { rng.i16(-4..40) };
@@ -139,7 +131,7 @@ fn random_ebpf_is_the_same_after_both_ways() {
         assert_eq!(ebpf::forms::read(&array).as_deref(), Ok(&program[..]), "{array}");
         assert!(!ebpf::readable::listing(&program).is_empty());
     }
-    assert!(said > 2_000, "{said} of 200000 have a text");
+    assert!(said > 2_000, "{said} have a text");
 }
 
 /// A text made of pieces of texts that are right, with bytes changed.
@@ -168,7 +160,7 @@ fn mutated(rng: &mut Rng, seeds: &[&str]) -> String {
 }
 
 #[test]
-fn no_text_makes_an_assembler_fail() {
+fn fuzz_assemblers() {
     let classic = "start: ldh [12]\n jne #0x806, drop ; no\n ldx 4*([14]&0xf)\n ld [x + 4]\n\
                    st M[3]\n jset #3, a1, drop\na1: ld #vlan_tci\n add x\n ret #-1\ndrop: ret #0\n";
     let array =
@@ -178,9 +170,9 @@ fn no_text_makes_an_assembler_fail() {
     let initialisers = "{ .code = 0x18, .dst_reg = 1, .src_reg = 0, .off = -1, .imm = 4 },";
     let seeds =
         [classic, array, "2\n40 0 0 12\n6 0 0 1\n", "1,6 0 0 1,", words, initialisers, "/* */"];
-    let mut rng = rng("no_text_makes_an_assembler_fail");
+    let mut rng = seeded();
     let mut taken = 0;
-    for _ in 0..100_000 {
+    for _ in 0..rounds(100_000) {
         let text = mutated(&mut rng, &seeds);
         let read = forms::read(&text);
         if let Ok(program) = &read {
@@ -208,15 +200,15 @@ fn no_text_makes_an_assembler_fail() {
 }
 
 #[test]
-fn no_expression_makes_the_scanner_fail() {
+fn fuzz_expressions() {
     let seeds = [
         "tcp port http and not host 192.0.2.1 or (src net 10.0.0.0/8 and ether proto \\ip)",
         "ether host 00:11:22:33:44:55 or ip6 host fe80::1 and tcp[tcpflags] & (tcp-syn|tcp-fin) != 0",
         "portrange 1-é\u{202e} \\",
     ];
-    let mut rng = rng("no_expression_makes_the_scanner_fail");
+    let mut rng = seeded();
     let here = libpcap::available().is_ok();
-    for _ in 0..20_000 {
+    for _ in 0..rounds(20_000) {
         let text = mutated(&mut rng, &seeds);
         if here {
             // Refused or compiled; with names refused, it asks nobody.

@@ -243,8 +243,18 @@ mod tests {
             assert_eq!(cut.dport.is_some(), length >= 58, "{length}");
             describe(&packet[..length], false);
         }
-        let mut random = fastrand::Rng::with_seed(1);
-        for _ in 0..20_000 {
+    }
+
+    #[test]
+    fn fuzz_packets() {
+        let mut packet = Vec::new();
+        PacketBuilder::ethernet2(MACS.0, MACS.1)
+            .ipv6([1; 16], [2; 16], 64)
+            .udp(53, 5353)
+            .write(&mut packet, &[0; 40])
+            .unwrap();
+        let mut random = crate::random::seeded();
+        for _ in 0..crate::random::rounds(20_000) {
             let mut bytes = packet.clone();
             for _ in 0..4 {
                 let at = random.usize(..bytes.len());

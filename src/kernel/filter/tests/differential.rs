@@ -4,12 +4,13 @@
 
 use std::time::Instant;
 
-use super::{by_value, generate, in_guest, loaded, packets, rng, root};
+use super::{by_value, generate, in_guest, loaded, packets, root};
 use crate::filter::classic::insn::{Insn, Op, SKF_LL_OFF, SKF_NET_OFF};
 use crate::filter::classic::interp::{Packet, Rules, run, trace};
 use crate::filter::ebpf::translate::Hook;
 use crate::filter::libpcap;
 use crate::kernel::filter::engine::{Outcome, SocketFilter};
+use crate::random::seeded;
 
 /// How many of each engine's verdicts were compared.
 #[derive(Debug, Default)]
@@ -84,7 +85,7 @@ fn random_programs() {
     if !root() {
         return;
     }
-    let mut rng = rng("random_programs");
+    let mut rng = seeded();
     let begin = Instant::now();
     let (programs, frames) = if in_guest() { (60, 40) } else { (2400, 160) };
     let mut tally = Tally::default();

@@ -8,9 +8,10 @@ use fastrand::Rng;
 
 use super::differential::{Tally, compare};
 use super::packets::PORTS;
-use super::{in_guest, packets, rng, root};
+use super::{in_guest, packets, root};
 use crate::filter::classic::check::check;
 use crate::filter::libpcap::{Link, Source, available, compile};
+use crate::random::seeded;
 
 fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
     from[rng.usize(0..from.len())]
@@ -127,7 +128,7 @@ fn random_expressions() {
         println!("SKIP {reason:#}");
         return;
     }
-    let mut rng = rng("random_expressions");
+    let mut rng = seeded();
     let begin = Instant::now();
     let (wanted, count) = if in_guest() { (40, 30) } else { (1000, 100) };
     let (mut refused, mut loops) = (0, 0);
@@ -171,7 +172,7 @@ fn what_tcpdump_takes() {
         println!("SKIP {reason:#}");
         return;
     }
-    let mut rng = rng("what_tcpdump_takes");
+    let mut rng = seeded();
     let mut tally = Tally::default();
     let count = if in_guest() { 30 } else { 300 };
     for text in EXPRESSIONS {

@@ -10,12 +10,13 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
 use super::super::engine::is_unreadable;
 use super::super::inject::Injection;
-use super::{packets, rng, root};
+use super::{packets, root};
 use crate::filter::classic::insn::*;
 use crate::filter::classic::interp::{Packet, Rules, run};
 use crate::filter::ebpf::translate::{Hook, Link, Options, translate};
 use crate::kernel::skel::filter_figures::FilterFiguresSkelBuilder;
 use crate::kernel::sys::filter::test_run;
+use crate::random::seeded;
 
 /// libbpf's registry of handlers is not for several threads.
 pub(super) static REGISTRY: Mutex<()> = Mutex::new(());
@@ -37,7 +38,7 @@ fn the_first_match_counts() {
         return;
     }
     let _registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut rng = rng("the_first_match_counts");
+    let mut rng = seeded();
     let kinds = [0x0806, 0x86dd, 0x8100];
     // The third never has a chance; the fourth looks beyond the end of short packets.
     let mut one: Vec<Vec<Insn>> = kinds.iter().map(|&kind| half_is(12, kind)).collect();

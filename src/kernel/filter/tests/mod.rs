@@ -12,8 +12,6 @@ mod packets;
 mod slow;
 mod traffic;
 
-use fastrand::Rng;
-
 use super::engine::{HookFilter, load};
 use crate::filter::classic;
 use crate::filter::ebpf::translate::{Hook, Link, Options, Returns, translate};
@@ -29,15 +27,6 @@ fn root() -> bool {
         println!("SKIP needs root, to load BPF programs");
     }
     root
-}
-
-/// Seeded by BPFTK_SEED, or by chance; the seed is printed, so that what failed can be had again.
-fn rng(test: &str) -> Rng {
-    let seed = std::env::var("BPFTK_SEED")
-        .ok()
-        .map_or_else(|| fastrand::u64(..), |text| text.parse().expect("BPFTK_SEED is a number"));
-    println!("{test}: BPFTK_SEED={seed}");
-    Rng::with_seed(seed)
 }
 
 /// Options for a program whose return value is to be compared.

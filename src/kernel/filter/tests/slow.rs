@@ -3,11 +3,12 @@
 //! The slow way: VLAN tags beside the packet, and packets in several pieces.
 
 use super::super::engine::{HookFilter, Outcome};
-use super::{by_value, generate, in_guest, packets, rng, root};
+use super::{by_value, generate, in_guest, packets, root};
 use crate::filter::classic::insn::*;
 use crate::filter::classic::interp::{Packet, Rules, run};
 use crate::filter::ebpf::insn::{Insn as Ebpf, class, jmp, mode, pseudo, size};
 use crate::filter::ebpf::translate::{Function, Hook, Options, translate};
+use crate::random::seeded;
 
 /// `struct __sk_buff` as far as BPF_PROG_TEST_RUN takes it.
 const SKB_BYTES: usize = 192;
@@ -57,7 +58,7 @@ fn tags_beside_the_packet_are_where_they_were() {
     if !root() {
         return;
     }
-    let mut rng = rng("tags_beside_the_packet_are_where_they_were");
+    let mut rng = seeded();
     let (programs, count) = if in_guest() { (60, 20) } else { (1200, 60) };
     let mut verdicts = 0_u32;
     for _ in 0..programs {
@@ -173,7 +174,7 @@ fn packets_in_several_buffers_at_xdp() {
     if !root() {
         return;
     }
-    let mut rng = rng("packets_in_several_buffers_at_xdp");
+    let mut rng = seeded();
     let options = Options { frags: true, ..by_value(Hook::Xdp) };
     let (programs, count) = if in_guest() { (30, 10) } else { (600, 30) };
     let (mut verdicts, mut split) = (0_u32, 0_u32);
@@ -222,7 +223,7 @@ fn packets_in_several_pieces_at_tc() {
     if !root() {
         return;
     }
-    let mut rng = rng("packets_in_several_pieces_at_tc");
+    let mut rng = seeded();
     let programs = if in_guest() { 30 } else { 600 };
     let mut verdicts = 0;
     for _ in 0..programs {

@@ -12,10 +12,11 @@ use nix::sys::socket::{MsgFlags, send};
 
 use super::super::engine::HookFilter;
 use super::super::inject::xdp_may_miss_tags;
-use super::{rng, root};
+use super::root;
 use crate::filter::classic::insn::*;
 use crate::filter::ebpf::insn::{Insn as Ebpf, class, jmp, pseudo};
 use crate::filter::ebpf::translate::{Fault, Hook, Link, Options, translate};
+use crate::random::seeded;
 
 /// Ethernet, IPv4, UDP.
 const HEADERS: usize = 42;
@@ -74,7 +75,7 @@ fn a_payload_in_pages_is_read() {
     if !root() {
         return;
     }
-    let mut rng = rng("a_payload_in_pages_is_read");
+    let mut rng = seeded();
     // The namespace is this thread's, and ends with it.
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
