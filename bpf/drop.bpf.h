@@ -255,7 +255,8 @@ static __always_inline void drop_take_sample(const struct packet *packet, __u32 
 	__u32 first = 0;
 	__u64 *count = bpf_map_lookup_elem(&sampled, &first);
 
-	if (!count || __sync_fetch_and_add(count, 1) % sample_every)
+	/* Not an atomic operation: what it was before is told by those of Linux 5.12 on only. */
+	if (!count || (*count)++ % sample_every)
 		return;
 	sample.time_ns = bpf_ktime_get_boot_ns();
 	sample.bytes = bytes;
