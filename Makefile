@@ -97,7 +97,7 @@ check-spdx: ## Check that every source file names its licence
 	@tests/spdx.sh
 
 vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
-	@tests/vm/run.sh --timeout 1500 --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
+	@tests/vm/run.sh --timeout 3000 --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
 
 bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the kernel's own
 	$(call static,build)
