@@ -14,6 +14,7 @@ pub(crate) use self::manual::MANUAL;
 use super::common::note;
 use crate::cli::{KernelArgs, OutputArgs};
 use crate::error::{Status, status_of};
+use crate::filter::libpcap;
 use crate::kernel::backend::Chosen;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap};
@@ -40,8 +41,8 @@ pub(crate) struct Doctor {
 /// How a command does its work here.
 struct Works {
     backend: String,
-    /// The better back ends that don't work, and why.
-    passed_over: Vec<String>,
+    /// What there is to say of it, such as which better back ends don't work, and why.
+    remarks: Vec<String>,
 }
 
 /// A command, the capabilities that it asks for, and its own way to arm: what is tried is what would be used.
@@ -79,6 +80,15 @@ const COMMANDS: &[Command] = &[
         needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
         arm: |_| in_new_namespace(|| works(drop::arm_tc())),
     },
+    // What of it needs a hook has been tried above.
+    Command {
+        name: "filter",
+        needs: &[],
+        arm: |_| {
+            let version = libpcap::version()?;
+            Ok(Works { backend: "libpcap".into(), remarks: vec![version] })
+        },
+    },
 ];
 
 /// On the loopback of a network namespace that nobody else sees.
@@ -91,7 +101,7 @@ fn works<B: Display, T>(chosen: Result<Chosen<B, T>>) -> Result<Works> {
     let chosen = chosen?;
     Ok(Works {
         backend: chosen.backend.to_string(),
-        passed_over: chosen
+        remarks: chosen
             .passed_over
             .iter()
             .map(|(backend, reason)| format!("not {backend}: {reason}"))
@@ -181,7 +191,7 @@ fn command_row(name: &str, outcome: &Result<Works>) -> Record {
     let record = match outcome {
         Ok(works) => row("command", name, Some("ok"))
             .with("backend", works.backend.as_str())
-            .with("detail", text(&works.passed_over.join("; "))),
+            .with("detail", text(&works.remarks.join("; "))),
         Err(error) => row("command", name, Some("unavailable"))
             .with("backend", None::<&str>)
             .with("detail", format!("{error:#}")),

@@ -126,7 +126,16 @@ fn names_the_back_end_that_is_used() {
     let output = doctor(&["--format", "json"]);
     for row in rows(&output, "command") {
         let name = row["name"].as_str().unwrap();
-        let run = support::output(&[name, "-d", "10ms", "--format", "json"]);
+        // Commands of interfaces are tried on one; what has no back end but a library says so.
+        let more: &[&str] = match name {
+            "filter" => {
+                assert_eq!(row["backend"], "libpcap");
+                continue;
+            }
+            "xdp-drop" | "tc-drop" => &["lo", "--dry-run"],
+            _ => &[],
+        };
+        let run = support::output(&[&[name, "-d", "10ms", "--format", "json"][..], more].concat());
         let summary = lines(&run).pop().unwrap();
         assert_eq!(summary["backend"], row["backend"], "{name}");
     }
