@@ -230,14 +230,19 @@ mod tests {
         assert_eq!(arp.saddr.unwrap().to_string(), "192.0.2.1");
     }
 
-    #[test]
-    fn no_bytes_make_it_fail() {
+    fn udp_over_ipv6() -> Vec<u8> {
         let mut packet = Vec::new();
         PacketBuilder::ethernet2(MACS.0, MACS.1)
             .ipv6([1; 16], [2; 16], 64)
             .udp(53, 5353)
             .write(&mut packet, &[0; 40])
             .unwrap();
+        packet
+    }
+
+    #[test]
+    fn no_bytes_make_it_fail() {
+        let packet = udp_over_ipv6();
         for length in 0..packet.len() {
             let cut = describe(&packet[..length], true);
             assert_eq!(cut.dport.is_some(), length >= 58, "{length}");
@@ -247,12 +252,7 @@ mod tests {
 
     #[test]
     fn fuzz_packets() {
-        let mut packet = Vec::new();
-        PacketBuilder::ethernet2(MACS.0, MACS.1)
-            .ipv6([1; 16], [2; 16], 64)
-            .udp(53, 5353)
-            .write(&mut packet, &[0; 40])
-            .unwrap();
+        let packet = udp_over_ipv6();
         let mut random = crate::random::seeded();
         for _ in 0..crate::random::rounds(20_000) {
             let mut bytes = packet.clone();

@@ -173,10 +173,23 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// What needs no packet. `at` to `next` are labels of classic instructions.
-    pub(super) fn op(&mut self, op: Op, regs: Registers, no_match: Label) {
+    /// What both ways do alike: all but loads.
+    pub(super) fn op(&mut self, op: Op, regs: Registers, place: &Place<'_>) {
         let Registers { a, x, .. } = regs;
+        let &Place { number, at, labels, no_match } = place;
         match op {
+            Op::Ja(0) => {}
+            Op::Ja(k) => self.b.goto(labels[at + 1 + k as usize]),
+            Op::Jump { cond, src, jt, jf } => {
+                let ways = Ways {
+                    holds: labels[at + 1 + usize::from(jt)],
+                    fails: labels[at + 1 + usize::from(jf)],
+                    next: labels[at + 1],
+                };
+                self.branch(cond, src, regs, ways);
+            }
+            Op::RetK(k) => self.ret(number, Some(k), a, no_match),
+            Op::RetA => self.ret(number, None, a, no_match),
             Op::LdImm(k) => self.b.mov32_imm(a, k),
             Op::LdxImm(k) => self.b.mov32_imm(x, k),
             Op::LdMem(k) => self.b.load(size::W, a, R10, scratch(k)),
@@ -187,15 +200,9 @@ impl<'a> Emitter<'a> {
             Op::Neg => self.b.neg32(a),
             Op::Tax => self.b.mov32(x, a),
             Op::Txa => self.b.mov32(a, x),
-            Op::LdAbs(..)
-            | Op::LdInd(..)
-            | Op::LdxMsh(_)
-            | Op::LdLen
-            | Op::LdxLen
-            | Op::Ja(_)
-            | Op::Jump { .. }
-            | Op::RetK(_)
-            | Op::RetA => unreachable!("each way does these itself"),
+            Op::LdAbs(..) | Op::LdInd(..) | Op::LdxMsh(_) | Op::LdLen | Op::LdxLen => {
+                unreachable!("each way does these itself")
+            }
         }
     }
 
@@ -246,7 +253,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A conditional jump. What comes next in the function is at `next`.
-    pub(super) fn branch(&mut self, cond: Cond, src: Src, regs: Registers, ways: Ways) {
+    fn branch(&mut self, cond: Cond, src: Src, regs: Registers, ways: Ways) {
         let Ways { holds, fails, next } = ways;
         if holds == fails {
             if holds != next {
@@ -281,7 +288,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The end of a filter. `no_match` is the next filter.
-    pub(super) fn ret(&mut self, number: usize, value: Option<u32>, a: Reg, no_match: Label) {
+    fn ret(&mut self, number: usize, value: Option<u32>, a: Reg, no_match: Label) {
         let matched = number as u32 + 1;
         match (self.options.returns, value) {
             (_, Some(0)) => {
@@ -352,12 +359,24 @@ impl<'a> Emitter<'a> {
 /// include/uapi/linux/if_packet.h
 const PACKET_OUTGOING: u32 = 4;
 
+/// An instruction's place in a way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// Of the filter, from 0.
+    pub(super) number: usize,
+    pub(super) at: usize,
+    /// By instruction.
+    pub(super) labels: &'a [Label],
+    /// The next filter.
+    pub(super) no_match: Label,
+}
+
 /// Where a conditional jump goes, and what comes after it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ways {
-    pub(super) holds: Label,
-    pub(super) fails: Label,
-    pub(super) next: Label,
+struct Ways {
+    holds: Label,
+    fails: Label,
+    next: Label,
 }
 
 /// M[n] on the stack.

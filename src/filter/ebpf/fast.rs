@@ -4,7 +4,7 @@
 
 use super::analysis::{MAX_PACKET_OFF, NEVER, Program, Step};
 use super::builder::{Label, R0, R1, width};
-use super::emit::{Emitter, Ways};
+use super::emit::{Emitter, Place};
 use super::ext::{Load, helper, is_helper, skb};
 use super::insn::{alu, jmp, size};
 #[cfg(test)]
@@ -45,22 +45,7 @@ impl Emitter<'_> {
                 }
                 Step::Op(Op::LdLen) => self.length(regs.a),
                 Step::Op(Op::LdxLen) => self.length(regs.x),
-                Step::Op(Op::Ja(k)) => {
-                    if k > 0 {
-                        self.b.goto(labels[at + 1 + k as usize]);
-                    }
-                }
-                Step::Op(Op::Jump { cond, src, jt, jf }) => {
-                    let ways = Ways {
-                        holds: labels[at + 1 + usize::from(jt)],
-                        fails: labels[at + 1 + usize::from(jf)],
-                        next: labels[at + 1],
-                    };
-                    self.branch(cond, src, regs, ways);
-                }
-                Step::Op(Op::RetK(k)) => self.ret(number, Some(k), regs.a, no_match),
-                Step::Op(Op::RetA) => self.ret(number, None, regs.a, no_match),
-                Step::Op(op) => self.op(op, regs, no_match),
+                Step::Op(op) => self.op(op, regs, &Place { number, at, labels: &labels, no_match }),
             }
         }
         out_of_bounds

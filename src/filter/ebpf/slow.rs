@@ -5,7 +5,7 @@
 
 use super::analysis::{MAX_PACKET_OFF, NEVER, Program, Step};
 use super::builder::{Label, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Reg};
-use super::emit::{Emitter, SLOW, Ways};
+use super::emit::{Emitter, Place, SLOW};
 use super::ext::{Load, helper, skb, xdp_md};
 use super::insn::{alu, jmp, size};
 use super::translate::{Hook, UNREADABLE};
@@ -80,22 +80,7 @@ impl Emitter<'_> {
                 }
                 Step::Op(Op::LdLen) => self.wire_length(regs.a, as_on_wire),
                 Step::Op(Op::LdxLen) => self.wire_length(regs.x, as_on_wire),
-                Step::Op(Op::Ja(k)) => {
-                    if k > 0 {
-                        self.b.goto(labels[at + 1 + k as usize]);
-                    }
-                }
-                Step::Op(Op::Jump { cond, src, jt, jf }) => {
-                    let ways = Ways {
-                        holds: labels[at + 1 + usize::from(jt)],
-                        fails: labels[at + 1 + usize::from(jf)],
-                        next: labels[at + 1],
-                    };
-                    self.branch(cond, src, regs, ways);
-                }
-                Step::Op(Op::RetK(k)) => self.ret(number, Some(k), regs.a, no_match),
-                Step::Op(Op::RetA) => self.ret(number, None, regs.a, no_match),
-                Step::Op(op) => self.op(op, regs, no_match),
+                Step::Op(op) => self.op(op, regs, &Place { number, at, labels: &labels, no_match }),
             }
         }
         if loads {
