@@ -129,6 +129,4 @@ const SUMMARY: &[Field] = &[
     Field::new("malformed_packets", "packets whose headers could not be followed; they passed too"),
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
-    Field::new("lost_table_full", "always 0"),
-    Field::new("lost_missed_return", "always 0"),
 ];
