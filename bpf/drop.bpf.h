@@ -301,12 +301,15 @@ static __always_inline void drop_tell(const struct packet *packet, __u32 place, 
 		drop_take_sample(packet, place, row, bytes);
 }
 
+static __always_inline bool drop_has_one_place(void)
+{
+	return places_used == 1 || probing;
+}
+
 static __always_inline __u32 drop_place(__u32 ifindex, bool egress)
 {
 	__u32 i;
 
-	if (places_used == 1 || probing)
-		return 0;
 	for (i = 0; i < DROP_PLACES; i++) {
 		if (i >= places_used)
 			break;

@@ -2,6 +2,7 @@
 
 //! Attaching programs, so that dropping the link, or the end of the process by any means, detaches them.
 
+pub(super) mod clsact;
 mod holders;
 pub(crate) mod tc;
 #[cfg(test)]

@@ -83,10 +83,12 @@ impl FilterKey {
 }
 
 /// A cls_bpf filter.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Filter {
     pub(super) key: FilterKey,
     pub(super) program: u32,
+    /// As whoever put it there calls it.
+    pub(super) name: String,
 }
 
 const TCA_KIND: u16 = 1;
@@ -161,6 +163,7 @@ impl Netlink {
 
     /// The cls_bpf filters at a hook of an interface.
     pub(super) fn filters(&self, ifindex: i32, parent: u32) -> io::Result<Vec<Filter>> {
+        const TCA_BPF_NAME: u16 = 7;
         const TCA_BPF_ID: u16 = 11;
         let asked = FilterKey { ifindex, parent, ..FilterKey::default() };
         let messages = self.dump(RTM_GETTFILTER, &tcmsg(asked))?;
@@ -175,21 +178,24 @@ impl Netlink {
                     info: word(16)?,
                     chain: 0,
                 };
-                let (mut bpf, mut program) = (false, 0);
+                let (mut bpf, mut program, mut name) = (false, 0, String::new());
                 for (kind, value) in Attributes(message.get(20..)?) {
                     match kind {
                         TCA_KIND => bpf = value == b"bpf\0",
                         TCA_CHAIN => key.chain = number(value)?,
                         TCA_OPTIONS => {
-                            program = Attributes(value)
-                                .find(|(kind, _)| *kind == TCA_BPF_ID)
-                                .and_then(|(_, value)| number(value))
-                                .unwrap_or(0);
+                            for (kind, value) in Attributes(value) {
+                                match kind {
+                                    TCA_BPF_ID => program = number(value).unwrap_or(0),
+                                    TCA_BPF_NAME => name = crate::output::bytes_to_string(value),
+                                    _ => {}
+                                }
+                            }
                         }
                         _ => {}
                     }
                 }
-                (bpf && program != 0).then_some(Filter { key, program })
+                (bpf && program != 0).then_some(Filter { key, program, name })
             })
             .collect())
     }

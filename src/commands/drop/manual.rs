@@ -98,7 +98,7 @@ pub(crate) const TC_MANUAL: Manual = Manual {
         BLOCKLIST,
         RATE,
         SAFETY,
-        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and removed if bpftk made it and nobody else uses it. A filter outlives a bpftk that is killed, but drops nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one.",
+        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Names of filters in such a qdisc end in +clsact. A filter outlives a bpftk that is killed, but drops nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one.",
         "The programs of others stay where they are, and bpftk's stands before them (--first) or behind (--last). What passes goes on to the next one. tcx programs run before filters. Behind a program that accepts a packet for good (TC_ACT_OK), bpftk does not see it.",
         "Packets and bytes are those on the wire: what the kernel handles as one large packet (GSO, GRO) is counted as its segments. At ingress the kernel does not keep the length of the headers that GRO took away, so bytes are a little too few there.",
     ],
@@ -129,6 +129,4 @@ const SUMMARY: &[Field] = &[
     Field::new("malformed_packets", "packets whose headers could not be followed; they passed too"),
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
-    Field::new("lost_table_full", "always 0"),
-    Field::new("lost_missed_return", "always 0"),
 ];

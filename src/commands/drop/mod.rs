@@ -23,7 +23,7 @@ pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 use self::watch::{Change, Watch};
 pub(crate) use self::xdp::XdpDrop;
-use super::common::{interval, losses_sentence, note, with_losses};
+use super::common::{interval, losses_sentence, note};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::attach::tc::Order;
@@ -396,7 +396,10 @@ impl Session<'_> {
             .with("passed_bytes", totals.passed.bytes)
             .with("excepted_packets", totals.excepted.packets)
             .with("malformed_packets", totals.malformed.packets);
-        let record = with_losses(record, losses, undecodable);
+        // Of the causes that other commands have, samples know but this one.
+        let record = record
+            .with("lost", losses.rows() + undecodable)
+            .with("lost_ring_full", losses.ring_full);
         let lost = match self.args.sample {
             Some(_) => format!("; {}", losses_sentence(losses, undecodable)),
             None => String::new(),

@@ -185,10 +185,9 @@ fn clsact_goes_if_it_is_ours_and_empty() {
         drop(attached);
         assert_eq!((filters(INGRESS).len(), filters(INGRESS)[0].key.priority()), (1, 0xffff));
         assert_eq!(qdisc().as_deref(), Some("clsact"));
+        // The second had not made it, but is the last.
         drop(second);
-        // The first one made it, and left it to the second, which had not.
-        assert_eq!(qdisc().as_deref(), Some("clsact"));
-        run("tc qdisc del dev left clsact");
+        assert_eq!(qdisc(), None);
 
         let attached = attach(Order::First).unwrap();
         drop(attached);
@@ -224,5 +223,61 @@ fn clsact_goes_if_it_is_ours_and_empty() {
         assert_eq!(filters(INGRESS).len(), 1);
         drop(attached);
         assert_eq!((filters(INGRESS).len(), qdisc().as_deref()), (0, Some("ingress")));
+    });
+}
+
+/// Several at once, which come and go: the qdisc never goes from under one, and is gone with the last.
+#[test]
+fn the_last_of_many_removes_the_qdisc() {
+    in_namespace(|| {
+        let left = interface("left");
+        let netlink = Netlink::open().unwrap();
+        let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let program = tc_program();
+        let attach =
+            || tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First).map(drop);
+        if let Err(error) = attach() {
+            assert_eq!(crate::error::status_of(&error), crate::error::Status::Unsupported);
+            println!("SKIP {error:#}");
+            return;
+        }
+        let round = |stay: bool| {
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+                            .unwrap();
+                        let netlink = Netlink::open().unwrap();
+                        for _ in 0..25 {
+                            let program = tc_program();
+                            let id = sys::program_info(program.as_fd()).unwrap().id;
+                            let hooks = hooks(&program, &left);
+                            let attached =
+                                tc::attach_all(TcBackend::Clsact, &hooks, Order::Last).unwrap();
+                            for parent in [INGRESS, EGRESS] {
+                                let there = netlink.filters(left.index, parent).unwrap();
+                                assert!(there.iter().any(|filter| filter.program == id));
+                            }
+                            drop(attached);
+                        }
+                    });
+                }
+            });
+            let qdisc = netlink.ingress_qdisc(left.index).unwrap();
+            assert_eq!(qdisc.as_deref(), stay.then_some("clsact"));
+        };
+        round(false);
+        // Not if it isn't ours, however many we are.
+        netlink.add_clsact(left.index).unwrap();
+        round(true);
+        // And not what somebody else made in the place of ours, which took our filters along.
+        run("tc qdisc del dev left clsact");
+        let attached =
+            tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First).unwrap();
+        run("tc qdisc del dev left clsact");
+        run("tc qdisc add dev left clsact");
+        drop(attached);
+        let qdisc = netlink.ingress_qdisc(left.index).unwrap();
+        assert_eq!(qdisc.as_deref(), Some("clsact"));
     });
 }

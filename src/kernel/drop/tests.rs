@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use libbpf_rs::ProgramInput;
 
 use super::*;
+use crate::filter::libpcap::{Source, compile};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
 use crate::random::seeded;
@@ -205,6 +206,8 @@ struct Options {
     dport: Option<Vec<u16>>,
     spare_neighbours: bool,
     blocklist: Option<Vec<IpNet>>,
+    /// For the figures; the reference knows none.
+    matches: Vec<Vec<Insn>>,
 }
 
 impl Options {
@@ -257,7 +260,12 @@ impl Options {
             dport: ports(&self.dport),
             spare_neighbours: self.spare_neighbours,
         });
-        Rules { blocklist: ranges(&self.blocklist), combined: any, ..Rules::default() }
+        Rules {
+            blocklist: ranges(&self.blocklist),
+            combined: any,
+            matches: self.matches.clone(),
+            ..Rules::default()
+        }
     }
 
     fn combines(&self) -> bool {
@@ -402,15 +410,25 @@ fn figures() {
         &[0; 22],
     ]
     .concat();
-    let list = |count: usize| -> Vec<IpNet> {
+    let mut list = |count: usize| -> Vec<IpNet> {
         (0..count)
             .map(|_| {
                 Ipv4Net::new(random.u32(..).into(), random.u8(16..=32)).unwrap().trunc().into()
             })
             .collect()
     };
-    let mut list = list;
     let icmp = || Some(vec![1, 58]);
+    // The packet is the last one's: all ten are asked.
+    let ten: Vec<Vec<Insn>> = (1..10)
+        .map(|i| format!("udp dst port {}", 1000 + i))
+        .chain(["icmp".to_string()])
+        .map(|expression| {
+            let link = Link::Ethernet;
+            compile(&Source { expression: &expression, link, optimize: true, resolve: false })
+                .unwrap()
+        })
+        .collect();
+    let million = list(1_000_000);
     let cases = [
         (
             "the default rule",
@@ -418,7 +436,12 @@ fn figures() {
         ),
         (
             "and a million prefixes",
-            Options { protos: icmp(), blocklist: Some(list(1_000_000)), ..Options::default() },
+            Options { protos: icmp(), blocklist: Some(million.clone()), ..Options::default() },
+        ),
+        ("ten rules", Options { matches: ten.clone(), ..Options::default() }),
+        (
+            "ten rules and a million prefixes",
+            Options { matches: ten, blocklist: Some(million), ..Options::default() },
         ),
     ];
     let cell = Box::leak(Box::new(MaybeUninit::uninit()));

@@ -15,6 +15,7 @@ use libbpf_rs::libbpf_sys;
 
 use super::owners::{Owners, open_namespace};
 use super::{Hook, must_be_there};
+use crate::kernel::attach::clsact;
 use crate::kernel::netlink::{EGRESS, FilterKey, INGRESS, Netlink};
 use crate::kernel::{netns, sys};
 
@@ -89,11 +90,13 @@ impl Place {
                 let there = netlink
                     .filters(self.ifindex, key.parent)
                     .context("cannot list the filters")?
-                    .iter()
-                    .any(|filter| filter.key == key && filter.program == id);
-                must_be_there(there)?;
-                // The qdisc stays: nothing tells whether bpftk made it, and without filters it does nothing.
-                netlink.remove_filter(key).context("the kernel refuses to remove the filter")
+                    .into_iter()
+                    .find(|filter| filter.key == key && filter.program == id);
+                must_be_there(there.is_some())?;
+                there.map_or(Ok(()), |filter| {
+                    clsact::remove_leftover(&netlink, &filter)
+                        .context("the kernel refuses to remove the filter")
+                })
             }
             Hold::Xdp(mode) => {
                 let program = sys::program_by_id(id).context("it is not there any more")?;

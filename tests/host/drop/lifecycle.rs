@@ -68,15 +68,7 @@ fn a_clean_end_removes_filter_and_qdisc() {
         return;
     }
     let wire = Wire::new();
-    let qdiscs = || {
-        let shown = wire.near.run(|| {
-            std::process::Command::new("tc")
-                .args(["qdisc", "show", "dev", "near"])
-                .output()
-                .unwrap()
-        });
-        stdout(&shown)
-    };
+    let qdiscs = || qdiscs(&wire);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let run = wire.start(&["tc-drop", "near", "--backend", "clsact", "--direction", "both"]);
         assert!(qdiscs().contains("clsact"), "{}", qdiscs());
@@ -84,6 +76,46 @@ fn a_clean_end_removes_filter_and_qdisc() {
         assert!(run.wait().status.success());
         assert!(!qdiscs().contains("clsact"), "{}", qdiscs());
     }
+}
+
+fn qdiscs(wire: &Wire) -> String {
+    let show = || {
+        let mut tc = std::process::Command::new("tc");
+        tc.args(["qdisc", "show", "dev", "near"]).output().unwrap()
+    };
+    stdout(&wire.near.run(show))
+}
+
+/// Whichever of two ends first, and if the one that made the qdisc is killed and only `doctor` cleans up behind it.
+#[test]
+fn the_last_one_removes_the_qdisc_that_the_first_one_made() {
+    if !root() {
+        return;
+    }
+    if !backends().contains(&"clsact") {
+        println!("SKIP this kernel has no clsact");
+        return;
+    }
+    let wire = Wire::new();
+    let start = |proto| wire.start(&["tc-drop", "near", "--backend", "clsact", "--proto", proto]);
+    for first_ends_first in [true, false] {
+        let (mut earlier, mut later) = (start("tcp"), start("udp"));
+        if !first_ends_first {
+            std::mem::swap(&mut earlier, &mut later);
+        }
+        assert!(earlier.stop().status.success());
+        assert!(qdiscs(&wire).contains("clsact"), "{}", qdiscs(&wire));
+        assert!(later.stop().status.success());
+        assert!(!qdiscs(&wire).contains("clsact"), "{}", qdiscs(&wire));
+    }
+
+    let (killed, other) = (start("tcp"), start("udp"));
+    killed.kill();
+    assert!(other.stop().status.success());
+    assert!(qdiscs(&wire).contains("clsact"), "the leftover is still in it");
+    let doctor = wire.near.run(|| output(&["doctor", "--cleanup"]));
+    assert!(stdout(&doctor).contains("removed"), "{}", stdout(&doctor));
+    assert!(!qdiscs(&wire).contains("clsact"), "{}", qdiscs(&wire));
 }
 
 /// The deadline is the kernel's: a bpftk that does not run can't keep it.

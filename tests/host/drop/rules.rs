@@ -223,6 +223,10 @@ fn samples_say_what_was_dropped() {
             assert_eq!(sample["rule"], "udp dport 9999");
         }
         assert_eq!((&summary[0]["lost"], &summary[0]["dropped_packets"]), (&0.into(), &200.into()));
+        // Samples can be lost in one way, and no other is told of.
+        let ways: Vec<&String> =
+            summary[0].as_object().unwrap().keys().filter(|key| key.starts_with("lost")).collect();
+        assert_eq!(ways, ["lost", "lost_ring_full"]);
     }
 }
 
