@@ -29,6 +29,10 @@ const volatile bool match_dport;
 const volatile bool spare_neighbours;
 /* One bit a protocol. */
 const volatile __u64 protos[4];
+/* Of IPv4 addresses and of ports. With a count of 0, the set or the map has them. */
+const volatile __u32 few_src, few_dst, few_sport, few_dport;
+const volatile struct drop_range src_ranges[DROP_FEW], dst_ranges[DROP_FEW];
+const volatile struct drop_range sport_ranges[DROP_FEW], dport_ranges[DROP_FEW];
 
 const volatile bool has_excepts;
 const volatile bool has_matches;
@@ -140,6 +144,18 @@ static __always_inline void drop_add(void *map, const void *key, __u64 packets, 
 	}
 }
 
+static __always_inline bool drop_in(const volatile struct drop_range ranges[DROP_FEW], __u32 count, __u32 value)
+{
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < DROP_FEW; i++) {
+		if (i < count && value - ranges[i].first <= ranges[i].span)
+			return true;
+	}
+	return false;
+}
+
 static __always_inline bool drop_port_listed(__u32 first, __u16 port)
 {
 	__u32 word = first + port / 64;
@@ -170,15 +186,21 @@ static __always_inline bool drop_combined(const struct packet *packet)
 		return false;
 	if ((match_sport || match_dport) && !packet->has_ports)
 		return false;
-	if (match_sport && !drop_port_listed(0, packet->sport))
+	if (match_sport && !(few_sport ? drop_in(sport_ranges, few_sport, packet->sport) :
+					 drop_port_listed(0, packet->sport)))
 		return false;
-	if (match_dport && !drop_port_listed(1024, packet->dport))
+	if (match_dport && !(few_dport ? drop_in(dport_ranges, few_dport, packet->dport) :
+					 drop_port_listed(1024, packet->dport)))
 		return false;
 	if (spare_neighbours && drop_is_neighbour_discovery(packet))
 		return false;
-	if (match_src && !drop_listed(DROP_SET_SRC, packet->src[0], packet->src[1], packet->family))
+	if (match_src && !(few_src && packet->family == 4 ?
+				   drop_in(src_ranges, few_src, packet->src[0]) :
+				   drop_listed(DROP_SET_SRC, packet->src[0], packet->src[1], packet->family)))
 		return false;
-	return !match_dst || drop_listed(DROP_SET_DST, packet->dst[0], packet->dst[1], packet->family);
+	return !match_dst || (few_dst && packet->family == 4 ?
+				      drop_in(dst_ranges, few_dst, packet->dst[0]) :
+				      drop_listed(DROP_SET_DST, packet->dst[0], packet->dst[1], packet->family));
 }
 
 /* The row that a packet belongs to. */

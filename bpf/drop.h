@@ -37,6 +37,15 @@ enum drop_set {
 /* Source addresses that are counted one by one; the rest is counted as `other`. */
 #define DROP_SOURCES 16384
 
+/* So many ranges are compared one by one, which takes less than a look-up. */
+#define DROP_FEW 4
+
+struct drop_range {
+	__u32 first;
+	/* How much greater than the first the last is. */
+	__u32 span;
+};
+
 struct drop_count {
 	__u64 packets;
 	__u64 bytes;

@@ -219,6 +219,37 @@ fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<O
     Injection::new(functions).map(Some)
 }
 
+/// bpf/drop.h
+const FEW: usize = 4;
+
+/// Ranges that are compared one by one, and how many; none when there are too many.
+fn few(ranges: impl Iterator<Item = (u32, u32)>) -> ([types::drop_range; FEW], u32) {
+    let mut slots = [types::drop_range::default(); FEW];
+    let mut count = 0;
+    for (first, last) in ranges {
+        let Some(slot) = slots.get_mut(count) else {
+            return Default::default();
+        };
+        *slot = types::drop_range { first, span: last - first };
+        count += 1;
+    }
+    (slots, count as u32)
+}
+
+/// The ranges of bits that are set.
+fn runs(words: Option<&[u64]>) -> impl Iterator<Item = (u32, u32)> {
+    let words = words.unwrap_or_default();
+    let bits = words.len() as u32 * 64;
+    let is_set = move |bit: u32| words[bit as usize / 64] >> (bit % 64) & 1 == 1;
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let first = (next..bits).find(|&bit| is_set(bit))?;
+        let end = (first..bits).find(|&bit| !is_set(bit)).unwrap_or(bits);
+        next = end;
+        Some((first, end - 1))
+    })
+}
+
 impl Dropper {
     pub(crate) fn load(config: &Config, how: How, places: Vec<Place>) -> Result<Self> {
         let frags = how == How::Xdp && sys::net::xdp_knows_frags();
@@ -246,6 +277,12 @@ impl Dropper {
         rodata.match_dport = combined.dport.is_some();
         rodata.spare_neighbours = combined.spare_neighbours;
         rodata.protos = combined.protos.unwrap_or_default();
+        (rodata.src_ranges, rodata.few_src) =
+            few(combined.src.iter().flat_map(Ranges::v4).copied());
+        (rodata.dst_ranges, rodata.few_dst) =
+            few(combined.dst.iter().flat_map(Ranges::v4).copied());
+        (rodata.sport_ranges, rodata.few_sport) = few(runs(combined.sport.as_deref()));
+        (rodata.dport_ranges, rodata.few_dport) = few(runs(combined.dport.as_deref()));
         rodata.dry_run = config.dry_run;
         if let Some(rate) = config.rate {
             rodata.rate_ns = (1_000_000_000 / rate).max(1);

@@ -181,7 +181,8 @@ fn address6(random: &mut Rng) -> Ipv6Addr {
 }
 
 fn nets(random: &mut Rng) -> Vec<IpNet> {
-    (0..random.usize(1..6))
+    // Few and many: they are looked for in different ways.
+    (0..random.usize(1..16))
         .map(|_| {
             if random.bool() {
                 Ipv4Net::new(address4(random), random.u8(8..=32)).unwrap().trunc().into()
@@ -212,7 +213,14 @@ struct Options {
 
 impl Options {
     fn random(random: &mut Rng) -> Self {
-        let ports = |random: &mut Rng| vec![53, 80 << 8 | 53, 53 << 8 | 53, random.u16(1..)];
+        let ports = |random: &mut Rng| {
+            let mut ports = vec![53, 80 << 8 | 53, 53 << 8 | 53];
+            let first = random.u16(1..60_000);
+            ports.extend(first..=first + random.u16(..5000));
+            ports.extend((0..random.usize(..3)).map(|_| random.u16(1..)));
+            ports.truncate(random.usize(1..=ports.len()));
+            ports
+        };
         let mut options = Self::default();
         let mut chosen = random.u8(1..64);
         if random.u8(..3) == 0 {
@@ -328,6 +336,29 @@ const WAYS: [(How, Direction); 3] = [
     (How::Tc(TcBackend::Tcx), Direction::Ingress),
     (How::Tc(TcBackend::Tcx), Direction::Egress),
 ];
+
+#[test]
+fn few_ranges_and_many() {
+    let words = |ports: &[u16]| {
+        let mut words = vec![0_u64; 1024];
+        ports.iter().for_each(|port| words[usize::from(port / 64)] |= 1 << (port % 64));
+        words
+    };
+    let all: Vec<u16> = (0..=65535).collect();
+    for (ports, expected) in [
+        (vec![], vec![]),
+        (vec![53], vec![(53, 53)]),
+        (vec![63, 64, 65, 128, 65535], vec![(63, 65), (128, 128), (65535, 65535)]),
+        (all, vec![(0, 65535)]),
+    ] {
+        assert_eq!(super::runs(Some(&words(&ports))).collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(super::runs(None).count(), 0);
+    let of = |count: u32| super::few((0..count).map(|i| (10 * i, 10 * i + 3)));
+    let (ranges, count) = of(4);
+    assert_eq!((count, ranges[3].first, ranges[3].span), (4, 30, 3));
+    assert_eq!((of(5).1, of(0).1), (0, 0));
+}
 
 #[test]
 fn a_million_verdicts_as_the_reference_has_them() {
