@@ -22,42 +22,40 @@ int bpftk_xdp_drop(struct xdp_md *ctx)
 	/* To know the interface takes three dependent loads. */
 	__u32 place = drop_has_one_place() ? 0 : drop_place(ctx->ingress_ifindex, false);
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
-	enum packet_status status;
 	__u64 bytes;
 
 	if (place >= DROP_PLACES)
 		return XDP_PASS;
-	status = packet_parse(data, end, drop_is_l3(place), packet);
+	packet_parse(data, end, drop_is_l3(place), by_address, packet);
 	/*
 	 * A call costs as much as all the rest does. A packet that ends in the first piece has no others: the trailer that somebody
 	 * put behind one, if it is so long that it needs more pieces, isn't counted.
 	 */
 	bytes = knows_frags && !packet->whole ? bpf_xdp_get_buff_len(ctx) : end - data;
-	return drop_verdict(packet, place, drop_row(ctx, packet, status, false), 1, bytes) ? XDP_DROP : XDP_PASS;
+	return drop_verdict(packet, place, drop_row(ctx, packet, false), 1, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
 {
 	__u32 place = drop_has_one_place() ? 0 : drop_place(skb->ifindex, egress);
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
-	enum packet_status status;
 	__u64 packets, bytes;
 	bool l3;
 
 	if (place >= DROP_PLACES)
 		return TC_ACT_UNSPEC;
 	l3 = drop_is_l3(place);
-	status = packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, packet);
-	if (status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
+	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, by_address, packet);
+	if (packet->status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
 		/* The rest is in other pages. */
 		bpf_skb_pull_data(skb, skb->len < MOST_HEADERS ? skb->len : MOST_HEADERS);
-		status = packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, packet);
+		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, by_address, packet);
 	}
 	/* What will be, or was, several packets on the wire. */
 	packets = skb->gso_segs ? skb->gso_segs : 1;
 	/* The kernel knows the headers of each only at egress; and its wire_len at ingress is without the link's. */
 	bytes = egress ? skb->wire_len : skb->len;
-	return drop_verdict(packet, place, drop_row(skb, packet, status, egress), packets, bytes) ? TC_ACT_SHOT :
+	return drop_verdict(packet, place, drop_row(skb, packet, egress), packets, bytes) ? TC_ACT_SHOT :
 												 TC_ACT_UNSPEC;
 }
 

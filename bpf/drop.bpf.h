@@ -34,6 +34,9 @@ const volatile __u32 few_src, few_dst, few_sport, few_dport;
 const volatile struct drop_range src_ranges[DROP_FEW], dst_ranges[DROP_FEW];
 const volatile struct drop_range sport_ranges[DROP_FEW], dport_ranges[DROP_FEW];
 
+/* Something depends on the packet's addresses. One constant for all that does: each is a load, even where it is known. */
+const volatile bool by_address;
+
 const volatile bool has_excepts;
 const volatile bool has_matches;
 
@@ -204,7 +207,7 @@ static __always_inline bool drop_combined(const struct packet *packet)
 }
 
 /* The row that a packet belongs to. */
-static __always_inline __u32 drop_row(void *ctx, const struct packet *packet, enum packet_status status, bool egress)
+static __always_inline __u32 drop_row(void *ctx, const struct packet *packet, bool egress)
 {
 	bool unreadable = false;
 
@@ -233,7 +236,7 @@ static __always_inline __u32 drop_row(void *ctx, const struct packet *packet, en
 	if (unreadable)
 		return DROP_MALFORMED;
 	/* Addresses that were found count, whatever comes behind them: and ports that weren't are no reason to distrust. */
-	if (status != PACKET_OK && !packet->has_proto)
+	if (packet->status != PACKET_OK && !packet->has_proto)
 		return DROP_MALFORMED;
 	return DROP_PASSED;
 }

@@ -31,10 +31,11 @@
 /* Of IPv6. Each of them once is seven; who sends more has something to hide. */
 #define PACKET_EXTENSIONS 8
 
+/* Short is what a packet is until more of it is known: so nothing needs to be written where the parser gives up. */
 enum packet_status {
-	PACKET_OK,
 	/* What can be read ends too early. */
 	PACKET_SHORT,
+	PACKET_OK,
 	/* Its headers contradict themselves, or go on for longer than we follow them. */
 	PACKET_BAD,
 };
@@ -57,6 +58,8 @@ struct packet {
 	__u8 icmp_type;
 	/* All of it, as long as IP says that it is, can be read. */
 	bool whole;
+	/* enum packet_status */
+	__u8 status;
 };
 
 static __always_inline bool packet_proto_has_ports(__u8 proto)
@@ -65,44 +68,50 @@ static __always_inline bool packet_proto_has_ports(__u8 proto)
 	       proto == IPPROTO_UDPLITE;
 }
 
-static __always_inline enum packet_status packet_transport(void *at, void *end, struct packet *packet, __u8 proto,
+static __always_inline void packet_transport(void *at, void *end, struct packet *packet, __u8 proto,
 							    bool later_fragment)
 {
 	packet->proto = proto;
 	packet->has_proto = true;
-	if (later_fragment)
-		return PACKET_OK;
+	if (later_fragment) {
+		packet->status = PACKET_OK;
+		return;
+	}
 	if (packet_proto_has_ports(proto)) {
 		__be16 *ports = at;
 
 		if (at + 4 > end)
-			return PACKET_SHORT;
+			return;
 		packet->sport = bpf_ntohs(ports[0]);
 		packet->dport = bpf_ntohs(ports[1]);
 		packet->has_ports = true;
 	} else if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
 		if (at + 1 > end)
-			return PACKET_SHORT;
+			return;
 		packet->icmp_type = *(__u8 *)at;
 	}
-	return PACKET_OK;
+	packet->status = PACKET_OK;
 }
 
-static __always_inline enum packet_status packet_v4(void *at, void *end, struct packet *packet)
+static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool addresses)
 {
 	struct iphdr *ip = at;
 	__u32 length;
 
 	if (at + sizeof(*ip) > end)
-		return PACKET_SHORT;
+		return;
 	length = ip->ihl * 4;
-	if (ip->version != 4 || length < sizeof(*ip) || bpf_ntohs(ip->tot_len) < length)
-		return PACKET_BAD;
+	if (ip->version != 4 || length < sizeof(*ip) || bpf_ntohs(ip->tot_len) < length) {
+		packet->status = PACKET_BAD;
+		return;
+	}
 	packet->family = 4;
 	packet->whole = end - at >= bpf_ntohs(ip->tot_len);
-	packet->src[0] = bpf_ntohl(ip->saddr);
-	packet->dst[0] = bpf_ntohl(ip->daddr);
-	return packet_transport(at + length, end, packet, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
+	if (addresses) {
+		packet->src[0] = bpf_ntohl(ip->saddr);
+		packet->dst[0] = bpf_ntohl(ip->daddr);
+	}
+	packet_transport(at + length, end, packet, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
 }
 
 /*
@@ -134,23 +143,27 @@ static __always_inline __u64 packet_half(const __be32 words[2])
 	return (__u64)bpf_ntohl(words[0]) << 32 | bpf_ntohl(words[1]);
 }
 
-static __always_inline enum packet_status packet_v6(void *at, void *end, struct packet *packet)
+static __always_inline void packet_v6(void *at, void *end, struct packet *packet, bool addresses)
 {
 	struct ipv6hdr *ip = at;
 	__u32 next;
 	int i;
 
 	if (at + sizeof(*ip) > end)
-		return PACKET_SHORT;
-	if (ip->version != 6)
-		return PACKET_BAD;
+		return;
+	if (ip->version != 6) {
+		packet->status = PACKET_BAD;
+		return;
+	}
 	packet->family = 6;
 	/* Without a length it is longer than that could say. */
 	packet->whole = ip->payload_len && end - at >= (long)sizeof(*ip) + bpf_ntohs(ip->payload_len);
-	packet->src[0] = packet_half(ip->saddr.in6_u.u6_addr32);
-	packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
-	packet->dst[0] = packet_half(ip->daddr.in6_u.u6_addr32);
-	packet->dst[1] = packet_half(ip->daddr.in6_u.u6_addr32 + 2);
+	if (addresses) {
+		packet->src[0] = packet_half(ip->saddr.in6_u.u6_addr32);
+		packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
+		packet->dst[0] = packet_half(ip->daddr.in6_u.u6_addr32);
+		packet->dst[1] = packet_half(ip->daddr.in6_u.u6_addr32 + 2);
+	}
 	next = ip->nexthdr;
 	at += sizeof(*ip);
 #pragma unroll
@@ -159,21 +172,25 @@ static __always_inline enum packet_status packet_v6(void *at, void *end, struct 
 		__u8 *header = at;
 		__u64 length;
 
-		if (!extension->shift)
-			return packet_transport(at, end, packet, next, false);
+		if (!extension->shift) {
+			packet_transport(at, end, packet, next, false);
+			return;
+		}
 		/* None is shorter. */
 		if (at + 8 > end)
-			return PACKET_SHORT;
+			return;
 		next = header[0];
 		/* Behind the header of a later fragment is a piece of whatever there was. */
-		if (extension->fragment && *(__be16 *)(header + 2) & bpf_htons(0xfff8))
-			return packet_transport(at, end, packet, next, true);
+		if (extension->fragment && *(__be16 *)(header + 2) & bpf_htons(0xfff8)) {
+			packet_transport(at, end, packet, next, true);
+			return;
+		}
 		length = ((header[1] & extension->mask) + extension->add) << extension->shift;
 		/* The compiler knows that it is no more; the verifier does not. */
 		asm volatile("%0 &= 0xfff" : "+r"(length));
 		at += length;
 	}
-	return PACKET_BAD;
+	packet->status = PACKET_BAD;
 }
 
 /*
@@ -186,27 +203,34 @@ static __always_inline struct packet *packet_in_memory(struct packet *packet)
 	return packet;
 }
 
-/* @l3: there is no Ethernet header. */
-static __always_inline enum packet_status packet_parse(void *at, void *end, bool l3, struct packet *packet)
+/* @l3: there is no Ethernet header. @addresses: somebody will look at them. */
+static __always_inline void packet_parse(void *at, void *end, bool l3, bool addresses,
+							struct packet *packet)
 {
 	__be16 type;
 	int i;
 
-	__builtin_memset(packet, 0, sizeof(*packet));
+	if (addresses)
+		__builtin_memset(packet, 0, sizeof(*packet));
+	else
+		__builtin_memset(&packet->sport, 0, sizeof(*packet) - offsetof(struct packet, sport));
 	if (l3) {
 		if (at + 1 > end)
-			return PACKET_SHORT;
+			return;
 		switch (*(__u8 *)at >> 4) {
 		case 4:
-			return packet_v4(at, end, packet);
+			packet_v4(at, end, packet, addresses);
+			return;
 		case 6:
-			return packet_v6(at, end, packet);
+			packet_v6(at, end, packet, addresses);
+			return;
 		default:
-			return PACKET_OK;
+			packet->status = PACKET_OK;
+			return;
 		}
 	}
 	if (at + sizeof(struct ethhdr) > end)
-		return PACKET_SHORT;
+		return;
 	type = ((struct ethhdr *)at)->h_proto;
 	at += sizeof(struct ethhdr);
 #pragma unroll
@@ -215,17 +239,19 @@ static __always_inline enum packet_status packet_parse(void *at, void *end, bool
 		    type != bpf_htons(ETH_P_QINQ1))
 			break;
 		if (at + sizeof(struct vlan_hdr) > end)
-			return PACKET_SHORT;
+			return;
 		type = ((struct vlan_hdr *)at)->h_vlan_encapsulated_proto;
 		at += sizeof(struct vlan_hdr);
 	}
 	switch (bpf_ntohs(type)) {
 	case ETH_P_IP:
-		return packet_v4(at, end, packet);
+		packet_v4(at, end, packet, addresses);
+		return;
 	case ETH_P_IPV6:
-		return packet_v6(at, end, packet);
+		packet_v6(at, end, packet, addresses);
+		return;
 	default:
-		return PACKET_OK;
+		packet->status = PACKET_OK;
 	}
 }
 

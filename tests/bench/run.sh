@@ -3,8 +3,9 @@
 #
 # usage: run.sh BPFTK FIGURES UNIT-TESTS
 #
-# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone and its filters on this machine's kernel. The
-# files are static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1 something could not be measured.
+# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone, its filters, and xdp-drop beside xdp-filter on
+# this machine's kernel. The files are static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1
+# something could not be measured.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ $# -eq 3 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
@@ -51,4 +52,6 @@ echo
 "$unit" --test-threads=1 --ignored --nocapture kernel::filter::tests::figures | grep -v '^$' || status=1
 echo
 "$unit" --test-threads=1 --ignored --nocapture kernel::addrset::tests::figures kernel::drop::tests::figures | grep -E '^(V4|V6|xdp|tc)' || status=1
+echo
+tests/bench/xdp-filter.sh "$bpftk" || status=1
 exit $status

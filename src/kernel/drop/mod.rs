@@ -283,6 +283,11 @@ impl Dropper {
             few(combined.dst.iter().flat_map(Ranges::v4).copied());
         (rodata.sport_ranges, rodata.few_sport) = few(runs(combined.sport.as_deref()));
         (rodata.dport_ranges, rodata.few_dport) = few(runs(combined.dport.as_deref()));
+        rodata.by_address = config.rules.blocklist.is_some()
+            || combined.src.is_some()
+            || combined.dst.is_some()
+            || config.by == By::Src
+            || config.sample.is_some();
         rodata.dry_run = config.dry_run;
         if let Some(rate) = config.rate {
             rodata.rate_ns = (1_000_000_000 / rate).max(1);
