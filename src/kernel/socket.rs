@@ -100,6 +100,7 @@ impl Interface {
             socket,
             name: self.name,
             index: self.index,
+            down: Cell::new(false),
             gone: Cell::new(false),
             again: filter.for_tagged(self.link),
             buffer: RefCell::new(vec![0; SNAPLEN as usize]),
@@ -169,6 +170,8 @@ pub(crate) struct Capture {
     socket: OwnedFd,
     name: String,
     index: i32,
+    /// The interface was told to be down.
+    down: Cell<bool>,
     /// The interface is no more.
     gone: Cell<bool>,
     /// The filter for packets that had a tag.
@@ -198,6 +201,16 @@ impl Capture {
     fn is_there(&self) -> bool {
         let found = packet::interface(self.socket.as_fd(), &self.name);
         found.is_ok_and(|found| found.index == self.index)
+    }
+
+    /// An interface goes down before it goes away, and of that the kernel says nothing more (net/packet/af_packet.c,
+    /// packet_notifier): so who has been told the one looks for the other now and then.
+    pub(crate) fn look_for_it(&self) -> Result<()> {
+        if !self.down.get() || self.is_there() {
+            return Ok(());
+        }
+        self.gone.set(true);
+        bail!("interface {} is gone", self.name)
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -258,10 +271,14 @@ impl Source for Capture {
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
                     // The interface went down, or is gone. Down is no end: it may come up again.
-                    Some(Errno::ENETDOWN) if self.is_there() || self.gone.replace(true) => {
+                    Some(Errno::ENETDOWN) => {
+                        // What is left is read after it is gone, too.
+                        if !self.gone.get() {
+                            self.down.set(true);
+                            self.look_for_it()?;
+                        }
                         return Ok(false);
                     }
-                    Some(Errno::ENETDOWN) => bail!("interface {} is gone", self.name),
                     _ => return Err(error).context("cannot read a packet"),
                 },
             }

@@ -189,8 +189,8 @@ impl Capture {
             Some(path) => path == Path::new("-"),
             None => self.output.output.is_none(),
         };
-        // What waits in a buffer is written at least this often.
-        let interval = self.write.as_ref().map(|_| Duration::from_millis(500));
+        // What waits in a buffer is written at least this often, and an interface that went away is missed.
+        let interval = Some(Duration::from_millis(500));
         let timing = Timing { duration: self.duration, interval, to_stdout };
         follow(socket, signals, timing, |turn| match turn {
             Turn::Event(packet) => {
@@ -202,6 +202,7 @@ impl Capture {
                 if let Target::File(writer) = target {
                     writer.flush()?;
                 }
+                socket.look_for_it()?;
                 Ok(Flow::Continue)
             }
             Turn::Reopen => {

@@ -5,6 +5,8 @@
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -252,7 +254,12 @@ fn an_interface_that_goes_away_ends_nothing_silently() {
     }
     let netns = network();
     let running = start(&netns, &["silent"]);
-    netns.run(|| ip("link del silent"));
+    netns.run(|| {
+        // It is told to be down before it is gone, and that is not told.
+        ip("link set silent down");
+        thread::sleep(Duration::from_millis(300));
+        ip("link del silent");
+    });
     let run = running.wait();
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
     assert!(run.stderr.contains("silent") && run.stderr.contains("gone"), "{}", run.stderr);
