@@ -19,3 +19,12 @@ pub(crate) fn rounds(usual: usize) -> usize {
         Err(_) => usual,
     }
 }
+
+/// Figures are printed, not judged, and take long: only `make bench` has them, by BPFTK_FIGURES. Elsewhere says why not.
+pub(crate) fn figures_wanted() -> bool {
+    let wanted = std::env::var_os("BPFTK_FIGURES").is_some();
+    if !wanted {
+        println!("SKIP figures are printed by `make bench`");
+    }
+    wanted
+}

@@ -430,8 +430,10 @@ fn wrong_layouts_are_caught() {
 
 /// For `make bench`: look-ups beside the kernel's own trie, at a million prefixes.
 #[test]
-#[ignore = "a figure, not a test: make bench"]
 fn figures() {
+    if !crate::random::figures_wanted() {
+        return;
+    }
     assert!(root());
     let mut random = seeded();
     let count = 1_000_000;

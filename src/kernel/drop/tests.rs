@@ -431,8 +431,10 @@ fn time(program: &libbpf_rs::ProgramMut<'_>, packet: &[u8]) -> Duration {
 
 /// For `make bench`: what a packet costs.
 #[test]
-#[ignore = "a figure, not a test: make bench"]
 fn figures() {
+    if !crate::random::figures_wanted() {
+        return;
+    }
     crate::kernel::log::collect(false);
     let mut random = seeded();
     let echo = [

@@ -99,8 +99,10 @@ fn as_the_kernel_converts(program: &[Insn]) -> Vec<Ebpf> {
 }
 
 #[test]
-#[ignore = "a figure, of make bench"]
 fn figures_ns_a_packet() {
+    if !crate::random::figures_wanted() {
+        return;
+    }
     assert!(root());
     let _registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
     let start = || {
@@ -176,8 +178,10 @@ fn figures_ns_a_packet() {
 }
 
 #[test]
-#[ignore = "a figure, of make bench"]
 fn figures_ns_with_a_tag() {
+    if !crate::random::figures_wanted() {
+        return;
+    }
     assert!(root());
     let mut packet = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -224,8 +228,10 @@ fn start(hook: Hook, ifindex: i32) -> (Duration, Duration, OwnedFd) {
 }
 
 #[test]
-#[ignore = "a figure, of make bench"]
 fn figures_compile_to_attached() {
+    if !crate::random::figures_wanted() {
+        return;
+    }
     assert!(root());
     const LOOPBACK: i32 = 1;
     let median = |mut times: Vec<Duration>| {
