@@ -26,16 +26,25 @@ const NEAR4: &str = "198.51.100.1";
 const FAR4: &str = "198.51.100.2";
 const NEAR6: &str = "2001:db8::1";
 const FAR6: &str = "2001:db8::2";
+const NEAR_MAC: &str = "02:00:00:00:00:01";
+const FAR_MAC: &str = "02:00:00:00:00:02";
 
 impl Wire {
     fn new() -> Self {
         let wire = Self { near: Netns::new(), far: Netns::new() };
         wire.near.run(|| {
-            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
+            let far = wire.far.path();
+            ip(&format!(
+                "link add near address {NEAR_MAC} type veth peer name far address {FAR_MAC} netns {far}"
+            ));
             addresses("near", NEAR4, NEAR6);
+            neighbours("near", FAR_MAC, [FAR4, FAR6]);
         });
-        wire.far.run(|| addresses("far", FAR4, FAR6));
-        // Neighbours are known before anything is counted.
+        wire.far.run(|| {
+            addresses("far", FAR4, FAR6);
+            neighbours("far", NEAR_MAC, [NEAR4, NEAR6]);
+        });
+        // The links are up before anything is counted.
         for to in [NEAR4, NEAR6] {
             let works = (0..50).any(|_| wire.exchange(to, 3) == 3);
             assert!(works, "nothing gets to {to}");
@@ -70,6 +79,13 @@ fn addresses(interface: &str, v4: &str, v6: &str) {
     ip(&format!("addr add {v4}/24 dev {interface}"));
     ip(&format!("addr add {v6}/64 dev {interface} nodad"));
     ip(&format!("link set {interface} up"));
+}
+
+/// Neighbours that are known for good: else the kernel looks for them again at any moment, with packets that rules match.
+fn neighbours(interface: &str, mac: &str, addresses: [&str; 2]) {
+    for address in addresses {
+        ip(&format!("neigh replace {address} lladdr {mac} dev {interface} nud permanent"));
+    }
 }
 
 fn send(to: SocketAddr, count: usize) {
