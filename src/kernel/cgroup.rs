@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -46,6 +46,8 @@ pub(crate) struct Root {
     dir: File,
     /// Where paths begin.
     point: PathBuf,
+    /// Keeps the private mount.
+    _mount: Option<OwnedFd>,
 }
 
 impl Root {
@@ -53,7 +55,7 @@ impl Root {
         if let Some(point) = mount_point() {
             let dir = File::open(&point)
                 .with_context(|| format!("cannot open cgroup v2 at {}", point.display()))?;
-            return Ok(Self { dir, point });
+            return Ok(Self { dir, point, _mount: None });
         }
         let mount = sys::private_mount(c"cgroup2").map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => not_permitted(
@@ -63,7 +65,10 @@ impl Root {
             Some(libc::ENODEV) => unsupported("this kernel has no cgroup v2 (CONFIG_CGROUPS)"),
             _ => anyhow!("cannot mount cgroup v2 privately: {error}"),
         })?;
-        Ok(Self { dir: mount.into(), point: "/".into() })
+        // A mount's own descriptor is only a place; cgroups are opened by their ids below an open directory.
+        let dir = File::open(format!("/proc/self/fd/{}", mount.as_raw_fd()))
+            .context("cannot open a private mount of cgroup v2")?;
+        Ok(Self { dir, point: "/".into(), _mount: Some(mount) })
     }
 }
 
@@ -84,7 +89,7 @@ impl Paths {
     pub(crate) fn new() -> Self {
         let root = mount_point().and_then(|point| {
             let dir = File::open(&point).ok()?;
-            Some(Root { dir, point })
+            Some(Root { dir, point, _mount: None })
         });
         Self { root, known: HashMap::new() }
     }
