@@ -13,6 +13,7 @@
 enum bpftk_record {
 	BPFTK_RECORD_EVENT = 1,
 	BPFTK_RECORD_DNS = 2,
+	BPFTK_RECORD_OPENING = 3,
 };
 
 enum bpftk_loss {

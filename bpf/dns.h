@@ -8,7 +8,7 @@
 #define DNS_CHUNK 2048
 #define DNS_CHUNKS 32
 
-/* A piece of what a socket received from port 53. */
+/* A piece of what a socket received from port 53, or of how a connection begins (names.bpf.c). */
 struct dns_piece {
 	__u32 record;
 	__u32 tcp_seq;  /* of the packet's first payload byte */
@@ -20,6 +20,7 @@ struct dns_piece {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 pad[6];
+	__u64 cookie;   /* of the socket */
 	__u8 saddr[16];
 	__u8 daddr[16];
 	__u8 data[DNS_CHUNK];
@@ -27,6 +28,6 @@ struct dns_piece {
 
 #define DNS_HEADER __builtin_offsetof(struct dns_piece, data)
 
-_Static_assert(sizeof(struct dns_piece) == 64 + DNS_CHUNK, "src/kernel/dns.rs decodes a header of 64 bytes");
+_Static_assert(sizeof(struct dns_piece) == 72 + DNS_CHUNK, "src/kernel/dns.rs decodes a header of 72 bytes");
 
 #endif

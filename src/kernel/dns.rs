@@ -20,6 +20,8 @@ pub(crate) struct DnsPiece {
     pub(crate) offset: u32,
     pub(crate) total: u32,
     pub(crate) flow: (IpAddr, IpAddr, u16),
+    /// Of the socket that received it.
+    pub(crate) cookie: u64,
     pub(crate) data: Vec<u8>,
 }
 
@@ -37,6 +39,7 @@ struct DnsHeader {
     proto: u8,
     tcp_flags: u8,
     pad: [u8; 6],
+    cookie: u64,
     saddr: [u8; 16],
     daddr: [u8; 16],
 }
@@ -58,6 +61,7 @@ impl DnsPiece {
             offset: header.offset,
             total: header.total,
             flow: (canonical(header.saddr), canonical(header.daddr), header.dport),
+            cookie: header.cookie,
             data: data.to_vec(),
         })
     }

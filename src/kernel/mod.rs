@@ -20,6 +20,7 @@ mod lifetime;
 pub(crate) mod log;
 pub(crate) mod losses;
 mod mounts;
+pub(crate) mod names;
 pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod owners;

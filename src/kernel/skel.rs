@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, owners, owners_files, tcpconnect);
+skeletons!(clone_trace, drop, names, owners, owners_files, tcpconnect);
 
 #[cfg(test)]
 skeletons!(addrset_probe, filter_figures, socket_kind_probe);

@@ -1,62 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Names of addresses, from the DNS answers that this machine received. Never a reverse look-up: what an address is
-//! called in some zone says nothing of what was asked for.
+//! DNS answers: put together from what was received, and taken apart.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use simple_dns::rdata::RData;
+use simple_dns::rdata::{RData, SVCB, SVCParam};
 use simple_dns::{CLASS, Packet, PacketFlag, RCODE};
 
-/// Addresses that are remembered; the oldest go first.
-const MAX_ADDRESSES: usize = 16_384;
-/// Names of one address; the oldest go first.
-const MAX_NAMES: usize = 8;
 /// TCP connections to resolvers that are followed at a time.
 const MAX_STREAMS: usize = 256;
 /// A DNS message over TCP is at most this long, with its length.
 const MAX_MESSAGE: usize = 65_535 + 2;
 
-/// Who is called what.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    names: HashMap<IpAddr, VecDeque<String>>,
-    /// In the order in which addresses were first named.
-    order: VecDeque<IpAddr>,
+/// An address that was given for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) addr: IpAddr,
+    pub(crate) name: String,
+    pub(crate) ttl: Duration,
 }
 
-impl Names {
-    /// Every name that was asked for and answered with this address, the latest first.
-    pub(crate) fn of(&self, addr: IpAddr) -> Vec<String> {
-        self.names.get(&addr).map(|names| names.iter().cloned().collect()).unwrap_or_default()
-    }
-
-    /// Learns from one DNS message, if it is an answer. Bytes that are no DNS message teach nothing.
-    pub(crate) fn learn(&mut self, message: &[u8]) {
-        for (addr, name) in answers(message) {
-            self.insert(addr, name);
-        }
-    }
-
-    fn insert(&mut self, addr: IpAddr, name: String) {
-        let names = self.names.entry(addr).or_insert_with(|| {
-            self.order.push_back(addr);
-            VecDeque::new()
-        });
-        names.retain(|known| *known != name);
-        names.push_front(name);
-        names.truncate(MAX_NAMES);
-        if self.order.len() > MAX_ADDRESSES
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.names.remove(&oldest);
-        }
-    }
-}
-
-/// The addresses in an answer, each with the name that was asked: a chain of CNAMEs leads from it to them.
-fn answers(message: &[u8]) -> Vec<(IpAddr, String)> {
+/// The addresses in an answer, each with the name that was asked: a chain of CNAMEs leads from it to them. Bytes that are
+/// no DNS answer have none.
+pub(crate) fn answers(message: &[u8]) -> Vec<Answer> {
     let Ok(packet) = Packet::parse(message) else {
         return Vec::new();
     };
@@ -85,18 +53,35 @@ fn answers(message: &[u8]) -> Vec<(IpAddr, String)> {
         chain.push(next.clone());
     }
     let name = display(&question.qname.to_string());
-    packet
-        .answers
-        .iter()
-        .filter(|record| {
-            record.class == CLASS::IN && chain.contains(&key(&record.name.to_string()))
+    let mut answers = Vec::new();
+    for record in &packet.answers {
+        if record.class != CLASS::IN || !chain.contains(&key(&record.name.to_string())) {
+            continue;
+        }
+        let addresses: Vec<IpAddr> = match &record.rdata {
+            RData::A(a) => vec![IpAddr::V4(a.address.into())],
+            RData::AAAA(aaaa) => vec![IpAddr::V6(aaaa.address.into())],
+            RData::HTTPS(service) => hints(service),
+            _ => continue,
+        };
+        answers.extend(addresses.into_iter().map(|addr| Answer {
+            addr: addr.to_canonical(),
+            name: name.clone(),
+            ttl: Duration::from_secs(record.ttl.into()),
+        }));
+    }
+    answers
+}
+
+/// RFC 9460, 7.3: addresses that a client may use without asking for them.
+fn hints(service: &SVCB<'_>) -> Vec<IpAddr> {
+    service
+        .iter_params()
+        .flat_map(|param| match param {
+            SVCParam::Ipv4Hint(hints) => hints.iter().map(|&v4| IpAddr::V4(v4.into())).collect(),
+            SVCParam::Ipv6Hint(hints) => hints.iter().map(|&v6| IpAddr::V6(v6.into())).collect(),
+            _ => Vec::new(),
         })
-        .filter_map(|record| match &record.rdata {
-            RData::A(a) => Some(IpAddr::V4(a.address.into())),
-            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.address.into())),
-            _ => None,
-        })
-        .map(|addr| (addr.to_canonical(), name.clone()))
         .collect()
 }
 
@@ -105,8 +90,14 @@ fn key(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
 }
 
+/// The name of the host. A service's has labels before it that say which (RFC 9460, 2.3).
 fn display(name: &str) -> String {
-    let name = key(name);
+    let mut name = key(name);
+    while name.starts_with('_')
+        && let Some((_, host)) = name.split_once('.')
+    {
+        name = host.to_string();
+    }
     if name.is_empty() { ".".into() } else { name }
 }
 
@@ -220,7 +211,8 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use simple_dns::rdata::{A, AAAA, CNAME};
+    use crate::random::{rounds, seeded};
+    use simple_dns::rdata::{A, AAAA, CNAME, HTTPS};
     use simple_dns::{Name, QCLASS, QTYPE, Question, ResourceRecord, TYPE};
 
     fn name(text: &str) -> Name<'_> {
@@ -257,10 +249,20 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn https(target: &str) -> RData<'_> {
+        let mut service = SVCB::new(1, name(target));
+        service.set_ipv4hint(&[0xc000_0207]);
+        service.set_ipv6hint(&[0x2001_0db8 << 96 | 7]);
+        RData::HTTPS(HTTPS(service))
+    }
+
+    fn named(message: &[u8]) -> Vec<(IpAddr, String)> {
+        answers(message).into_iter().map(|answer| (answer.addr, answer.name)).collect()
+    }
+
     #[test]
     fn a_chain_is_known_by_its_question_in_any_order() {
-        let mut names = Names::default();
-        names.learn(&reply(
+        let message = reply(
             "WWW.Example.org",
             vec![
                 ("edge.cdn.example", a("192.0.2.1")),
@@ -269,74 +271,76 @@ mod tests {
                 ("edge.cdn.example", aaaa("2001:db8::1")),
                 ("unrelated.example", a("192.0.2.9")),
             ],
-        ));
-        assert_eq!(names.of(addr("192.0.2.1")), ["www.example.org"]);
-        assert_eq!(names.of(addr("2001:db8::1")), ["www.example.org"]);
-        assert!(names.of(addr("192.0.2.9")).is_empty());
+        );
+        let www = "www.example.org".to_string();
+        assert_eq!(named(&message), [(addr("192.0.2.1"), www.clone()), (addr("2001:db8::1"), www)]);
+        assert!(answers(&message).iter().all(|answer| answer.ttl == Duration::from_secs(60)));
     }
 
     #[test]
-    fn all_names_of_an_address_are_kept_the_latest_first() {
-        let mut names = Names::default();
-        for asked in ["a.example", "b.example", "a.example"] {
-            names.learn(&reply(asked, vec![(asked, a("192.0.2.1"))]));
-        }
-        assert_eq!(names.of(addr("192.0.2.1")), ["a.example", "b.example"]);
+    fn hints_of_a_service_are_addresses_of_its_host() {
+        let message =
+            reply("_8443._https.shop.example", vec![("_8443._https.shop.example", https("."))]);
+        let shop = "shop.example".to_string();
+        assert_eq!(
+            named(&message),
+            [(addr("192.0.2.7"), shop.clone()), (addr("2001:db8::7"), shop)]
+        );
     }
 
     #[test]
     fn a_loop_of_cnames_ends() {
-        let mut names = Names::default();
-        names.learn(&reply(
+        let message = reply(
             "a.example",
             vec![("a.example", cname("b.example")), ("b.example", cname("a.example"))],
-        ));
-        assert!(names.names.is_empty());
+        );
+        assert!(answers(&message).is_empty());
     }
 
     #[test]
     fn queries_and_junk_teach_nothing() {
-        let mut names = Names::default();
-        let good = reply("a.example", vec![("a.example", a("192.0.2.1"))]);
-        let mut query = good.clone();
+        let mut query = reply("a.example", vec![("a.example", a("192.0.2.1"))]);
+        assert_eq!(answers(&query).len(), 1);
         query[2] &= 0x7f;
-        names.learn(&query);
-        assert!(names.names.is_empty());
-        // Every cut and every flipped byte: whatever it teaches, it must not panic.
+        assert!(answers(&query).is_empty());
+    }
+
+    /// Whatever it teaches, it must not panic, nor take for ever.
+    #[test]
+    fn fuzz_dns_answers() {
+        let good = reply(
+            "a.example",
+            vec![
+                ("a.example", cname("b.example")),
+                ("b.example", a("192.0.2.1")),
+                ("b.example", aaaa("2001:db8::1")),
+                ("b.example", https("c.example")),
+            ],
+        );
         for len in 0..good.len() {
-            names.learn(&good[..len]);
+            answers(&good[..len]);
         }
         for at in 0..good.len() {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[at] ^= 1 << bit;
-                Names::default().learn(&bad);
+                answers(&bad);
             }
         }
-        let mut seed = 1_u64;
-        for _ in 0..20_000 {
-            let bytes: Vec<u8> = (0..64)
-                .map(|_| {
-                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (seed >> 56) as u8
-                })
-                .collect();
-            Names::default().learn(&bytes);
+        let mut random = seeded();
+        for _ in 0..rounds(20_000) {
+            let mut bytes = if random.bool() {
+                good.clone()
+            } else {
+                (0..random.usize(..80)).map(|_| random.u8(..)).collect()
+            };
+            for _ in 0..random.usize(..6).min(bytes.len()) {
+                let at = random.usize(..bytes.len());
+                // Compressed names that point anywhere, themselves included.
+                bytes[at] = if random.bool() { 0xc0 } else { random.u8(..) };
+            }
+            answers(&bytes);
         }
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let mut names = Names::default();
-        for i in 0..MAX_ADDRESSES as u32 + 100 {
-            names.insert(IpAddr::V4(i.into()), format!("n{i}"));
-        }
-        assert_eq!(names.names.len(), MAX_ADDRESSES);
-        assert!(names.of(IpAddr::V4(0.into())).is_empty());
-        for i in 0..20 {
-            names.insert(addr("192.0.2.1"), format!("n{i}"));
-        }
-        assert_eq!(names.of(addr("192.0.2.1")).len(), MAX_NAMES);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 pub(crate) mod blocklist;
 pub(crate) mod dns;
 pub(crate) mod errno;
+pub(crate) mod names;
+pub(crate) mod opening;
 pub(crate) mod packet;
 pub(crate) mod protos;
 pub(crate) mod ranges;

@@ -9,8 +9,8 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
 
-use super::names::Resolver;
 use crate::commands::common::millis;
+use crate::commands::resolver::Resolver;
 use crate::kernel::tcpconnect::{Attempt, Outcome};
 use crate::output::{Column, Field, Kind, Record, Sink};
 

@@ -4,7 +4,6 @@
 
 mod count;
 mod manual;
-mod names;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,10 +15,10 @@ use ipnet::IpNet;
 
 use self::count::Counts;
 pub(crate) use self::manual::MANUAL;
-use self::names::Resolver;
 use super::common::{
     TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, millis, note, with_losses,
 };
+use super::resolver::Resolver;
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::kernel::btf::BtfSource;
@@ -258,7 +257,7 @@ struct Session<'a> {
 impl tracing::Session<Tracer> for Session<'_> {
     fn event(&mut self, event: Event, sink: &mut Sink) -> Result<Flow> {
         match event {
-            Event::Dns(piece) => self.resolver.learn(&piece),
+            Event::Dns(piece) => self.resolver.learn(&piece, |_| None),
             Event::Attempt(_) if self.full() => return Ok(Flow::Stop),
             Event::Attempt(attempt) => {
                 self.attempt(&attempt, sink)?;
