@@ -66,3 +66,6 @@ impl Resolver {
         self.names.answers(addr, Instant::now())
     }
 }
+
+#[cfg(test)]
+mod tests;
