@@ -8,6 +8,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct owner_record _owner_record;
 
+/* include/uapi/linux/in.h */
+#define IPPROTO_MPTCP 262
+
 /* Not every header has it by its own name. */
 struct bpf_iter__task_file___any {
 	struct bpf_iter_meta *meta;
@@ -15,6 +18,28 @@ struct bpf_iter__task_file___any {
 	__u32 fd;
 	struct file *file;
 } __attribute__((preserve_access_index));
+
+static __always_inline void tell_holder(struct bpf_iter_meta *meta, struct task_struct *task, __u64 cookie)
+{
+	struct owner_record record = { .cookie = cookie, .claim = OWNER_HOLDS };
+
+	if (!cookie)
+		return;
+	set_process(&record, task);
+	bpf_seq_write(meta->seq, &record, sizeof(record));
+}
+
+/* What MPTCP sends is sent by sockets of TCP that the kernel makes for it. The first of them is nearly always the only one. */
+static __always_inline __u64 subflow_cookie(struct sock *sk)
+{
+	struct mptcp_sock *mptcp = (void *)sk;
+	struct sock *first;
+
+	if (!bpf_core_field_exists(mptcp->first) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
+		return 0;
+	first = BPF_CORE_READ(mptcp, first);
+	return first ? cookie_so_far(first) : 0;
+}
 
 /*
  * The kernel numbers a socket when somebody first asks for its cookie. Where a program of this kind may ask, it does:
@@ -26,24 +51,21 @@ int bpftk_files(struct bpf_iter__task_file___any *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct owner_record record = {};
 	struct socket *sock;
+	struct sock *sk;
+	__u64 cookie;
 
 	if (!task || !file)
 		return 0;
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu)) {
-		struct sock *sk;
-
 		sock = bpf_sock_from_file(file);
 		if (!sock)
 			return 0;
 		sk = sock->sk;
 		if (!sk || !sends_packets(sk))
 			return 0;
-		record.cookie = bpf_get_socket_cookie(sk);
+		cookie = bpf_get_socket_cookie(sk);
 	} else {
-		struct sock *sk;
-
 		/* A socket points back from the file's private data. */
 		sock = BPF_CORE_READ(file, private_data);
 		if (!sock || BPF_CORE_READ(sock, file) != file)
@@ -51,12 +73,9 @@ int bpftk_files(struct bpf_iter__task_file___any *ctx)
 		sk = BPF_CORE_READ(sock, sk);
 		if (!sk || !sends_packets(sk))
 			return 0;
-		record.cookie = cookie_so_far(sk);
+		cookie = cookie_so_far(sk);
 	}
-	if (!record.cookie)
-		return 0;
-	record.claim = OWNER_HOLDS;
-	set_process(&record, task);
-	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	tell_holder(ctx->meta, task, cookie);
+	tell_holder(ctx->meta, task, subflow_cookie(sk));
 	return 0;
 }

@@ -20,6 +20,9 @@ enum socket_kind {
 #define SOCKET_TIME_WAIT 6
 #define SOCKET_NEW_SYN_RECV 12
 
+/* include/uapi/linux/in.h */
+#define SOCKET_IPPROTO_TCP 6
+
 /* The kernel's address of the packet's socket. The verifier knows it as a socket; it is read here as a number. */
 static __always_inline __u64 socket_address(struct bpf_sock *sk)
 {
@@ -61,7 +64,13 @@ static __always_inline enum socket_kind packet_socket_kind(struct __sk_buff *skb
 	if (sk->state == SOCKET_NEW_SYN_RECV || sk->state == SOCKET_TIME_WAIT)
 		return SOCKET_OF_PROCESS;
 	kernel = (void *)socket_address(sk);
-	return BPF_CORE_READ_BITFIELD_PROBED(kernel, sk_kern_sock) ? SOCKET_OF_KERNEL : SOCKET_OF_PROCESS;
+	if (!BPF_CORE_READ_BITFIELD_PROBED(kernel, sk_kern_sock))
+		return SOCKET_OF_PROCESS;
+	/* The kernel makes MPTCP's sockets of TCP, but for a process. */
+	if (BPF_CORE_READ(kernel, sk_protocol) == SOCKET_IPPROTO_TCP && bpf_core_field_exists(((struct tcp_sock *)0)->is_mptcp) &&
+	    BPF_CORE_READ_BITFIELD_PROBED((struct tcp_sock *)kernel, is_mptcp))
+		return SOCKET_OF_PROCESS;
+	return SOCKET_OF_KERNEL;
 }
 
 #endif

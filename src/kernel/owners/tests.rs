@@ -546,6 +546,52 @@ fn packets_of_the_kernel_and_of_listeners_are_told_apart() {
     assert_eq!(counts.get(&cookie_of(&socket)), Some(&(1, OF_PROCESS)));
 }
 
+/// MPTCP's packets are sent by sockets of TCP that the kernel makes: they are the process's all the same.
+#[test]
+fn packets_of_mptcp_belong_to_the_process() {
+    const IPPROTO_MPTCP: i32 = 262;
+    if !root() {
+        return;
+    }
+    let socket = || {
+        // SAFETY: makes a descriptor.
+        let fd = unsafe {
+            libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, IPPROTO_MPTCP)
+        };
+        // SAFETY: the kernel just made it.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    let (Some(client), Some(listener)) = (socket(), socket()) else {
+        println!("SKIP this kernel has no MPTCP");
+        return;
+    };
+    let mut owners = start(SendersBy::Best);
+    let listener = TcpListener::from(listener);
+    // SAFETY: a descriptor of ours.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 8) }, 0);
+    let port = listener.local_addr().unwrap().port();
+    let probe = Probe::new();
+    let before = probe.counts();
+    let to: nix::sys::socket::SockaddrIn =
+        std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into();
+    nix::sys::socket::connect(client.as_raw_fd(), &to).unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    std::io::Write::write_all(&mut TcpStream::from(client.try_clone().unwrap()), b"hello").unwrap();
+    std::io::Read::read_exact(&mut accepted, &mut [0; 5]).unwrap();
+    let mut seen = 0;
+    for (cookie, (packets, kind)) in probe.counts() {
+        if before.contains_key(&cookie) || kind != OF_PROCESS {
+            continue;
+        }
+        // Others' packets may come in between.
+        if asked(&mut owners, cookie).map(|(who, _)| who) == Some(me()) {
+            seen += packets;
+        }
+    }
+    // At the least: from the client SYN, ACK and data; from the server SYN and ACK.
+    assert!(seen >= 5, "{seen} packets");
+}
+
 /// What the issue promises: at least 99 of 100 packets of local processes, whatever the kernel shows of senders.
 #[test]
 fn nearly_all_packets_of_short_lived_clients_and_an_old_server_have_an_owner() {
