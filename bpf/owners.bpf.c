@@ -9,10 +9,31 @@
 #include "common.bpf.h"
 #include "owners.bpf.h"
 
+/*
+ * What is not told of uses now is told of a later one. So no more is told than a reader can take in: workers that share a socket
+ * take turns at it with every packet, and a machine may have more sockets in use than the table holds.
+ */
+#define TURN_NS (100 * 1000 * 1000ULL)
+#define WINDOW_SHIFT 27 /* 134 ms */
+#define USES_A_WINDOW 1024 /* of each CPU */
+
 struct owner_user {
 	__u64 start_ns;
+	__u64 told_ns; /* that another process took its turn; 0 is never */
 	__u64 tgid;
 };
+
+struct owner_window {
+	__u64 window;
+	__u64 told;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct owner_window);
+} uses SEC(".maps");
 
 /* Who is known to use a socket, by cookie, so that a send tells nothing that was told before. What is evicted is told anew. */
 struct {
@@ -64,10 +85,24 @@ int bpftk_sk_release(struct bpf_sock *ctx)
 	return 1;
 }
 
+static __always_inline bool may_tell(__u64 now)
+{
+	__u32 zero = 0;
+	struct owner_window *told = bpf_map_lookup_elem(&uses, &zero);
+
+	if (!told)
+		return false;
+	if (told->window != now >> WINDOW_SHIFT) {
+		told->window = now >> WINDOW_SHIFT;
+		told->told = 0;
+	}
+	return told->told++ < USES_A_WINDOW;
+}
+
 static __always_inline void used(struct sock *sk, bool sends)
 {
 	struct owner_user *known, user;
-	__u64 cookie;
+	__u64 cookie, now;
 
 	if (!sk || !sends_packets(sk))
 		return;
@@ -83,6 +118,10 @@ static __always_inline void used(struct sock *sk, bool sends)
 	user.start_ns = process_start((void *)bpf_get_current_task());
 	if (known && known->tgid == user.tgid && known->start_ns == user.start_ns)
 		return;
+	now = bpf_ktime_get_ns();
+	if ((known && known->told_ns && now - known->told_ns < TURN_NS) || !may_tell(now))
+		return;
+	user.told_ns = known ? now : 0;
 	bpf_map_update_elem(&users, &cookie, &user, BPF_ANY);
 	tell(cookie, sends ? OWNER_SENT : OWNER_RECEIVED);
 }

@@ -65,7 +65,7 @@ impl Senders {
 const FUNCTIONS: &[&str] = &["security_socket_sendmsg", "security_socket_recvmsg"];
 
 /// Sockets whose user the kernel side remembers.
-const MOST_USERS: u32 = 32_768;
+const MOST_USERS: u32 = 65_536;
 
 /// The programs, attached. Dropping it detaches them.
 pub(super) struct Programs {
