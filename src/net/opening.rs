@@ -51,9 +51,7 @@ impl Openings {
             self.open.entry(cookie).or_insert_with(|| Opening { next: seq, bytes: Vec::new() });
         // What was sent before is sent again; what comes too early is left to that.
         let known = opening.next.wrapping_sub(seq) as i32;
-        let Some(new) = usize::try_from(known).ok().and_then(|known| data.get(known..)) else {
-            return None;
-        };
+        let new = data.get(usize::try_from(known).ok()?..)?;
         opening.bytes.extend_from_slice(new);
         opening.next = opening.next.wrapping_add(new.len() as u32);
         match said(&opening.bytes) {
