@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, tcpconnect);
+skeletons!(clone_trace, drop, egress, tcpconnect);
 
 #[cfg(test)]
-skeletons!(addrset_probe, filter_figures);
+skeletons!(addrset_probe, egress_peer, filter_figures);

@@ -8,3 +8,4 @@ pub(crate) mod errno;
 pub(crate) mod packet;
 pub(crate) mod protos;
 pub(crate) mod ranges;
+pub(crate) mod special;

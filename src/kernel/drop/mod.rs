@@ -18,22 +18,22 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use plain::Plain;
 
-pub(crate) use self::counts::{By, Count, Key};
+pub(crate) use self::counts::{By, Key};
 use super::addr::canonical;
 use super::addrset::AddrSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::attach::xdp::{self, XdpLink, XdpMode};
 use super::backend::{self, Chosen};
 use super::filter::inject::Injection;
+use super::interfaces::{interfaces, link_of};
 use super::lifetime::Lifetime;
 use super::losses::Losses;
-use super::netlink::{Interface, Netlink};
+use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
 use super::skel::drop::{DropSkel, DropSkelBuilder, types};
 use super::{log, probes, sys};
-use crate::error::{unsupported, usage};
 use crate::filter::classic::insn::Insn;
-use crate::filter::ebpf::translate::{Hook as FilterHook, Link, Options, translate};
+use crate::filter::ebpf::translate::Hook as FilterHook;
 use crate::net::ranges::Ranges;
 
 /// bpf/drop.h
@@ -103,25 +103,6 @@ pub(crate) struct Place {
     pub(crate) direction: Direction,
 }
 
-/// The interfaces of these names, each once.
-pub(crate) fn interfaces(names: &[String]) -> Result<Vec<Interface>> {
-    let all = Netlink::open()
-        .and_then(|netlink| netlink.interfaces())
-        .context("cannot list the interfaces")?;
-    let mut found: Vec<Interface> = Vec::new();
-    for name in names {
-        let Some(interface) = all.iter().find(|interface| interface.name == *name) else {
-            return Err(usage(format!(
-                "no interface `{name}`; `ip link` lists those that there are"
-            )));
-        };
-        if !found.iter().any(|other| other.index == interface.index) {
-            found.push(interface.clone());
-        }
-    }
-    Ok(found)
-}
-
 /// For `doctor`: in a namespace of its own, where the loopback is nobody else's.
 pub(crate) fn arm_xdp() -> Result<Chosen<How, Dropper>> {
     backend::choose(&[How::Xdp], None, arm_on_loopback)
@@ -164,20 +145,7 @@ impl fmt::Debug for Dropper {
     }
 }
 
-/// What packets begin with, at all of these interfaces; an expression is for one or the other.
-pub(crate) fn link_of<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Result<Link> {
-    let mut ethernet: Vec<bool> = interfaces.map(Interface::is_ethernet).collect();
-    ethernet.dedup();
-    match ethernet[..] {
-        [true] => Ok(Link::Ethernet),
-        [false] => Ok(Link::Raw),
-        _ => Err(usage(
-            "an expression is for interfaces with Ethernet headers or for those without, not for both at once",
-        )),
-    }
-}
-
-/// The expressions as functions for the program's stubs; nothing when there are none.
+/// The expressions as functions for the programs' stubs; nothing when there are none.
 fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Option<Injection>> {
     if rules.matches.is_empty() && rules.excepts.is_empty() {
         return Ok(None);
@@ -185,38 +153,14 @@ fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<O
     let link = link_of(places.iter().map(|place| &place.interface))?;
     let mut hooks: Vec<FilterHook> = places
         .iter()
-        .map(|place| match (how, place.direction) {
-            (How::Xdp, _) => FilterHook::Xdp,
-            (How::Tc(_), Direction::Ingress) => FilterHook::TcIngress,
-            (How::Tc(_), Direction::Egress) => FilterHook::TcEgress,
+        .map(|place| match how {
+            How::Xdp => FilterHook::Xdp,
+            How::Tc(_) => place.direction.into(),
         })
         .collect();
     hooks.dedup();
-    // `ret #0`: matches nothing.
-    let nothing = vec![vec![Insn { code: 0x06, jt: 0, jf: 0, k: 0 }]];
-    let mut functions = Vec::new();
-    for filters in [&rules.excepts, &rules.matches] {
-        let filters = if filters.is_empty() { &nothing } else { filters };
-        let filters: Vec<&[Insn]> = filters.iter().map(Vec::as_slice).collect();
-        let mut each = Vec::new();
-        for &hook in &hooks {
-            let options = Options { frags, ..Options::new(hook, link) };
-            let function = translate(&filters, &options)
-                .map_err(|refused| unsupported(refused.to_string()))?;
-            if !each.contains(&function) {
-                each.push(function);
-            }
-        }
-        // One object has both programs, and a stub is filled alike in both.
-        let [function] = <[_; 1]>::try_from(each).map_err(|_| {
-            usage(
-                "an expression means different things at ingress and at egress; \
-                 use one tc-drop for each direction",
-            )
-        })?;
-        functions.push(function);
-    }
-    Injection::new(functions).map(Some)
+    let stubs = [&rules.excepts[..], &rules.matches[..]];
+    Injection::of_expressions(&stubs, link, &hooks, frags).map(Some)
 }
 
 /// bpf/drop.h

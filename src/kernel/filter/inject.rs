@@ -38,8 +38,10 @@ use anyhow::{Context, Result, anyhow};
 use super::super::log;
 use super::super::sys::filter::takes_tags_off;
 use super::super::sys::stubs::FilterHandlers;
+use crate::error::{unsupported, usage};
+use crate::filter::classic::insn::Insn;
 use crate::filter::ebpf::splice::SLOTS;
-use crate::filter::ebpf::translate::Function;
+use crate::filter::ebpf::translate::{Function, Hook, Link, Options, translate};
 
 /// Whether XDP on `interface` may get packets whose VLAN tag is nowhere among their bytes (`ethtool -k`: rx-vlan-offload). What a
 /// filter then says of a packet that had a tag is not what it would say of the packet on the wire, whether it looks for tags or
@@ -56,6 +58,40 @@ pub(crate) struct Injection {
 }
 
 impl Injection {
+    /// Each stub gets its expressions, for packets that begin with `link`, in programs at any of `hooks`.
+    pub(crate) fn of_expressions(
+        stubs: &[&[Vec<Insn>]],
+        link: Link,
+        hooks: &[Hook],
+        frags: bool,
+    ) -> Result<Self> {
+        // `ret #0`: matches nothing.
+        let nothing = vec![Insn { code: 0x06, jt: 0, jf: 0, k: 0 }];
+        let mut functions = Vec::new();
+        for &filters in stubs {
+            let filters = if filters.is_empty() { std::slice::from_ref(&nothing) } else { filters };
+            let filters: Vec<&[Insn]> = filters.iter().map(Vec::as_slice).collect();
+            let mut each = Vec::new();
+            for &hook in hooks {
+                let options = Options { frags, ..Options::new(hook, link) };
+                let function = translate(&filters, &options)
+                    .map_err(|refused| unsupported(refused.to_string()))?;
+                if !each.contains(&function) {
+                    each.push(function);
+                }
+            }
+            // One object has the programs of all hooks, and a stub is filled alike in all of them.
+            let [function] = <[_; 1]>::try_from(each).map_err(|_| {
+                usage(
+                    "an expression means different things at ingress and at egress; \
+                     use one tc-drop for each direction",
+                )
+            })?;
+            functions.push(function);
+        }
+        Self::new(functions)
+    }
+
     pub(crate) fn new(functions: Vec<Function>) -> Result<Self> {
         assert!(functions.len() <= SLOTS as usize, "a stub has one of {SLOTS} slots");
         let handlers = FilterHandlers::new(move |loadable| {

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the programs counted since the last time.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapCore, MapFlags};
+
+use super::types::{egress_flag, egress_row};
+use super::{By, Counter};
+use crate::kernel::addr::canonical;
+use crate::kernel::count::Count;
+use crate::kernel::sys::maps;
+
+/// What has the same key is counted together. What was not asked for is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    /// With zeros where it was cut off.
+    pub(crate) addr: Option<IpAddr>,
+    pub(crate) proto: Option<u8>,
+    pub(crate) port: Option<u16>,
+}
+
+/// bpf/egress.h: where things are in a key.
+const PORT: usize = 16;
+const PROTO: usize = 18;
+const FLAGS: usize = 19;
+const COOKIE: usize = 24;
+const WHOLE: usize = 32;
+
+/// The cookie is last, and left out where nobody wants it.
+pub(super) fn key_size(by: By) -> usize {
+    if by.cookie { WHOLE } else { COOKIE }
+}
+
+impl Key {
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let addr: [u8; 16] = *bytes.first_chunk()?;
+        let flags = u32::from(*bytes.get(FLAGS)?);
+        let has = |flag: egress_flag| flags & flag.0 != 0;
+        Some(Self {
+            addr: if has(egress_flag::EGRESS_V4) {
+                Some(canonical(addr))
+            } else {
+                // What is v4-mapped on the wire is that, and no IPv4.
+                has(egress_flag::EGRESS_V6).then(|| IpAddr::from(addr))
+            },
+            proto: has(egress_flag::EGRESS_HAS_PROTO).then_some(bytes[PROTO]),
+            port: has(egress_flag::EGRESS_HAS_PORT)
+                .then(|| u16::from_ne_bytes([bytes[PORT], bytes[PORT + 1]])),
+        })
+    }
+}
+
+/// The rows that are always there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last.
+    pub(crate) total: Count,
+    pub(crate) excluded: Count,
+    pub(crate) not_ip: Count,
+    pub(crate) malformed: Count,
+    /// Keys that could not be stored: the table was full, somebody else was at it, there was no memory, or the kernel has a
+    /// reason of its own.
+    pub(crate) full: Count,
+    pub(crate) busy: Count,
+    pub(crate) no_memory: Count,
+    pub(crate) refused: Count,
+    /// What the expression didn't match.
+    pub(crate) unmatched: Count,
+}
+
+impl Rows {
+    /// What has a key that there was no room for.
+    pub(crate) fn not_stored(&self) -> Count {
+        self.full + self.busy + self.no_memory + self.refused
+    }
+
+    fn each(self, other: Self, what: impl Fn(Count, Count) -> Count) -> Self {
+        Self {
+            total: what(self.total, other.total),
+            excluded: what(self.excluded, other.excluded),
+            not_ip: what(self.not_ip, other.not_ip),
+            malformed: what(self.malformed, other.malformed),
+            full: what(self.full, other.full),
+            busy: what(self.busy, other.busy),
+            no_memory: what(self.no_memory, other.no_memory),
+            refused: what(self.refused, other.refused),
+            unmatched: what(self.unmatched, other.unmatched),
+        }
+    }
+
+    /// One CPU's.
+    fn decode(bytes: &[u8]) -> Self {
+        let row = |row: egress_row| {
+            let at = row.0 as usize * size_of::<Count>();
+            bytes.get(at..).and_then(Count::from_bytes).unwrap_or_default()
+        };
+        Self {
+            total: row(egress_row::EGRESS_TOTAL),
+            excluded: row(egress_row::EGRESS_EXCLUDED),
+            not_ip: row(egress_row::EGRESS_NOT_IP),
+            malformed: row(egress_row::EGRESS_MALFORMED),
+            full: row(egress_row::EGRESS_FULL),
+            busy: row(egress_row::EGRESS_BUSY),
+            no_memory: row(egress_row::EGRESS_NO_MEMORY),
+            refused: row(egress_row::EGRESS_REFUSED),
+            unmatched: row(egress_row::EGRESS_UNMATCHED),
+        }
+    }
+}
+
+impl std::ops::Add for Rows {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+}
+
+impl std::ops::Sub for Rows {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self.each(other, |a, b| a - b)
+    }
+}
+
+/// What was counted since the last time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) keys: Vec<(Key, Count)>,
+    pub(crate) rows: Rows,
+}
+
+impl Counter {
+    /// Takes what was counted: from now on it is in no table of the kernel's any more.
+    pub(crate) fn take(&self) -> Result<Taken> {
+        let before = {
+            let mut variables = self.variables.borrow_mut();
+            let before = variables.generation;
+            variables.generation = before.wrapping_add(1);
+            before & 1
+        };
+        // Programs that saw the old number end; nobody writes there then.
+        self.grace.wait()?;
+        let maps = &self.skel.maps;
+        let now: Rows = maps
+            .rows
+            .lookup_percpu(&before.to_ne_bytes(), MapFlags::ANY)
+            .context("cannot read the counts")?
+            .context("the counts are not there")?
+            .iter()
+            .fold(Rows::default(), |sum, rows| sum + Rows::decode(rows));
+        let read = &mut self.read.borrow_mut()[before as usize];
+        let rows = now - std::mem::replace(read, now);
+        let map = if before == 0 { maps.counts_even.as_fd() } else { maps.counts_odd.as_fd() };
+        let keys = self.take_keys(map).context("cannot read the counts")?;
+        Ok(Taken { keys, rows })
+    }
+
+    fn take_keys(&self, map: BorrowedFd<'_>) -> Result<Vec<(Key, Count)>> {
+        let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
+        let mut taken = Vec::new();
+        let mut undecodable = false;
+        maps::take_all(map, self.key_size, size_of::<Count>() * cpus, |key, values| {
+            let sum = values.chunks_exact(size_of::<Count>()).filter_map(Count::from_bytes).sum();
+            match Key::decode(key) {
+                Some(key) => taken.push((key, sum)),
+                None => undecodable = true,
+            }
+        })?;
+        debug_assert!(!undecodable, "keys are as long as was asked for");
+        Ok(taken)
+    }
+}
