@@ -196,6 +196,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3)
 	bool unreadable = false;
 	__u64 packets, bytes;
 	const __u64 *addr;
+	__u64 what = 0;
 
 	if (lifetime_ends && lifetime_over())
 		return TC_ACT_UNSPEC;
@@ -237,26 +238,23 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3)
 	if (by_addr) {
 		egress_address(key.addr, addr, packet->family);
 		if (packet->family == 4) {
-			key.flags |= EGRESS_V4;
+			what |= EGRESS_V4;
 			key.addr[1] &= bpf_cpu_to_be64(0xffffULL << 32 | mask_v4);
 		} else {
-			key.flags |= EGRESS_V6;
+			what |= EGRESS_V6;
 			key.addr[0] &= mask_v6[0];
 			key.addr[1] &= mask_v6[1];
 		}
 	}
-	if (by_proto && packet->has_proto) {
-		key.flags |= EGRESS_HAS_PROTO;
-		key.proto = packet->proto;
-	}
-	if (by_port && packet->has_ports) {
-		key.flags |= EGRESS_HAS_PORT;
-		key.port = out ? packet->dport : packet->sport;
-	}
+	if (by_proto && packet->has_proto)
+		what |= EGRESS_HAS_PROTO | (__u64)packet->proto << EGRESS_PROTO_SHIFT;
+	if (by_port && packet->has_ports)
+		what |= EGRESS_HAS_PORT | (__u64)(out ? packet->dport : packet->sport) << EGRESS_PORT_SHIFT;
 	if (by_cookie) {
 		key.cookie = bpf_get_socket_cookie(skb);
-		key.flags |= egress_forwarded(skb, key.cookie);
+		what |= egress_forwarded(skb, key.cookie);
 	}
+	key.what = what;
 	/* Two times the same: known maps are looked up in without a call through a pointer. */
 	if (now)
 		egress_count_key(&counts_odd, &key, packets, bytes, fixed);

@@ -29,6 +29,9 @@ struct egress_count {
 	__u64 bytes;
 };
 
+#define EGRESS_PROTO_SHIFT 8
+#define EGRESS_PORT_SHIFT 16
+
 /* What is counted while a generation lasts, but by key. */
 struct egress_rows {
 	struct egress_count row[EGRESS_ROWS];
@@ -48,11 +51,11 @@ enum egress_flag {
 struct egress_key {
 	/* In network order, IPv4 v4-mapped. */
 	__u64 addr[2];
-	__u16 port;
-	__u8 proto;
-	/* enum egress_flag */
-	__u8 flags;
-	__u32 _pad;
+	/*
+	 * enum egress_flag, from bit 8 on the protocol, from bit 16 on the port: written at once, since the hash reads words, which the
+	 * processor would have to put together from smaller ones that were just written.
+	 */
+	__u64 what;
 	/* Last, since maps for which nobody asked for it have shorter keys. */
 	__u64 cookie;
 };

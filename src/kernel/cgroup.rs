@@ -4,15 +4,15 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::mounts::Mount;
 use super::sys;
-use crate::error::usage;
+use crate::error::{not_permitted, unsupported, usage};
 
 /// Where cgroup v2 is mounted, whole.
 pub(crate) fn mount_point() -> Option<PathBuf> {
@@ -38,20 +38,64 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     Err(usage(format!("--cgroup {}: not a cgroup v2 directory; {place}", path.display())))
 }
 
+/// The cgroup that all others are below: where it is mounted, or a mount of our own that nobody else sees.
+///
+/// Every kernel with cgroups has the hierarchy of version 2, and every process a place in it, mounted or not.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: File,
+    /// Where paths begin.
+    point: PathBuf,
+    /// Keeps the private mount.
+    _mount: Option<OwnedFd>,
+}
+
+impl Root {
+    pub(crate) fn open() -> Result<Self> {
+        if let Some(point) = mount_point() {
+            let dir = File::open(&point)
+                .with_context(|| format!("cannot open cgroup v2 at {}", point.display()))?;
+            return Ok(Self { dir, point, _mount: None });
+        }
+        let mount = sys::private_mount(c"cgroup2").map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => not_permitted(
+                "cgroup v2 is not mounted, and mounting it needs CAP_SYS_ADMIN; \
+                 `mount -t cgroup2 none /sys/fs/cgroup` as root",
+            ),
+            Some(libc::ENODEV) => unsupported("this kernel has no cgroup v2 (CONFIG_CGROUPS)"),
+            _ => anyhow!("cannot mount cgroup v2 privately: {error}"),
+        })?;
+        // A mount's own descriptor is only a place; cgroups are opened by their ids below an open directory.
+        let dir = File::open(format!("/proc/self/fd/{}", mount.as_raw_fd()))
+            .context("cannot open a private mount of cgroup v2")?;
+        Ok(Self { dir, point: "/".into(), _mount: Some(mount) })
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
 /// Paths of cgroups by id, from the root of cgroup v2. An id is never used twice.
 #[derive(Debug, Default)]
 pub(crate) struct Paths {
-    mount: Option<(PathBuf, File)>,
+    root: Option<Root>,
     known: HashMap<u64, Option<String>>,
 }
 
 impl Paths {
     pub(crate) fn new() -> Self {
-        let mount = mount_point().and_then(|path| {
-            let file = File::open(&path).ok()?;
-            Some((path, file))
+        let root = mount_point().and_then(|point| {
+            let dir = File::open(&point).ok()?;
+            Some(Root { dir, point, _mount: None })
         });
-        Self { mount, known: HashMap::new() }
+        Self { root, known: HashMap::new() }
+    }
+
+    pub(crate) fn below(root: Root) -> Self {
+        Self { root: Some(root), known: HashMap::new() }
     }
 
     /// The path, or `None` when the cgroup is gone or can't be looked up.
@@ -60,14 +104,14 @@ impl Paths {
         if self.known.len() > 10_000 {
             self.known.clear();
         }
-        let mount = &self.mount;
+        let root = &self.root;
         self.known
             .entry(id)
             .or_insert_with(|| {
-                let (point, file) = mount.as_ref()?;
-                let cgroup = sys::open_cgroup(file.as_fd(), id).ok()?;
+                let root = root.as_ref()?;
+                let cgroup = sys::open_cgroup(root.as_fd(), id).ok()?;
                 let path = fs::read_link(format!("/proc/self/fd/{}", cgroup.as_raw_fd())).ok()?;
-                let below = path.strip_prefix(point).ok()?;
+                let below = path.strip_prefix(&root.point).ok()?;
                 Some(format!("/{}", below.display()))
             })
             .clone()

@@ -28,6 +28,7 @@ pub(crate) mod losses;
 mod mounts;
 pub(crate) mod netlink;
 pub(crate) mod netns;
+pub(crate) mod owners;
 pub(crate) mod probes;
 pub(crate) mod ring;
 pub(crate) mod run;

@@ -26,10 +26,8 @@ pub(crate) struct EventRing<'a, T> {
 
 impl<'a, T: 'a> EventRing<'a, T> {
     /// `decode` gives nothing for a record that is too short or of a kind it doesn't know: those are counted.
-    pub(crate) fn new(
-        map: &'a dyn MapCore,
-        decode: impl Fn(&[u8]) -> Option<T> + 'a,
-    ) -> Result<Self> {
+    /// The ring does not need the map to live.
+    pub(crate) fn new(map: &dyn MapCore, decode: impl Fn(&[u8]) -> Option<T> + 'a) -> Result<Self> {
         let queue = Rc::new(RefCell::new(VecDeque::new()));
         let undecodable = Rc::new(Cell::new(0));
         let (into, failed) = (Rc::clone(&queue), Rc::clone(&undecodable));

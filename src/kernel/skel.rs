@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, egress, tcpconnect);
+skeletons!(clone_trace, drop, egress, owners, owners_files, tcpconnect);
 
 #[cfg(test)]
-skeletons!(addrset_probe, egress_peer, filter_figures);
+skeletons!(addrset_probe, egress_peer, filter_figures, socket_kind_probe);

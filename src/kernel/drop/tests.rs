@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use libbpf_rs::ProgramInput;
 
 use super::*;
+use crate::filter::ebpf::translate::Link;
 use crate::filter::libpcap::{Source, compile};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::frames::{PROTOS, Seen, address4, address6, frame, seen};

@@ -21,14 +21,26 @@ pub(crate) struct Key {
     pub(crate) addr: Option<IpAddr>,
     pub(crate) proto: Option<u8>,
     pub(crate) port: Option<u16>,
+    pub(crate) socket: Option<Socket>,
 }
 
-/// bpf/egress.h: where things are in a key.
-const PORT: usize = 16;
-const PROTO: usize = 18;
-const FLAGS: usize = 19;
+/// Whose packet it is, as far as the packet tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Socket {
+    /// Of this machine, by its cookie.
+    Own(u64),
+    /// None, and the packet came in through an interface.
+    Forwarded,
+    /// None: the kernel made the packet.
+    None,
+}
+
+/// bpf/egress.h: where things are in a key, and in its third word.
+const WHAT: usize = 16;
 const COOKIE: usize = 24;
 const WHOLE: usize = 32;
+const PROTO_SHIFT: u32 = 8;
+const PORT_SHIFT: u32 = 16;
 
 /// The cookie is last, and left out where nobody wants it.
 pub(super) fn key_size(by: By) -> usize {
@@ -38,8 +50,8 @@ pub(super) fn key_size(by: By) -> usize {
 impl Key {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let addr: [u8; 16] = *bytes.first_chunk()?;
-        let flags = u32::from(*bytes.get(FLAGS)?);
-        let has = |flag: egress_flag| flags & flag.0 != 0;
+        let what = u64::from_ne_bytes(*bytes.get(WHAT..)?.first_chunk()?);
+        let has = |flag: egress_flag| what & u64::from(flag.0) != 0;
         Some(Self {
             addr: if has(egress_flag::EGRESS_V4) {
                 Some(canonical(addr))
@@ -47,9 +59,16 @@ impl Key {
                 // What is v4-mapped on the wire is that, and no IPv4.
                 has(egress_flag::EGRESS_V6).then(|| IpAddr::from(addr))
             },
-            proto: has(egress_flag::EGRESS_HAS_PROTO).then_some(bytes[PROTO]),
-            port: has(egress_flag::EGRESS_HAS_PORT)
-                .then(|| u16::from_ne_bytes([bytes[PORT], bytes[PORT + 1]])),
+            proto: has(egress_flag::EGRESS_HAS_PROTO).then_some((what >> PROTO_SHIFT) as u8),
+            port: has(egress_flag::EGRESS_HAS_PORT).then_some((what >> PORT_SHIFT) as u16),
+            // Nothing where keys are too short for it.
+            socket: bytes.get(COOKIE..).and_then(<[u8]>::first_chunk).map(|cookie| {
+                match u64::from_ne_bytes(*cookie) {
+                    0 if has(egress_flag::EGRESS_FORWARDED) => Socket::Forwarded,
+                    0 => Socket::None,
+                    cookie => Socket::Own(cookie),
+                }
+            }),
         })
     }
 }

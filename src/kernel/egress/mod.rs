@@ -26,7 +26,7 @@ use libbpf_rs::MapHandle;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use plain::Plain;
 
-pub(crate) use self::counts::{Key, Rows, Taken};
+pub(crate) use self::counts::{Key, Rows, Socket, Taken};
 use super::addr::canonical;
 use super::addrset::AddrSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
@@ -199,7 +199,7 @@ impl Counter {
         drop(injection);
         let mut excluded = AddrSet::default();
         if let Some(ranges) = &config.excluded {
-            excluded.replace(&skel.maps.addrsets, 0, ranges)?;
+            excluded.replace_fast(&skel.maps.addrsets, 0, ranges)?;
         }
         let variables = skel.maps.bss_data.take().context("the object has no variables")?;
         Ok(Self {

@@ -68,6 +68,7 @@ fn place(seen: &Seen, ip: bool, config: &Config) -> Result<Key, &'static str> {
         addr,
         proto: seen.proto.filter(|_| config.by.proto),
         port: seen.ports.filter(|_| config.by.port).map(|(s, d)| if egress { d } else { s }),
+        socket: None,
     })
 }
 
@@ -171,7 +172,7 @@ fn to_v6(addr: Ipv6Addr) -> Vec<u8> {
 }
 
 fn key_of(addr: IpAddr) -> Key {
-    Key { addr: Some(addr), proto: None, port: None }
+    Key { addr: Some(addr), proto: None, port: None, socket: None }
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod attach;
 mod lifecycle;
 mod rules;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
