@@ -12,6 +12,7 @@
 #include "addrset.bpf.h"
 #include "filter.bpf.h"
 #include "lifetime.bpf.h"
+#include "socket_kind.bpf.h"
 
 #define EEXIST 17
 #define E2BIG 7
@@ -22,7 +23,6 @@
 const volatile bool by_addr;
 const volatile bool by_proto;
 const volatile bool by_port;
-const volatile bool by_cookie;
 /* Of addresses; IPv4 in host order, IPv6 in network order. */
 const volatile __u32 mask_v4 = 0xffffffff;
 const volatile __u64 mask_v6[2] = { ~0ULL, ~0ULL };
@@ -44,12 +44,12 @@ const volatile bool shared_cpus;
  */
 __u32 generation;
 
-/* The size of a key is set before the load. */
+/* The sizes of a key and its value are set before the load. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 65536);
 	__uint(key_size, sizeof(struct egress_key));
-	__uint(value_size, sizeof(struct egress_count));
+	__uint(value_size, sizeof(struct egress_key_count));
 } counts_even SEC(".maps"), counts_odd SEC(".maps");
 
 struct {
@@ -72,6 +72,8 @@ BPFTK_FILTER(egress_matches, 0)
 
 /* For the skeleton, which learns of a type only from a variable. */
 struct egress_key _key;
+struct egress_key_count _key_count;
+enum socket_kind _kind;
 struct egress_rows _rows;
 struct egress_event _event;
 enum egress_flag _flag;
@@ -107,25 +109,28 @@ __noinline int egress_excluded(__u64 hi, __u64 lo, __u32 family)
 	return set && addrset_has(set, family == 4, hi, lo);
 }
 
-static __always_inline void egress_count_key(void *counts, const struct egress_key *key, __u64 packets, __u64 bytes,
-					     struct egress_rows *fixed)
+/* @whose: keys have cookies. */
+static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts, const struct egress_key *key, bool whose,
+					     __u64 packets, __u64 bytes, struct egress_rows *fixed)
 {
-	struct egress_count *count = bpf_map_lookup_elem(counts, key);
-	struct egress_count first = { packets, bytes };
+	struct egress_key_count *known = bpf_map_lookup_elem(counts, key);
+	struct egress_key_count first = { { packets, bytes } };
 	long error;
 
-	if (count) {
-		egress_add(count, packets, bytes);
+	if (known) {
+		egress_add(&known->count, packets, bytes);
 		return;
 	}
+	if (whose)
+		first.kind = packet_socket_kind(skb);
 	error = bpf_map_update_elem(counts, key, &first, BPF_NOEXIST);
 	if (!error)
 		return;
 	if (error == -EEXIST) {
 		/* Another CPU was faster. */
-		count = bpf_map_lookup_elem(counts, key);
-		if (count) {
-			egress_add(count, packets, bytes);
+		known = bpf_map_lookup_elem(counts, key);
+		if (known) {
+			egress_add(&known->count, packets, bytes);
 			return;
 		}
 	}
@@ -137,12 +142,6 @@ static __always_inline void egress_count_key(void *counts, const struct egress_k
 		egress_add(&fixed->row[EGRESS_NO_MEMORY], packets, bytes);
 	else
 		egress_add(&fixed->row[EGRESS_REFUSED], packets, bytes);
-}
-
-/* Without a socket, and with an interface that it came in through. */
-static __always_inline __u8 egress_forwarded(struct __sk_buff *skb, __u64 cookie)
-{
-	return !cookie && skb->ingress_ifindex ? EGRESS_FORWARDED : 0;
 }
 
 static __always_inline void egress_tell(struct __sk_buff *skb, const struct packet *packet, __u32 packets, __u64 bytes)
@@ -169,7 +168,6 @@ static __always_inline void egress_tell(struct __sk_buff *skb, const struct pack
 	event.time_ns = bpf_ktime_get_boot_ns();
 	event.bytes = bytes;
 	event.packets = packets;
-	event.cookie = bpf_get_socket_cookie(skb);
 	__builtin_memcpy(event.saddr, flow.src, 16);
 	__builtin_memcpy(event.daddr, flow.dst, 16);
 	event.ifindex = skb->ifindex;
@@ -177,8 +175,7 @@ static __always_inline void egress_tell(struct __sk_buff *skb, const struct pack
 	event.dport = packet->dport;
 	event.family = packet->family;
 	event.proto = packet->proto;
-	event.flags = egress_forwarded(skb, event.cookie) | (packet->has_proto ? EGRESS_HAS_PROTO : 0) |
-		      (packet->has_ports ? EGRESS_HAS_PORT : 0);
+	event.flags = (packet->has_proto ? EGRESS_HAS_PROTO : 0) | (packet->has_ports ? EGRESS_HAS_PORT : 0);
 	if (bpf_ringbuf_output(&events, &event, sizeof(event), 0)) {
 		count_loss(BPFTK_LOSS_RING_FULL);
 		/* The next packet of the flow is told of instead. */
@@ -187,7 +184,7 @@ static __always_inline void egress_tell(struct __sk_buff *skb, const struct pack
 	}
 }
 
-static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3)
+static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool whose)
 {
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
 	__u32 now = *(volatile __u32 *)&generation & 1;
@@ -250,39 +247,53 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3)
 		what |= EGRESS_HAS_PROTO | (__u64)packet->proto << EGRESS_PROTO_SHIFT;
 	if (by_port && packet->has_ports)
 		what |= EGRESS_HAS_PORT | (__u64)(out ? packet->dport : packet->sport) << EGRESS_PORT_SHIFT;
-	if (by_cookie) {
-		key.cookie = bpf_get_socket_cookie(skb);
-		what |= egress_forwarded(skb, key.cookie);
+	if (whose) {
+		key.cookie = packet_cookie(skb);
+		if (!key.cookie && skb->ingress_ifindex)
+			what |= EGRESS_FORWARDED;
 	}
 	key.what = what;
 	/* Two times the same: known maps are looked up in without a call through a pointer. */
 	if (now)
-		egress_count_key(&counts_odd, &key, packets, bytes, fixed);
+		egress_count_key(skb, &counts_odd, &key, whose, packets, bytes, fixed);
 	else
-		egress_count_key(&counts_even, &key, packets, bytes, fixed);
+		egress_count_key(skb, &counts_even, &key, whose, packets, bytes, fixed);
 	return TC_ACT_UNSPEC;
 }
 
 SEC("tc")
 int bpftk_out(struct __sk_buff *skb)
 {
-	return egress(skb, true, false);
+	return egress(skb, true, false, false);
 }
 
 SEC("tc")
 int bpftk_out_l3(struct __sk_buff *skb)
 {
-	return egress(skb, true, true);
+	return egress(skb, true, true, false);
+}
+
+/* By socket. These need the kernel's types, which the others can do without. */
+SEC("tc")
+int bpftk_own(struct __sk_buff *skb)
+{
+	return egress(skb, true, false, true);
+}
+
+SEC("tc")
+int bpftk_own_l3(struct __sk_buff *skb)
+{
+	return egress(skb, true, true, true);
 }
 
 SEC("tc")
 int bpftk_in(struct __sk_buff *skb)
 {
-	return egress(skb, false, false);
+	return egress(skb, false, false, false);
 }
 
 SEC("tc")
 int bpftk_in_l3(struct __sk_buff *skb)
 {
-	return egress(skb, false, true);
+	return egress(skb, false, true, false);
 }

@@ -29,6 +29,13 @@ struct egress_count {
 	__u64 bytes;
 };
 
+/* Of a key. */
+struct egress_key_count {
+	struct egress_count count;
+	/* enum socket_kind, written by the CPU that had the first packet. Where nobody asks for it, values end before it. */
+	__u64 kind;
+};
+
 #define EGRESS_PROTO_SHIFT 8
 #define EGRESS_PORT_SHIFT 16
 
@@ -75,7 +82,6 @@ struct egress_flow {
 struct egress_event {
 	__u64 time_ns;
 	__u64 bytes;
-	__u64 cookie;
 	__u8 saddr[16];
 	__u8 daddr[16];
 	__u32 ifindex;
@@ -90,7 +96,8 @@ struct egress_event {
 };
 
 _Static_assert(sizeof(struct egress_count) == 16, "user space has the same");
+_Static_assert(sizeof(struct egress_key_count) == 24, "user space has the same");
 _Static_assert(sizeof(struct egress_key) == 32, "user space has the same");
-_Static_assert(sizeof(struct egress_event) == 72, "user space has the same");
+_Static_assert(sizeof(struct egress_event) == 64, "user space has the same");
 
 #endif

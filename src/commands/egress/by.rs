@@ -19,9 +19,13 @@ pub(crate) struct ByList {
     net6: Option<u8>,
     proto: bool,
     port: bool,
+    process: bool,
+    user: bool,
+    cgroup: bool,
 }
 
-const VALID: &str = "dst (at ingress src), net/24 and net6/64 with any length, proto, port";
+const VALID: &str =
+    "dst (at ingress src), net/24 and net6/64 with any length, proto, port, process, user, cgroup";
 
 impl FromStr for ByList {
     type Err = String;
@@ -41,6 +45,9 @@ impl FromStr for ByList {
                         "src" => &mut list.src,
                         "proto" => &mut list.proto,
                         "port" => &mut list.port,
+                        "process" => &mut list.process,
+                        "user" => &mut list.user,
+                        "cgroup" => &mut list.cgroup,
                         "net" | "net6" => {
                             return Err(format!(
                                 "`{item}` has no length; expected net/24 or net6/64, or any other"
@@ -81,15 +88,29 @@ pub(super) struct Columns {
     pub(super) by: By,
     /// Networks in place of addresses.
     pub(super) nets: bool,
+    pub(super) process: bool,
+    pub(super) user: bool,
+    pub(super) cgroup: bool,
 }
 
 impl Columns {
+    /// Whether it is asked whose packets they are.
+    pub(super) fn whose(self) -> bool {
+        self.process || self.user || self.cgroup
+    }
+
     /// What was asked for, or else the address.
     pub(super) fn resolve(asked: Option<ByList>, direction: Direction) -> Result<Self> {
         let Some(asked) = asked else {
             let by = By { addr: Some((32, 128)), ..By::default() };
-            return Ok(Self { by, nets: false });
+            return Ok(Self { by, nets: false, process: false, user: false, cgroup: false });
         };
+        let ByList { process, user, cgroup, .. } = asked;
+        if direction == Direction::Ingress && (process || user || cgroup) {
+            return Err(usage(
+                "--by process, user and cgroup: at ingress a packet has no socket yet; expected --direction egress",
+            ));
+        }
         match direction {
             Direction::Egress if asked.src => Err(usage(
                 "--by src: what goes out comes from this machine; expected dst, or --direction ingress",
@@ -102,8 +123,9 @@ impl Columns {
                 let whole = asked.dst || asked.src;
                 let addr =
                     (nets || whole).then(|| (asked.net.unwrap_or(32), asked.net6.unwrap_or(128)));
-                let by = By { addr, proto: asked.proto, port: asked.port, cookie: false };
-                Ok(Self { by, nets })
+                let cookie = process || user || cgroup;
+                let by = By { addr, proto: asked.proto, port: asked.port, cookie };
+                Ok(Self { by, nets, process, user, cgroup })
             }
         }
     }
@@ -121,7 +143,9 @@ mod tests {
         assert_eq!(Columns::resolve(None, Direction::Ingress).unwrap(), resolve("dst"));
         let nets = resolve("net/24,proto, port");
         assert_eq!((nets.by.addr, nets.by.proto, nets.by.port), (Some((24, 128)), true, true));
-        assert!(nets.nets && !nets.by.cookie);
+        assert!(nets.nets && !nets.by.cookie && !nets.whose());
+        let whose = resolve("dst,process,cgroup");
+        assert!(whose.by.cookie && whose.process && !whose.user && whose.cgroup);
         assert_eq!(resolve("net6/48,net/16").by.addr, Some((16, 48)));
         assert_eq!(resolve("port").by.addr, None);
         for bad in [
@@ -141,5 +165,6 @@ mod tests {
         }
         assert!(Columns::resolve(Some("src".parse().unwrap()), Direction::Egress).is_err());
         assert!(Columns::resolve(Some("dst".parse().unwrap()), Direction::Ingress).is_err());
+        assert!(Columns::resolve(Some("user".parse().unwrap()), Direction::Ingress).is_err());
     }
 }

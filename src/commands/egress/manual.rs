@@ -21,6 +21,10 @@ pub(crate) const MANUAL: Manual = Manual {
             "bpftk tc-egress enp0s1 'udp or icmp' --by dst,proto,port",
             "What goes where without TCP.",
         ),
+        (
+            "bpftk tc-egress enp0s1 --by dst,process",
+            "Which process sends what where, and how much of it is known.",
+        ),
         ("bpftk tc-egress wg0 --events", "A line for each new flow through a tunnel."),
         (
             "bpftk tc-egress enp0s1 --direction ingress --only 203.0.113.0/24 --format json",
@@ -44,6 +48,11 @@ pub(crate) const MANUAL: Manual = Manual {
         ("PACKETS BYTES", "Of the interval; in the last table, of the whole run."),
         ("TOTAL, TOTAL BYTES", "Since the beginning."),
         (
+            "PROCESS",
+            "With --by process: name and id of the process that owns the packet's socket; kernel for what no process sent; forwarded for what came in through another interface, or from another network namespace; unknown.",
+        ),
+        ("USER CGROUP", "With --by user and --by cgroup: those of the process."),
+        (
             "IFACE PROTO SADDR SPORT DADDR DPORT",
             "With --events: what the first packet of the flow was, or with --all-packets each.",
         ),
@@ -59,6 +68,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "Packets and bytes are those on the wire: what the kernel handles as one large packet (GSO, GRO) is counted as its segments, with the headers of each. Where a virtual machine sends large packets, the number is computed from their length, and may be one too many where the last segment is nearly full. At ingress the kernel does not keep the length of the headers that GRO took away, so bytes are a little too few there. A VLAN tag counts, whether it is in the packet or the interface inserts it.",
         "--exclude, --exclude-file, --exclude-private and --only together make one set of addresses, in which one look-up is made for each packet. Of an address that several of them name, --only gives way. What is excluded is only counted, in one row. At ingress the source address counts.",
         PRIVATE,
+        "--by process, user and cgroup: the kernel counts by socket, and bpftk finds out whose a socket is, from where processes make sockets (a program at the root of cgroup v2), from where they send (a tracepoint since Linux 6.3, else fentry or kprobes), and from the open files of all processes. What is learned later is used for what was counted before. A process is its id and its start time, so that an id that is used again never stands for two. What this machine lacks for it is told at the start, with what is lost by that; the last line says what share of the packets was attributed.",
         "--events prints the first packet of each flow: the same addresses, ports and protocol. 65536 flows are remembered, and the longest unseen makes room for a new one; a flow that was forgotten so is printed again with its next packet. A row that did not fit in the ring buffer is counted as lost, and the next packet of the flow is printed instead.",
         "A key that nothing is sent to for ten minutes is forgotten, and so is the longest silent one if there are more than a million: its counts go on as a part of other.",
         "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. A filter outlives a bpftk that is killed, but counts nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one. bpftk stands before the programs of others, and so counts what they drop, too, unless --last. Behind a program that accepts a packet for good (TC_ACT_OK), it does not see it.",
@@ -90,6 +100,13 @@ const SUMMARY: &[Field] = &[
     Field::new("no_room_memory", "since the kernel had no memory for them"),
     Field::new("no_room_refused", "since the kernel would not store them for another reason"),
     Field::new("unaccounted", "packets less the sum of their rows: 0"),
+    Field::new(
+        "process_packets",
+        "by process, user or cgroup: packets counted by key whose process is known; else null",
+    ),
+    Field::new("kernel_packets", "likewise, that no process sent"),
+    Field::new("forwarded_packets", "likewise, that came from elsewhere"),
+    Field::new("unknown_packets", "likewise, of sockets that nothing told of"),
     Field::new("events", "rows of --events"),
     Field::new("lost", "rows of --events missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),

@@ -7,8 +7,11 @@ mod by;
 mod exclude;
 mod manual;
 mod rows;
+mod whose;
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -16,21 +19,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 
-use self::book::{Book, Sort, View};
+use self::book::{Book, Share, Sort, View};
 use self::by::{ByList, Columns};
 use self::exclude::ExcludeArgs;
 pub(crate) use self::manual::MANUAL;
 use self::rows::{EVENT_FIELDS, FIELDS};
+use self::whose::{RowKey, Sources};
 use super::common::{clock, interval, losses_sentence, note};
 use super::watch::{Change, Watch};
 use crate::cli::OutputArgs;
+use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
 use crate::kernel::backend;
+use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap};
+use crate::kernel::count::Count;
 use crate::kernel::egress::{Config, Counter, Event, Events, Key};
 use crate::kernel::interfaces::{interfaces_and_expression, link_of, not_an_interface_either};
 use crate::kernel::log;
+use crate::kernel::owners::{Options, Owners};
 use crate::kernel::run::{Flow, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::output::{Format, Kind, Record, Sink};
@@ -143,6 +151,10 @@ pub(crate) struct TcEgress {
     #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
     backend: Option<TcBackend>,
 
+    /// With --by process, user or cgroup: take the kernel's type information (BTF) from FILE instead of /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE", help_heading = "Kernel")]
+    btf: Option<PathBuf>,
+
     /// Say on standard error how it is attached, and when it is; -vv adds libbpf's log
     #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Kernel")]
     verbose: u8,
@@ -157,8 +169,18 @@ impl TcEgress {
             Way::Ingress => Direction::Ingress,
         };
         let shown = Columns::resolve(self.by, direction)?;
+        if self.btf.is_some() && !shown.whose() {
+            return Err(usage("--btf: nothing needs it but --by process, user or cgroup"));
+        }
+        let btf =
+            shown.whose().then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
         let excluded = self.excludes.resolve()?;
-        caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
+        let needed = if shown.whose() {
+            &[Cap::Bpf, Cap::NetAdmin, Cap::Perfmon][..]
+        } else {
+            &[Cap::Bpf, Cap::NetAdmin]
+        };
+        caps::require(needed)?;
         let (interfaces, expression) = interfaces_and_expression(&self.interfaces)?;
         let expression = expression
             .map(|expression| {
@@ -180,6 +202,7 @@ impl TcEgress {
             expression,
             max_entries: self.max_entries,
             events,
+            btf: btf.clone(),
         };
 
         // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
@@ -190,6 +213,8 @@ impl TcEgress {
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
 
+        // Before the first packet is counted.
+        let owners = btf.map(|btf| self.owners(btf)).transpose()?;
         debug_assert!(!(self.first && self.last));
         let order = if self.last { Order::Last } else { Order::First };
         let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
@@ -222,6 +247,7 @@ impl TcEgress {
             shown,
             interval,
             book: Book::new(),
+            owners: owners.as_ref(),
             begin: Instant::now(),
             events: 0,
             undecodable: 0,
@@ -238,6 +264,21 @@ impl TcEgress {
     }
 }
 
+impl TcEgress {
+    /// What is missing for finding owners is told at once, since it is missing in every row.
+    fn owners(&self, btf: BtfSource) -> Result<RefCell<Owners>> {
+        let (owners, missing) = Owners::start(&Options { btf, ..Options::default() })?;
+        for missing in &missing {
+            let _ = writeln!(std::io::stderr(), "bpftk: {missing}");
+        }
+        note(self.verbose, || match owners.senders() {
+            Some(senders) => format!("who sends is seen by {senders}"),
+            None => "who sends is not seen".into(),
+        });
+        Ok(RefCell::new(owners))
+    }
+}
+
 struct Session<'a> {
     args: &'a TcEgress,
     order: Order,
@@ -247,7 +288,8 @@ struct Session<'a> {
     view: View,
     title: String,
     watch: Watch,
-    book: Book<Key>,
+    book: Book<Key, RowKey>,
+    owners: Option<&'a RefCell<Owners>>,
     begin: Instant,
     /// Rows of --events.
     events: u64,
@@ -300,7 +342,8 @@ impl Session<'_> {
             to_stdout: self.args.output.output.is_none(),
         };
         let mut left = Left::Done;
-        follow(&ring, signals, timing, |turn| match turn {
+        let sources = Sources::new(&ring, self.owners)?;
+        follow(&sources, signals, timing, |turn| match turn {
             Turn::Event(event) => self.event(&event, counter, sink),
             Turn::Tick => {
                 self.tick(counter, sink)?;
@@ -354,17 +397,41 @@ impl Session<'_> {
         if self.args.events {
             return Ok(());
         }
-        self.book.take(counter.take()?, Instant::now());
+        self.take(counter)?;
         let title = format!("{}, {}", self.title, clock(self.begin.elapsed()));
         self.write(&title, self.view, sink)
+    }
+
+    fn take(&mut self, counter: &Counter) -> Result<()> {
+        let taken = counter.take()?;
+        if let Some(owners) = self.owners {
+            // What was sent before is known now.
+            owners.borrow_mut().take()?;
+        }
+        let (owners, shown) = (self.owners, self.shown);
+        let row = |key: &Key| whose::row(key, owners, shown);
+        self.book.add(taken.keys.into_iter(), taken.rows, Instant::now(), row);
+        Ok(())
+    }
+
+    fn row(&self, key: &Key) -> RowKey {
+        whose::row(key, self.owners, self.shown)
     }
 
     fn write(&self, title: &str, view: View, sink: &mut Sink) -> Result<()> {
         let records: Vec<Record> = self
             .book
-            .lines(view)
+            .lines(view, |key| self.row(key))
             .iter()
-            .map(|line| rows::record(line, self.shown, self.direction, view.interval))
+            .map(|line| {
+                let record = rows::record(line, self.shown, self.direction, view.interval);
+                // A column of tables, in which the fields of the others are one.
+                if sink.is_table() && self.shown.process {
+                    record.with("process", rows::process_cell(line))
+                } else {
+                    record
+                }
+            })
             .collect();
         sink.interval(title, &records)
     }
@@ -378,11 +445,21 @@ impl Session<'_> {
             }
         }
         let undecodable = self.undecodable + ring.undecodable();
-        self.book.take(counter.take()?, Instant::now());
+        self.take(counter)?;
         if !self.args.events {
             sink.settle();
             self.write("Total", View { interval: false, ..self.view }, sink)?;
         }
+        let shares = self.owners.map(|_| {
+            let shares = self.book.shares(|key| self.row(key));
+            let of = |share| shares.get(&share).copied().unwrap_or_default();
+            Shares {
+                process: of(Share::Process),
+                kernel: of(Share::Kernel),
+                forwarded: of(Share::Forwarded),
+                unknown: of(Share::Unknown),
+            }
+        });
         let losses = counter.losses()?;
         let rows = *self.book.rows();
         // Those of --events have no keys.
@@ -408,6 +485,10 @@ impl Session<'_> {
             .with("no_room_memory", rows.no_memory.packets)
             .with("no_room_refused", rows.refused.packets)
             .with("unaccounted", rows.total.packets as i64 - sum.packets as i64)
+            .with("process_packets", shares.as_ref().map(|shares| shares.process.packets))
+            .with("kernel_packets", shares.as_ref().map(|shares| shares.kernel.packets))
+            .with("forwarded_packets", shares.as_ref().map(|shares| shares.forwarded.packets))
+            .with("unknown_packets", shares.as_ref().map(|shares| shares.unknown.packets))
             .with("events", self.events)
             .with("lost", losses.rows() + undecodable)
             .with("lost_ring_full", losses.ring_full);
@@ -425,6 +506,15 @@ impl Session<'_> {
                 "{not_stored} of them counted as other, since the table had no room: --max-entries"
             ));
         }
+        parts.extend(shares.map(|shares| shares.sentence()));
+        if let Some(owners) = self.owners {
+            let owners = owners.borrow();
+            note(self.args.verbose, || {
+                let (sockets, rounds) = owners.figures();
+                let lost = owners.lost();
+                format!("{sockets} sockets known, {rounds} looks at all open files, {lost} records lost")
+            });
+        }
         if self.args.events {
             parts.push(format!("{} rows", self.events));
             parts.push(losses_sentence(losses, undecodable));
@@ -436,9 +526,48 @@ impl Session<'_> {
     }
 }
 
+/// What was whose.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    process: Count,
+    kernel: Count,
+    forwarded: Count,
+    unknown: Count,
+}
+
+impl Shares {
+    /// The share of what processes sent, or may have sent.
+    fn sentence(&self) -> String {
+        let known = self.process.packets;
+        let all = known + self.unknown.packets;
+        // Rounded down: all of them are all of them.
+        let permille = (known * 1000).checked_div(all).unwrap_or(1000);
+        format!(
+            "{}.{} % of {all} packets of processes attributed; {} the kernel's, {} forwarded",
+            permille / 10,
+            permille % 10,
+            self.kernel.packets,
+            self.forwarded.packets
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_rounded_down() {
+        let shares = |process, unknown| {
+            let count = |packets| Count { packets, bytes: 0 };
+            let (kernel, forwarded) = (count(3), count(4));
+            let (process, unknown) = (count(process), count(unknown));
+            Shares { process, kernel, forwarded, unknown }.sentence()
+        };
+        assert!(shares(1999, 1).starts_with("99.9 % of 2000 packets"), "{}", shares(1999, 1));
+        assert!(shares(5, 0).starts_with("100.0 % of 5 packets"));
+        assert!(shares(0, 0).ends_with("3 the kernel's, 4 forwarded"));
+    }
 
     #[test]
     fn numbers_of_rows() {

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::book::{Line, What};
+use super::book::{Line, Share, What};
 use super::by::Columns;
-use crate::commands::common::{TIME_COLUMN, amount};
+use super::whose::RowKey;
+use crate::commands::common::{TIME_COLUMN, USER_COLUMN, amount};
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::clock::wall_time;
-use crate::kernel::egress::{Event, Key};
+use crate::kernel::egress::Event;
 use crate::net::protos;
 use crate::output::{Column, Field, Kind, Record};
 
@@ -37,6 +38,18 @@ pub(crate) const FIELDS: &[Field] = &[
         "sport",
         "at ingress, by port: the port that it comes from, where there is one; else null",
     ),
+    Field::new(
+        "owner",
+        "by process, user or cgroup: process; kernel: no process sent it; forwarded: from elsewhere; or unknown; else null",
+    ),
+    Field::new("pid", "by process: of the process that owns the socket; else null"),
+    Field::new("comm", "by process: its name; else null"),
+    Field::new(
+        "exe",
+        "by process: its program, if it was there long enough to be asked; else null",
+    ),
+    Field::new("uid", "by user: real user id of the process; else null"),
+    Field::new("cgroup", "by cgroup: its cgroup, below the root of cgroup v2; else null"),
     Field::new("packets", "packets of the interval; in the last table, of the whole run"),
     Field::new("bytes", "their bytes"),
     Field::new("packets_total", "packets since the beginning"),
@@ -61,7 +74,7 @@ pub(crate) const EVENT_FIELDS: &[Field] = &[
 /// What a row without a key is called.
 fn name<K>(what: &What<K>) -> &'static str {
     match what {
-        What::Key(_) => "key",
+        What::Row(_) => "key",
         What::Other => "other",
         What::Malformed => "malformed",
         What::NotIp => "not-ip",
@@ -84,7 +97,7 @@ pub(super) fn columns(shown: Columns, direction: Direction) -> Vec<Column> {
         let field = if shown.nets { "net" } else { addr };
         let header = if direction == Direction::Egress { "DESTINATION" } else { "SOURCE" };
         columns.push(Column::left(header, field, 0).or("row"));
-    } else if !shown.by.proto {
+    } else if !shown.by.proto && !shown.process {
         columns.push(Column::left("ROW", "row", 0));
     }
     if shown.by.proto {
@@ -93,6 +106,16 @@ pub(super) fn columns(shown: Columns, direction: Direction) -> Vec<Column> {
     }
     if shown.by.port {
         columns.push(Column::right("PORT", port, 0));
+    }
+    if shown.process {
+        let column = Column::left("PROCESS", "process", 0);
+        columns.push(if columns.is_empty() { column.or("row") } else { column });
+    }
+    if shown.user {
+        columns.push(USER_COLUMN.or("owner"));
+    }
+    if shown.cgroup {
+        columns.push(Column::left("CGROUP", "cgroup", 0).or("owner"));
     }
     columns.extend([
         Column::right("PACKETS", "packets", 0),
@@ -123,17 +146,33 @@ pub(super) fn event_columns(timestamp: bool, several: bool) -> Vec<Column> {
     columns
 }
 
+fn owner(share: Share) -> &'static str {
+    match share {
+        Share::Process => "process",
+        Share::Kernel => "kernel",
+        Share::Forwarded => "forwarded",
+        Share::Unknown => "unknown",
+    }
+}
+
+/// What the table shows of a process beside the schema's fields.
+pub(super) fn process_cell(line: &Line<RowKey>) -> Option<String> {
+    let whose = line.what.row()?.whose.as_ref()?;
+    Some(match &whose.process {
+        Some(process) => format!("{}/{}", process.comm, process.id.tgid),
+        None => owner(whose.share).into(),
+    })
+}
+
 /// `interval`: of the last one, or of the whole run.
 pub(super) fn record(
-    line: &Line<Key>,
+    line: &Line<RowKey>,
     shown: Columns,
     direction: Direction,
     interval: bool,
 ) -> Record {
-    let key = match line.what {
-        What::Key(key) => Some(key),
-        _ => None,
-    };
+    let row = line.what.row();
+    let key = row.map(|row| row.key);
     let addr = key.and_then(|key| key.addr);
     let whole = addr.filter(|_| !shown.nets);
     let net = addr.filter(|_| shown.nets).map(|addr| net(addr, shown).to_string());
@@ -141,6 +180,8 @@ pub(super) fn record(
     let port = key.and_then(|key| key.port);
     let egress = direction == Direction::Egress;
     let count = if interval { line.new } else { line.total };
+    let whose = row.and_then(|row| row.whose.as_ref());
+    let process = whose.and_then(|whose| whose.process.as_ref());
     Record::new(Kind::Row)
         .with("time", Timestamp::now())
         .with("scope", if interval { "interval" } else { "total" })
@@ -152,6 +193,12 @@ pub(super) fn record(
         .with("proto", proto)
         .with("dport", port.filter(|_| egress))
         .with("sport", port.filter(|_| !egress))
+        .with("owner", whose.map(|whose| owner(whose.share)))
+        .with("pid", process.map(|process| process.id.tgid))
+        .with("comm", process.map(|process| process.comm.clone()))
+        .with("exe", process.and_then(|process| process.exe.clone()))
+        .with("uid", whose.and_then(|whose| whose.user))
+        .with("cgroup", whose.and_then(|whose| whose.cgroup.clone()))
         .with("packets", count.packets)
         .with("bytes", count.bytes)
         .with("packets_total", line.total.packets)

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags};
 
-use super::types::{egress_flag, egress_row};
+use super::types::{egress_flag, egress_row, socket_kind};
 use super::{By, Counter};
 use crate::kernel::addr::canonical;
 use crate::kernel::count::Count;
@@ -27,12 +27,12 @@ pub(crate) struct Key {
 /// Whose packet it is, as far as the packet tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Socket {
-    /// Of this machine, by its cookie.
-    Own(u64),
+    /// A process's, by its cookie.
+    Process(u64),
     /// None, and the packet came in through an interface.
     Forwarded,
-    /// None: the kernel made the packet.
-    None,
+    /// The kernel's own, or none.
+    Kernel,
 }
 
 /// bpf/egress.h: where things are in a key, and in its third word.
@@ -47,8 +47,14 @@ pub(super) fn key_size(by: By) -> usize {
     if by.cookie { WHOLE } else { COOKIE }
 }
 
+/// So is what kind of socket it is.
+pub(super) fn value_size(by: By) -> usize {
+    size_of::<Count>() + if by.cookie { size_of::<u64>() } else { 0 }
+}
+
 impl Key {
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    /// `kind` is enum socket_kind.
+    fn decode(bytes: &[u8], kind: u64) -> Option<Self> {
         let addr: [u8; 16] = *bytes.first_chunk()?;
         let what = u64::from_ne_bytes(*bytes.get(WHAT..)?.first_chunk()?);
         let has = |flag: egress_flag| what & u64::from(flag.0) != 0;
@@ -65,8 +71,9 @@ impl Key {
             socket: bytes.get(COOKIE..).and_then(<[u8]>::first_chunk).map(|cookie| {
                 match u64::from_ne_bytes(*cookie) {
                     0 if has(egress_flag::EGRESS_FORWARDED) => Socket::Forwarded,
-                    0 => Socket::None,
-                    cookie => Socket::Own(cookie),
+                    0 => Socket::Kernel,
+                    _ if kind == u64::from(socket_kind::SOCKET_OF_KERNEL.0) => Socket::Kernel,
+                    cookie => Socket::Process(cookie),
                 }
             }),
         })
@@ -184,9 +191,16 @@ impl Counter {
         let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
         let mut taken = Vec::new();
         let mut undecodable = false;
-        maps::take_all(map, self.key_size, size_of::<Count>() * cpus, |key, values| {
-            let sum = values.chunks_exact(size_of::<Count>()).filter_map(Count::from_bytes).sum();
-            match Key::decode(key) {
+        let (key_size, value_size) = (key_size(self.by), value_size(self.by));
+        maps::take_all(map, key_size, value_size * cpus, |key, values| {
+            let values = values.chunks_exact(value_size);
+            let sum = values.clone().filter_map(Count::from_bytes).sum();
+            // One CPU said so, the others have zeros.
+            let kind = values
+                .filter_map(|value| value.get(size_of::<Count>()..)?.first_chunk())
+                .map(|word| u64::from_ne_bytes(*word))
+                .max();
+            match Key::decode(key, kind.unwrap_or(0)) {
                 Some(key) => taken.push((key, sum)),
                 None => undecodable = true,
             }

@@ -26,11 +26,12 @@ use libbpf_rs::MapHandle;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use plain::Plain;
 
-pub(crate) use self::counts::{Key, Rows, Socket, Taken};
+pub(crate) use self::counts::{Key, Rows, Socket};
 use super::addr::canonical;
 use super::addrset::AddrSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::backend::{self, Chosen};
+use super::btf::BtfSource;
 use super::filter::inject::Injection;
 use super::grace::Grace;
 use super::interfaces::{interfaces, link_of};
@@ -38,7 +39,7 @@ use super::lifetime::Lifetime;
 use super::losses::Losses;
 use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
-use super::skel::egress::{EgressSkel, EgressSkelBuilder, types};
+use super::skel::egress::{EgressSkel, EgressSkelBuilder, RELOCATED_TYPES, types};
 use super::{log, probes};
 use crate::filter::classic::insn::Insn;
 use crate::net::ranges::Ranges;
@@ -73,6 +74,8 @@ pub(crate) struct Config {
     /// Keys that there is room for in an interval.
     pub(crate) max_entries: u32,
     pub(crate) events: Option<Events>,
+    /// Needed by cookie, which may be of the kernel's own sockets.
+    pub(crate) btf: Option<BtfSource>,
 }
 
 impl Default for Config {
@@ -84,6 +87,7 @@ impl Default for Config {
             expression: None,
             max_entries: 65536,
             events: None,
+            btf: None,
         }
     }
 }
@@ -109,7 +113,7 @@ pub(crate) struct Counter {
     skel: EgressSkel<'static>,
     _excluded: AddrSet,
     grace: Grace,
-    key_size: usize,
+    by: By,
     backend: TcBackend,
     direction: Direction,
     interfaces: Vec<Interface>,
@@ -148,7 +152,14 @@ impl Counter {
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
         let cell = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = EgressSkelBuilder::default()
+        let mut builder = EgressSkelBuilder::default();
+        let _types = config
+            .btf
+            .as_ref()
+            .filter(|_| config.by.cookie)
+            .map(|btf| btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, &[]))
+            .transpose()?;
+        let mut open = builder
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
 
@@ -157,7 +168,6 @@ impl Counter {
         rodata.by_addr = by.addr.is_some();
         rodata.by_proto = by.proto;
         rodata.by_port = by.port;
-        rodata.by_cookie = by.cookie;
         let (v4, v6) = by.addr.unwrap_or((32, 128));
         rodata.mask_v4 = u32::MAX.checked_shl(32 - u32::from(v4)).unwrap_or(0);
         rodata.mask_v6 = mask_v6(v6);
@@ -174,6 +184,7 @@ impl Counter {
         let maps = &mut open.maps;
         for map in [&mut maps.counts_even, &mut maps.counts_odd] {
             map.set_key_size(key_size as u32).context("cannot size a table")?;
+            map.set_value_size(counts::value_size(by) as u32).context("cannot size a table")?;
             map.set_max_entries(if counts { config.max_entries } else { 1 })
                 .context("cannot size a table")?;
         }
@@ -186,8 +197,10 @@ impl Counter {
         let (some_plain, some_ethernet) =
             (interfaces.iter().any(plain), !interfaces.iter().all(plain));
         let progs = &mut open.progs;
-        progs.bpftk_out.set_autoload(out && some_ethernet);
-        progs.bpftk_out_l3.set_autoload(out && some_plain);
+        progs.bpftk_out.set_autoload(out && !by.cookie && some_ethernet);
+        progs.bpftk_out_l3.set_autoload(out && !by.cookie && some_plain);
+        progs.bpftk_own.set_autoload(out && by.cookie && some_ethernet);
+        progs.bpftk_own_l3.set_autoload(out && by.cookie && some_plain);
         progs.bpftk_in.set_autoload(!out && some_ethernet);
         progs.bpftk_in_l3.set_autoload(!out && some_plain);
 
@@ -210,7 +223,7 @@ impl Counter {
             skel,
             _excluded: excluded,
             grace: Grace::new()?,
-            key_size,
+            by,
             backend,
             direction: config.direction,
             interfaces,
@@ -252,11 +265,13 @@ impl Counter {
 
     fn hook<'a>(&'a self, interface: &'a Interface) -> Hook<'a> {
         let progs = &self.skel.progs;
-        let program = match (self.direction, interface.is_ethernet()) {
-            (Direction::Egress, true) => &progs.bpftk_out,
-            (Direction::Egress, false) => &progs.bpftk_out_l3,
-            (Direction::Ingress, true) => &progs.bpftk_in,
-            (Direction::Ingress, false) => &progs.bpftk_in_l3,
+        let program = match (self.direction, self.by.cookie, interface.is_ethernet()) {
+            (Direction::Egress, false, true) => &progs.bpftk_out,
+            (Direction::Egress, false, false) => &progs.bpftk_out_l3,
+            (Direction::Egress, true, true) => &progs.bpftk_own,
+            (Direction::Egress, true, false) => &progs.bpftk_own_l3,
+            (Direction::Ingress, _, true) => &progs.bpftk_in,
+            (Direction::Ingress, _, false) => &progs.bpftk_in_l3,
         };
         Hook { program: program.as_fd(), interface, direction: self.direction }
     }
@@ -287,9 +302,9 @@ impl Counter {
 // SAFETY: integers and arrays of integers without hidden padding, as bpf/egress.h asserts.
 unsafe impl Plain for types::egress_event {}
 
-const _: () = assert!(size_of::<types::egress_event>() == 72);
+const _: () = assert!(size_of::<types::egress_event>() == 64);
 const _: () = assert!(size_of::<types::egress_key>() == 32);
-const _: () = assert!(size_of::<types::egress_count>() == 16);
+const _: () = assert!(size_of::<types::egress_key_count>() == 24);
 
 /// A packet that is told of.
 #[derive(Clone, Debug)]

@@ -36,6 +36,7 @@ fn load(config: &Config) -> Counter {
 
 fn program(counter: &Counter) -> &ProgramMut<'static> {
     match counter.direction {
+        Direction::Egress if counter.by.cookie => &counter.skel.progs.bpftk_own,
         Direction::Egress => &counter.skel.progs.bpftk_out,
         Direction::Ingress => &counter.skel.progs.bpftk_in,
     }
