@@ -195,7 +195,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	const __u64 *addr;
 	__u64 what = 0;
 
-	if (lifetime_ends && lifetime_over())
+	if (lifetime_ends && lifetime_over(lifetime_until))
 		return TC_ACT_UNSPEC;
 	fixed = bpf_map_lookup_elem(&rows, &now);
 	if (!fixed)

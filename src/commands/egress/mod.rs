@@ -24,7 +24,7 @@ use self::by::{ByList, Columns};
 use self::exclude::ExcludeArgs;
 pub(crate) use self::manual::MANUAL;
 use self::rows::{EVENT_FIELDS, FIELDS};
-use self::whose::{RowKey, Sources};
+use self::whose::{RowKey, SendersArg, Sources};
 use super::common::{clock, interval, losses_sentence, note};
 use super::watch::{Change, Watch};
 use crate::cli::OutputArgs;
@@ -38,7 +38,7 @@ use crate::kernel::count::Count;
 use crate::kernel::egress::{Config, Counter, Event, Events, Key};
 use crate::kernel::interfaces::{interfaces_and_expression, link_of, not_an_interface_either};
 use crate::kernel::log;
-use crate::kernel::owners::{Options, Owners};
+use crate::kernel::owners::{Options, Owners, SendersBy};
 use crate::kernel::run::{Flow, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::output::{Format, Kind, Record, Sink};
@@ -151,6 +151,10 @@ pub(crate) struct TcEgress {
     #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
     backend: Option<TcBackend>,
 
+    /// With --by process, user or cgroup: use this way to see who sends, instead of the first that works here
+    #[arg(long, value_name = "WAY", help_heading = "Kernel")]
+    senders: Option<SendersArg>,
+
     /// With --by process, user or cgroup: take the kernel's type information (BTF) from FILE instead of /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "FILE", help_heading = "Kernel")]
     btf: Option<PathBuf>,
@@ -169,11 +173,15 @@ impl TcEgress {
             Way::Ingress => Direction::Ingress,
         };
         let shown = Columns::resolve(self.by, direction)?;
-        if self.btf.is_some() && !shown.whose() {
-            return Err(usage("--btf: nothing needs it but --by process, user or cgroup"));
+        for (given, option) in
+            [(self.btf.is_some(), "--btf"), (self.senders.is_some(), "--senders")]
+        {
+            if given && !shown.whose() {
+                let needed = "nothing needs it but --by process, user or cgroup";
+                return Err(usage(format!("{option}: {needed}")));
+            }
         }
-        let btf =
-            shown.whose().then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
+        let btf = shown.whose().then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
         let excluded = self.excludes.resolve()?;
         let needed = if shown.whose() {
             &[Cap::Bpf, Cap::NetAdmin, Cap::Perfmon][..]
@@ -267,7 +275,8 @@ impl TcEgress {
 impl TcEgress {
     /// What is missing for finding owners is told at once, since it is missing in every row.
     fn owners(&self, btf: BtfSource) -> Result<RefCell<Owners>> {
-        let (owners, missing) = Owners::start(&Options { btf, ..Options::default() })?;
+        let senders = self.senders.map_or(SendersBy::Best, SendersBy::from);
+        let (owners, missing) = Owners::start(&Options { btf, senders, ..Options::default() })?;
         for missing in &missing {
             let _ = writeln!(std::io::stderr(), "bpftk: {missing}");
         }
@@ -512,7 +521,9 @@ impl Session<'_> {
             note(self.args.verbose, || {
                 let (sockets, rounds) = owners.figures();
                 let lost = owners.lost();
-                format!("{sockets} sockets known, {rounds} looks at all open files, {lost} records lost")
+                format!(
+                    "{sockets} sockets known, {rounds} looks at all open files, {lost} records lost"
+                )
             });
         }
         if self.args.events {

@@ -6,12 +6,13 @@ use std::cell::{Ref, RefCell};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::book::{Row, Share};
 use super::by::Columns;
 use crate::kernel::egress::{Event, Key, Socket};
-use crate::kernel::owners::{Identity, Owner, Owners};
+use crate::kernel::owners::{Identity, Owner, Owners, Senders, SendersBy};
 use crate::kernel::ring::EventRing;
 use crate::kernel::run::Source;
 
@@ -48,6 +49,30 @@ impl Whose {
             Owner::Kernel => nobody(Share::Kernel),
             Owner::Forwarded => nobody(Share::Forwarded),
             Owner::Unknown => nobody(Share::Unknown),
+        }
+    }
+}
+
+/// `--senders`: how to see who sends through a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SendersArg {
+    /// sock:sock_send_length, since Linux 6.3
+    Tracepoint,
+    /// fentry of security_socket_sendmsg
+    Fentry,
+    /// A kprobe of the same
+    Kprobe,
+    /// Not at all: a socket's owner is who made it, or has it open
+    None,
+}
+
+impl From<SendersArg> for SendersBy {
+    fn from(arg: SendersArg) -> Self {
+        match arg {
+            SendersArg::Tracepoint => Self::Only(Senders::Tracepoint),
+            SendersArg::Fentry => Self::Only(Senders::Fentry),
+            SendersArg::Kprobe => Self::Only(Senders::Kprobe),
+            SendersArg::None => Self::Nothing,
         }
     }
 }

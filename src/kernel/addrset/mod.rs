@@ -47,12 +47,7 @@ impl AddrSet {
         self.replace_image(outer, which, &Image::new(ranges, VERY_FEW))
     }
 
-    fn replace_image(
-        &mut self,
-        outer: &impl MapCore,
-        which: u32,
-        image: &Image<'_>,
-    ) -> Result<()> {
+    fn replace_image(&mut self, outer: &impl MapCore, which: u32, image: &Image<'_>) -> Result<()> {
         self.replace_by(outer, which, image.lines(), |lines| image.write(lines))
     }
 
@@ -65,8 +60,9 @@ impl AddrSet {
     ) -> Result<()> {
         let bytes = lines * size_of::<Line>();
         let map = create(lines).map_err(|error| refused(&error, bytes))?;
-        let mut memory = sys::maps::map_memory(map.as_fd(), bytes)
-            .with_context(|| format!("cannot map the {} of the list of addresses", mebibytes(bytes)))?;
+        let mut memory = sys::maps::map_memory(map.as_fd(), bytes).with_context(|| {
+            format!("cannot map the {} of the list of addresses", mebibytes(bytes))
+        })?;
         let (chunks, rest) = memory.bytes().as_chunks_mut();
         debug_assert!(rest.is_empty());
         write(chunks);

@@ -125,13 +125,14 @@ impl fmt::Debug for Counter {
     }
 }
 
-fn injection(config: &Config, interfaces: &[Interface]) -> Result<Option<Injection>> {
+/// The expression as a function for the programs' stub. Where there is none, nothing calls the stub.
+fn injection(config: &Config, interfaces: &[Interface]) -> Result<Injection> {
     let Some(expression) = &config.expression else {
-        return Ok(None);
+        return Injection::new(Vec::new());
     };
     let stub = [std::slice::from_ref(expression)];
     let link = link_of(interfaces.iter())?;
-    Injection::of_expressions(&stub, link, &[config.direction.into()], false).map(Some)
+    Injection::of_expressions(&stub, link, &[config.direction.into()], false)
 }
 
 /// As bytes in a packet, in a word of memory.
@@ -205,10 +206,9 @@ impl Counter {
         progs.bpftk_in_l3.set_autoload(!out && some_plain);
 
         log::clear();
-        let mut skel = open.load().map_err(|error| match &injection {
-            Some(injection) => injection.explain(error).context("the kernel refuses the programs"),
-            None => anyhow!("the kernel refuses the programs: {}", log::explain(error)),
-        })?;
+        let mut skel = open
+            .load()
+            .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
         drop(injection);
         let mut excluded = AddrSet::default();
         if let Some(ranges) = &config.excluded {
@@ -238,7 +238,8 @@ impl Counter {
         drop(hooks);
         self.attached.push(attached);
         if self.backend == TcBackend::Clsact {
-            let map = MapHandle::try_from(&self.skel.maps.lifetime).context("cannot open a map")?;
+            let map =
+                MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
             self.lifetime = Some(Lifetime::begin(map, None, true)?);
         }
         Ok(())
@@ -253,7 +254,7 @@ impl Counter {
     ) -> Result<()> {
         if interface.is_ethernet() != self.interfaces[at].is_ethernet() {
             return Err(anyhow!(
-                "{} has other headers than the one that was there before; start bpftk again",
+                "{}: is of another kind now, whose packets begin differently; start bpftk again",
                 interface.name
             ));
         }
