@@ -16,7 +16,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
 
 use super::AddrSet;
-use super::image::{Image, Line};
+use super::image::{FEW, Image, Line};
 use crate::kernel::skel::addrset_probe::{AddrsetProbeSkel, AddrsetProbeSkelBuilder};
 use crate::kernel::sys;
 use crate::net::ranges::Ranges;

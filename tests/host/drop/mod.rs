@@ -6,7 +6,6 @@ mod attach;
 mod lifecycle;
 mod rules;
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 

@@ -239,10 +239,13 @@ fn large_packets_count_as_what_is_on_the_wire() {
                 }
             }
             let run = wire.start(&["tc-egress", "near", "--backend", backend]);
-            let payload = bulk(&wire, 3_000_000);
+            let bulk = Bulk::send(&wire, 3_000_000);
             settle();
             let run = run.stop();
+            // The socket's own count knows of what was sent again.
+            let (segments, payload) = bulk.sent();
             let (packets, bytes) = total(&run, FAR4);
+            assert_eq!(packets, segments, "{backend} {}", run.stdout);
             // Ethernet, IP, and TCP with time stamps: 66 bytes; the SYN has 8 more of options.
             assert_eq!(bytes, payload + 66 * packets + 8, "{backend} {packets} {}", run.stdout);
             assert!(packets > 3_000_000 / 1448, "{backend} {packets}");
@@ -251,27 +254,46 @@ fn large_packets_count_as_what_is_on_the_wire() {
     }
 }
 
-/// A connection from near to far that carries so much.
-fn bulk(wire: &Wire, bytes: usize) -> u64 {
-    let to = SocketAddr::new(FAR4.parse().unwrap(), 5001);
-    let listener = wire.far.run(|| TcpListener::bind(to).unwrap());
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || {
+/// A connection from near to far that carried so much; near has sent its last, and far has not.
+struct Bulk {
+    near: TcpStream,
+    _far: TcpStream,
+}
+
+impl Bulk {
+    fn send(wire: &Wire, bytes: usize) -> Self {
+        let to = SocketAddr::new(FAR4.parse().unwrap(), 5001);
+        let listener = wire.far.run(|| TcpListener::bind(to).unwrap());
+        let reader = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut buffer = vec![0; 1 << 16];
-            let mut all = 0;
-            loop {
-                match stream.read(&mut buffer).unwrap() {
-                    0 => return all,
-                    count => all += count as u64,
-                }
-            }
+            while stream.read(&mut buffer).unwrap() > 0 {}
+            stream
         });
-        let mut stream = wire.near.run(|| TcpStream::connect(to).unwrap());
-        stream.write_all(&vec![1; bytes]).unwrap();
-        drop(stream);
-        reader.join().unwrap()
-    })
+        let mut near = wire.near.run(|| TcpStream::connect(to).unwrap());
+        near.write_all(&vec![1; bytes]).unwrap();
+        near.shutdown(std::net::Shutdown::Write).unwrap();
+        Self { near, _far: reader.join().unwrap() }
+    }
+
+    /// Segments, and bytes of payload: tcpi_segs_out and tcpi_bytes_sent of struct tcp_info, Linux 4.19.
+    fn sent(&self) -> (u64, u64) {
+        let mut info = [0_u8; 256];
+        let mut length = info.len() as libc::socklen_t;
+        // SAFETY: room for as many bytes as are stated.
+        let status = unsafe {
+            libc::getsockopt(
+                self.near.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &mut length,
+            )
+        };
+        assert!(status == 0 && length >= 208, "{status} {length}");
+        let segments = u32::from_ne_bytes(*info[136..].first_chunk().unwrap());
+        (segments.into(), u64::from_ne_bytes(*info[200..].first_chunk().unwrap()))
+    }
 }
 
 #[test]
@@ -435,6 +457,9 @@ fn values_that_mean_nothing_are_refused() {
         (vec!["lo", "-n", "1"], "--events"),
         (vec!["lo", "-i", "1ms"], "10ms"),
         (vec!["lo", "--direction", "both"], "ingress"),
+        (vec!["lo", "--by", "process", "--direction", "ingress"], "no socket yet"),
+        (vec!["lo", "--senders", "none"], "--by process"),
+        (vec!["lo", "--btf", "/x"], "--by process"),
     ] {
         let output = output(&[&["tc-egress"], &args[..]].concat());
         let text = stderr(&output);

@@ -5,6 +5,7 @@
 mod counts;
 mod events;
 mod lifecycle;
+mod owners;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
