@@ -3,13 +3,7 @@
 /* The hooks of xdp-drop and tc-drop. What is not dropped goes on to the next program. */
 
 #include "drop.bpf.h"
-
-/* On to the next program, or out if there is none: TCX_NEXT is the same number. */
-#define TC_ACT_UNSPEC (-1)
-#define TC_ACT_SHOT 2
-
-/* Headers are no longer: Ethernet, tags, IPv6 and eight extensions of a common size. */
-#define MOST_HEADERS 512
+#include "tc.bpf.h"
 
 /* bpf_xdp_get_buff_len, Linux 5.18. */
 const volatile bool knows_frags;
@@ -40,21 +34,12 @@ static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
 	__u32 place = drop_has_one_place() ? 0 : drop_place(skb->ifindex, egress);
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
 	__u64 packets, bytes;
-	bool l3;
 
 	if (place >= DROP_PLACES)
 		return TC_ACT_UNSPEC;
-	l3 = drop_is_l3(place);
-	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, by_address, packet);
-	if (packet->status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
-		/* The rest is in other pages. */
-		bpf_skb_pull_data(skb, skb->len < MOST_HEADERS ? skb->len : MOST_HEADERS);
-		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, by_address, packet);
-	}
-	/* What will be, or was, several packets on the wire. */
-	packets = skb->gso_segs ? skb->gso_segs : 1;
-	/* The kernel knows the headers of each only at egress; and its wire_len at ingress is without the link's. */
-	bytes = egress ? skb->wire_len : skb->len;
+	tc_parse(skb, drop_is_l3(place), by_address, packet);
+	packets = tc_packets(skb, packet);
+	bytes = tc_bytes(skb, egress, packets);
 	return drop_verdict(packet, place, drop_row(skb, packet, egress), packets, bytes) ? TC_ACT_SHOT :
 												 TC_ACT_UNSPEC;
 }

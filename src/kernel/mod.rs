@@ -11,10 +11,16 @@ pub(crate) mod caps;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod clone_trace;
+pub(crate) mod count;
 pub(crate) mod dns;
 pub(crate) mod drop;
+pub(crate) mod egress;
 pub(crate) mod facts;
 pub(crate) mod filter;
+#[cfg(test)]
+mod frames;
+mod grace;
+pub(crate) mod interfaces;
 pub(crate) mod leftovers;
 mod lifetime;
 pub(crate) mod log;

@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, names, owners, owners_files, tcpconnect);
+skeletons!(clone_trace, drop, egress, names, owners, owners_files, tcpconnect);
 
 #[cfg(test)]
-skeletons!(addrset_probe, filter_figures, socket_kind_probe);
+skeletons!(addrset_probe, egress_peer, filter_figures, socket_kind_probe);

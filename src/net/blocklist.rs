@@ -30,11 +30,11 @@ pub(crate) struct Blocklist {
     pub(crate) entries: usize,
 }
 
-/// Reads a file. `progress` is told the share of it that is read.
-pub(crate) fn read(path: &Path, mut progress: impl FnMut(f64)) -> Result<Blocklist> {
+/// Reads a file, which errors call `what`. `progress` is told the share of it that is read.
+pub(crate) fn read(what: &str, path: &Path, mut progress: impl FnMut(f64)) -> Result<Blocklist> {
     let shown = path.to_string_lossy();
     let shown = printable(&shown);
-    let failed = |error: io::Error| usage(format!("cannot read the block list {shown}: {error}"));
+    let failed = |error: io::Error| usage(format!("cannot read {what} {shown}: {error}"));
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
         for (path, expected) in [("/no/such/list", "No such file"), ("/", "directory")] {
-            let error = read(Path::new(path), |_| {}).unwrap_err().to_string();
+            let error = read("the list", Path::new(path), |_| {}).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains(expected), "{error}");
         }
     }

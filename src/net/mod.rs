@@ -10,3 +10,4 @@ pub(crate) mod opening;
 pub(crate) mod packet;
 pub(crate) mod protos;
 pub(crate) mod ranges;
+pub(crate) mod special;

@@ -20,6 +20,28 @@ impl Ranges {
     pub(crate) fn v6(&self) -> &[(u128, u128)] {
         &self.v6
     }
+
+    /// Every address there is.
+    pub(crate) fn all() -> Self {
+        Self { v4: vec![(0, u32::MAX)], v6: vec![(0, u128::MAX)] }
+    }
+
+    /// What is in either.
+    pub(crate) fn with(mut self, other: &Self) -> Self {
+        self.v4.extend(&other.v4);
+        self.v6.extend(&other.v6);
+        merge(&mut self.v4, |end| end.checked_add(1));
+        merge(&mut self.v6, |end| end.checked_add(1));
+        self
+    }
+
+    /// What is here and not in `other`.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        Self {
+            v4: difference(&self.v4, &other.v4, |a| a.checked_sub(1), |a| a.checked_add(1)),
+            v6: difference(&self.v6, &other.v6, |a| a.checked_sub(1), |a| a.checked_add(1)),
+        }
+    }
 }
 
 impl FromIterator<IpNet> for Ranges {
@@ -54,6 +76,40 @@ fn merge<T: Copy + Ord>(ranges: &mut Vec<(T, T)>, next: impl Fn(T) -> Option<T>)
     ranges.shrink_to_fit();
 }
 
+/// Both sorted, as `merge` leaves them.
+fn difference<T: Copy + Ord>(
+    from: &[(T, T)],
+    what: &[(T, T)],
+    before: impl Fn(T) -> Option<T>,
+    behind: impl Fn(T) -> Option<T>,
+) -> Vec<(T, T)> {
+    let mut left = Vec::new();
+    let mut what = what.iter().peekable();
+    for &(first, last) in from {
+        let mut rest = Some(first);
+        while let Some(&&(start, end)) = what.peek() {
+            if rest.is_some_and(|rest| end < rest) {
+                what.next();
+                continue;
+            }
+            let Some(at) = rest.filter(|_| start <= last) else { break };
+            if at < start
+                && let Some(end) = before(start)
+            {
+                left.push((at, end));
+            }
+            rest = behind(end).filter(|&next| next <= last);
+            if rest.is_none() {
+                // It may reach into the next range as well.
+                break;
+            }
+            what.next();
+        }
+        left.extend(rest.map(|rest| (rest, last)));
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +131,46 @@ mod tests {
         let set = ranges(&["255.255.255.255/32", "128.0.0.0/1", "0.0.0.0/32"]);
         assert_eq!(set.v4(), [(0, 0), (1 << 31, u32::MAX)]);
         assert_eq!(ranges(&["::/0", "ffff::/16"]).v6(), [(0, u128::MAX)]);
+    }
+
+    #[test]
+    fn sets_are_added_and_taken_away() {
+        let some = ranges(&["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"]);
+        let left = some.without(&ranges(&["10.1.0.0/16", "10.255.0.0/16", "192.0.0.0/8"]));
+        assert_eq!(left.v4(), [(0x0a00_0000, 0x0a00_ffff), (0x0a02_0000, 0x0afe_ffff)]);
+        assert_eq!(left.v6(), some.v6());
+        assert_eq!(some.without(&Ranges::all()).v4(), []);
+        let rest = Ranges::all().without(&some);
+        assert_eq!(rest.v4().len(), 3);
+        let whole = rest.with(&some);
+        assert_eq!((whole.v4(), whole.v6()), (&[(0, u32::MAX)][..], &[(0, u128::MAX)][..]));
+    }
+
+    /// Beside one address after the other.
+    #[test]
+    fn random_sets_are_what_their_addresses_say() {
+        let mut random = crate::random::seeded();
+        let mut set = || -> Ranges {
+            (0..random.usize(..12))
+                .map(|_| {
+                    let net = ipnet::Ipv4Net::new(random.u32(..256).into(), random.u8(24..=32));
+                    IpNet::from(net.unwrap().trunc())
+                })
+                .collect()
+        };
+        for _ in 0..2000 {
+            let (a, b) = (set(), set());
+            let (sum, difference) = (a.clone().with(&b), a.without(&b));
+            let has =
+                |set: &Ranges, address| set.v4().iter().any(|r| r.0 <= address && address <= r.1);
+            for address in 0..257 {
+                assert_eq!(has(&sum, address), has(&a, address) || has(&b, address));
+                assert_eq!(has(&difference, address), has(&a, address) && !has(&b, address));
+            }
+            assert!(
+                difference.v4().windows(2).all(|pair| pair[0].1 + 1 < pair[1].0),
+                "{difference:?}"
+            );
+        }
     }
 }

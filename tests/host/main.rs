@@ -7,6 +7,7 @@ mod cli;
 mod clone_trace;
 mod doctor;
 mod drop;
+mod egress;
 mod filter;
 mod filter_check;
 mod support;

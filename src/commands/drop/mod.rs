@@ -6,7 +6,6 @@ mod manual;
 mod rules;
 mod tables;
 mod tc;
-mod watch;
 mod xdp;
 
 use std::io::Write;
@@ -21,17 +20,18 @@ use self::rules::{Named, RuleArgs};
 use self::tables::Tables;
 pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
-use self::watch::{Change, Watch};
 pub(crate) use self::xdp::XdpDrop;
 use super::common::{interval, losses_sentence, note};
+use super::watch::{Change, Watch};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::attach::tc::Order;
 use crate::kernel::attach::xdp::XdpMode;
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::drop::guard::Ssh;
-use crate::kernel::drop::{By, Config, Dropper, How, Sample, interfaces};
+use crate::kernel::drop::{By, Config, Dropper, How, Sample};
 use crate::kernel::filter::inject::xdp_may_miss_tags;
+use crate::kernel::interfaces::{interfaces_and_expression, not_an_interface_either};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Timing, Turn, follow};
@@ -107,16 +107,6 @@ struct Prepared {
     expressions: bool,
 }
 
-/// The last word is an expression if no interface is called so.
-fn interfaces_and_expression(words: &[String]) -> Result<(Vec<Interface>, Option<&str>)> {
-    match (interfaces(words), words) {
-        (Err(_), [others @ .., last]) if !others.is_empty() => {
-            Ok((interfaces(others)?, Some(last)))
-        }
-        (found, _) => Ok((found?, None)),
-    }
-}
-
 impl DropArgs {
     /// `words` are interfaces, and behind them perhaps an expression.
     fn prepare(&self, words: &[String]) -> Result<Prepared> {
@@ -124,15 +114,10 @@ impl DropArgs {
         interval(self.interval)?;
         caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
         let (interfaces, expression) = interfaces_and_expression(words)?;
-        let (rules, named) = self.rules.resolve(expression, &interfaces).map_err(|error| {
-            // A slip in an interface's name is no expression either.
-            match expression {
-                Some(word) if !word.contains(' ') => {
-                    error.context(format!("no interface `{word}`, and as an expression"))
-                }
-                _ => error,
-            }
-        })?;
+        let (rules, named) = self
+            .rules
+            .resolve(expression, &interfaces)
+            .map_err(|error| not_an_interface_either(error, expression))?;
         let expressions = self.rules.has_expressions(expression);
         let config = Config {
             rules,
@@ -210,11 +195,12 @@ impl DropArgs {
         let mut session = Session {
             args: self,
             attaching,
-            watch: Watch::new(&dropper),
+            watch: Watch::new(dropper.places().iter().map(|place| &place.interface)),
             tables,
             samples: 0,
             undecodable: 0,
             reread: None,
+            refusal: None,
             gone: None,
         };
         let outcome = session.follow(&mut dropper, &mut signals, &mut sink);
@@ -239,6 +225,8 @@ struct Session<'a> {
     undecodable: u64,
     /// What SIGHUP brought, to be put into the kernel.
     reread: Option<Ranges>,
+    /// Why an interface that came back could not be attached to, when that was said last.
+    refusal: Option<String>,
     /// Why the run ended by itself.
     gone: Option<anyhow::Error>,
 }
@@ -266,7 +254,7 @@ impl Session<'_> {
             if let Some(ranges) = self.reread.take() {
                 dropper.replace_blocklist(&ranges)?;
             }
-            for change in self.watch.look(dropper)? {
+            for change in self.watch.look()? {
                 self.change(&change, dropper);
             }
             if self.watch.all_gone() && !self.args.follow {
@@ -297,7 +285,7 @@ impl Session<'_> {
                 if self.args.sample.is_none() {
                     self.tables.interval(dropper, sink)?;
                 }
-                if self.watch.changed(dropper)? {
+                if self.watch.changed()? {
                     left = Left::ForChange;
                     return Ok(Flow::Stop);
                 }
@@ -349,8 +337,14 @@ impl Session<'_> {
                     self.watch.attached(*at, interface);
                     tell(&format!("{}: attached again", interface.name));
                 }
-                // It is tried again at the next look.
-                Err(error) => tell(&format!("{error:#}")),
+                // It is tried again at the next look; the same words are said once.
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if self.refusal.as_ref() != Some(&text) {
+                        tell(&text);
+                        self.refusal = Some(text);
+                    }
+                }
             }
         }
     }

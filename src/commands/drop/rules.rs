@@ -10,7 +10,8 @@ use clap::Args;
 use crate::error::usage;
 use crate::filter::classic::insn::Insn;
 use crate::filter::libpcap::{self, Source};
-use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules, link_of};
+use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules};
+use crate::kernel::interfaces::link_of;
 use crate::kernel::netlink::Interface;
 use crate::net::blocklist::{self, Blocklist};
 use crate::net::protos::ProtoList;
@@ -155,6 +156,6 @@ impl RuleArgs {
             return Ok(None);
         };
         let mut progress = Progress::new(format!("reading {}", path.display()));
-        blocklist::read(path, |share| progress.tell(share)).map(Some)
+        blocklist::read("the block list", path, |share| progress.tell(share)).map(Some)
     }
 }

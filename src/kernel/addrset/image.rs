@@ -19,12 +19,15 @@ const CHILDREN: usize = KEYS + 1;
 const NO_KEY: u64 = 1 << 63;
 const MOST_LEVELS: usize = 7;
 /// Ranges of IPv4 that a tree holds: a handful of prefixes is not worth the megabytes of all blocks.
-const FEW: usize = 2048;
+pub(super) const FEW: usize = 2048;
+/// What a tree of one node holds, which takes no longer than the blocks.
+pub(super) const VERY_FEW: usize = KEYS / 2;
 
 /// The parts of a set and where they go.
 #[derive(Debug)]
 pub(super) struct Image<'a> {
     ranges: &'a Ranges,
+    has_blocks: bool,
     /// Networks of 24 bits of which only a part is in the set.
     partial: usize,
     /// IPv6 in its two halves, then IPv4.
@@ -32,7 +35,9 @@ pub(super) struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(ranges: &'a Ranges) -> Self {
+    /// IPv4 is a tree if it has no more than `few` ranges.
+    pub(super) fn new(ranges: &'a Ranges, few: usize) -> Self {
+        let has_blocks = ranges.v4().len() > few;
         let mut last = None;
         let mut partial = 0;
         for piece in pieces(ranges.v4()) {
@@ -44,12 +49,12 @@ impl<'a> Image<'a> {
             }
         }
         let [lower, upper] = trees(ranges.v6());
-        let few = if has_blocks(ranges) { &[] } else { ranges.v4() };
-        Self { ranges, partial, trees: [lower, upper, v4_tree(few)] }
+        let in_tree = if has_blocks { &[] } else { ranges.v4() };
+        Self { ranges, has_blocks, partial, trees: [lower, upper, v4_tree(in_tree)] }
     }
 
     fn v4_lines(&self) -> usize {
-        if !has_blocks(self.ranges) {
+        if !self.has_blocks {
             return 0;
         }
         // One at least: its number also says that there are blocks.
@@ -182,10 +187,6 @@ fn v4_tree(ranges: &[(u32, u32)]) -> Tree {
     let boundaries = ranges.iter().flat_map(|&(start, end)| [u64::from(start), after(end)]);
     // As upper halves. What lies behind the last address is never reached.
     Tree::new(boundaries.map(|boundary| u128::from(boundary) << 64).collect())
-}
-
-fn has_blocks(ranges: &Ranges) -> bool {
-    ranges.v4().len() > FEW
 }
 
 /// A search tree over the addresses at which a set begins and ends.

@@ -16,7 +16,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
 
 use super::AddrSet;
-use super::image::{Image, Line};
+use super::image::{FEW, Image, Line};
 use crate::kernel::skel::addrset_probe::{AddrsetProbeSkel, AddrsetProbeSkelBuilder};
 use crate::kernel::sys;
 use crate::net::ranges::Ranges;
@@ -400,7 +400,7 @@ fn wrong_layouts_are_caught() {
         let nets = all_lengths(&mut random, family, 8, 20_000);
         let questions = questions(&mut random, family, &nets, 16 * BATCH);
         let ranges: Ranges = nets.iter().copied().collect();
-        let image = Image::new(&ranges);
+        let image = Image::new(&ranges, FEW);
         let outer = &probe.skel.maps.addrsets;
         probe.set.replace_by(outer, 0, image.lines(), |lines| image.write(lines)).unwrap();
         assert_eq!(probe.check(family, &nets, &questions).0.len(), 0);

@@ -14,6 +14,7 @@ use libbpf_rs::libbpf_sys;
 
 use super::clsact::Filters;
 use crate::error::unsupported;
+use crate::filter::ebpf::translate::Hook as FilterHook;
 use crate::kernel::netlink::Interface;
 use crate::kernel::sys;
 
@@ -50,6 +51,15 @@ impl fmt::Display for Direction {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
         })
+    }
+}
+
+impl From<Direction> for FilterHook {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Ingress => Self::TcIngress,
+            Direction::Egress => Self::TcEgress,
+        }
     }
 }
 

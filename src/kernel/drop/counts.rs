@@ -10,6 +10,7 @@ use libbpf_rs::{MapCore, MapFlags};
 
 use super::{Dropper, ROWS, Row};
 use crate::kernel::addr::canonical;
+use crate::kernel::count::Count;
 
 /// bpf/drop.h: 256 protocols, and what has none.
 const PROTOS: u32 = 257;
@@ -38,37 +39,6 @@ pub(crate) enum Key {
     /// `None` is all that there was no room for one by one.
     Src(Option<IpAddr>),
     Cpu(usize),
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Count {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
-}
-
-impl std::ops::Add for Count {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
-    }
-}
-
-impl std::ops::Sub for Count {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        Self {
-            packets: self.packets.saturating_sub(other.packets),
-            bytes: self.bytes.saturating_sub(other.bytes),
-        }
-    }
-}
-
-impl std::iter::Sum for Count {
-    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
-        counts.fold(Self::default(), |sum, count| sum + count)
-    }
 }
 
 impl Dropper {
@@ -142,13 +112,5 @@ impl Dropper {
 /// The counts of each processor.
 fn look_up(map: &impl MapCore, key: &[u8]) -> Result<Option<Vec<Count>>> {
     let values = map.lookup_percpu(key, MapFlags::ANY).context("cannot read the counts")?;
-    Ok(values.map(|values| {
-        values
-            .iter()
-            .filter_map(|value| {
-                let word = |at: usize| value[at..].first_chunk().copied().map(u64::from_ne_bytes);
-                Some(Count { packets: word(0)?, bytes: word(8)? })
-            })
-            .collect()
-    }))
+    Ok(values.map(|values| values.iter().filter_map(|value| Count::from_bytes(value)).collect()))
 }

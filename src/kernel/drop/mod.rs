@@ -18,22 +18,22 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use plain::Plain;
 
-pub(crate) use self::counts::{By, Count, Key};
+pub(crate) use self::counts::{By, Key};
 use super::addr::canonical;
 use super::addrset::AddrSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::attach::xdp::{self, XdpLink, XdpMode};
 use super::backend::{self, Chosen};
 use super::filter::inject::Injection;
+use super::interfaces::{interfaces, link_of};
 use super::lifetime::Lifetime;
 use super::losses::Losses;
-use super::netlink::{Interface, Netlink};
+use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
 use super::skel::drop::{DropSkel, DropSkelBuilder, types};
 use super::{log, probes, sys};
-use crate::error::{unsupported, usage};
 use crate::filter::classic::insn::Insn;
-use crate::filter::ebpf::translate::{Hook as FilterHook, Link, Options, translate};
+use crate::filter::ebpf::translate::Hook as FilterHook;
 use crate::net::ranges::Ranges;
 
 /// bpf/drop.h
@@ -103,25 +103,6 @@ pub(crate) struct Place {
     pub(crate) direction: Direction,
 }
 
-/// The interfaces of these names, each once.
-pub(crate) fn interfaces(names: &[String]) -> Result<Vec<Interface>> {
-    let all = Netlink::open()
-        .and_then(|netlink| netlink.interfaces())
-        .context("cannot list the interfaces")?;
-    let mut found: Vec<Interface> = Vec::new();
-    for name in names {
-        let Some(interface) = all.iter().find(|interface| interface.name == *name) else {
-            return Err(usage(format!(
-                "no interface `{name}`; `ip link` lists those that there are"
-            )));
-        };
-        if !found.iter().any(|other| other.index == interface.index) {
-            found.push(interface.clone());
-        }
-    }
-    Ok(found)
-}
-
 /// For `doctor`: in a namespace of its own, where the loopback is nobody else's.
 pub(crate) fn arm_xdp() -> Result<Chosen<How, Dropper>> {
     backend::choose(&[How::Xdp], None, arm_on_loopback)
@@ -164,59 +145,22 @@ impl fmt::Debug for Dropper {
     }
 }
 
-/// What packets begin with, at all of these interfaces; an expression is for one or the other.
-pub(crate) fn link_of<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Result<Link> {
-    let mut ethernet: Vec<bool> = interfaces.map(Interface::is_ethernet).collect();
-    ethernet.dedup();
-    match ethernet[..] {
-        [true] => Ok(Link::Ethernet),
-        [false] => Ok(Link::Raw),
-        _ => Err(usage(
-            "an expression is for interfaces with Ethernet headers or for those without, not for both at once",
-        )),
-    }
-}
-
-/// The expressions as functions for the program's stubs; nothing when there are none.
-fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Option<Injection>> {
+/// The expressions as functions for the program's stubs. Where there are none, nothing calls the stubs.
+fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Injection> {
     if rules.matches.is_empty() && rules.excepts.is_empty() {
-        return Ok(None);
+        return Injection::new(Vec::new());
     }
     let link = link_of(places.iter().map(|place| &place.interface))?;
     let mut hooks: Vec<FilterHook> = places
         .iter()
-        .map(|place| match (how, place.direction) {
-            (How::Xdp, _) => FilterHook::Xdp,
-            (How::Tc(_), Direction::Ingress) => FilterHook::TcIngress,
-            (How::Tc(_), Direction::Egress) => FilterHook::TcEgress,
+        .map(|place| match how {
+            How::Xdp => FilterHook::Xdp,
+            How::Tc(_) => place.direction.into(),
         })
         .collect();
     hooks.dedup();
-    // `ret #0`: matches nothing.
-    let nothing = vec![vec![Insn { code: 0x06, jt: 0, jf: 0, k: 0 }]];
-    let mut functions = Vec::new();
-    for filters in [&rules.excepts, &rules.matches] {
-        let filters = if filters.is_empty() { &nothing } else { filters };
-        let filters: Vec<&[Insn]> = filters.iter().map(Vec::as_slice).collect();
-        let mut each = Vec::new();
-        for &hook in &hooks {
-            let options = Options { frags, ..Options::new(hook, link) };
-            let function = translate(&filters, &options)
-                .map_err(|refused| unsupported(refused.to_string()))?;
-            if !each.contains(&function) {
-                each.push(function);
-            }
-        }
-        // One object has both programs, and a stub is filled alike in both.
-        let [function] = <[_; 1]>::try_from(each).map_err(|_| {
-            usage(
-                "an expression means different things at ingress and at egress; \
-                 use one tc-drop for each direction",
-            )
-        })?;
-        functions.push(function);
-    }
-    Injection::new(functions).map(Some)
+    let stubs = [&rules.excepts[..], &rules.matches[..]];
+    Injection::of_expressions(&stubs, link, &hooks, frags)
 }
 
 /// bpf/drop.h
@@ -234,6 +178,13 @@ fn few(ranges: impl Iterator<Item = (u32, u32)>) -> ([types::drop_range; FEW], u
         count += 1;
     }
     (slots, count as u32)
+}
+
+/// The one bit that is set.
+fn only_bit(words: &[u64; 4]) -> Option<u8> {
+    let bits = words.iter().map(|word| word.count_ones()).sum::<u32>();
+    let word = words.iter().position(|word| *word != 0)?;
+    (bits == 1).then(|| (word as u32 * 64 + words[word].trailing_zeros()) as u8)
 }
 
 /// The ranges of bits that are set.
@@ -277,6 +228,7 @@ impl Dropper {
         rodata.match_dport = combined.dport.is_some();
         rodata.spare_neighbours = combined.spare_neighbours;
         rodata.protos = combined.protos.unwrap_or_default();
+        rodata.only_proto = combined.protos.as_ref().and_then(only_bit).unwrap_or(0);
         (rodata.src_ranges, rodata.few_src) =
             few(combined.src.iter().flat_map(Ranges::v4).copied());
         (rodata.dst_ranges, rodata.few_dst) =
@@ -299,6 +251,7 @@ impl Dropper {
         rodata.by_src = config.by == By::Src;
         rodata.shared_cpus = probes::is_realtime();
         rodata.places_used = places.len() as u32;
+        rodata.some_l3 = places.iter().any(|place| !place.interface.is_ethernet());
         rodata.knows_frags = frags;
         rodata.lifetime_ends = config.duration.is_some() || how == How::Tc(TcBackend::Clsact);
 
@@ -331,10 +284,9 @@ impl Dropper {
         }
 
         log::clear();
-        let skel = open.load().map_err(|error| match &injection {
-            Some(injection) => injection.explain(error).context("the kernel refuses the programs"),
-            None => anyhow!("the kernel refuses the programs: {}", log::explain(error)),
-        })?;
+        let skel = open
+            .load()
+            .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
         drop(injection);
         for (first, words) in [(0, &combined.sport), (1024, &combined.dport)] {
             for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
@@ -386,7 +338,8 @@ impl Dropper {
             }
         }
         let heartbeat = self.how == How::Tc(TcBackend::Clsact);
-        let map = MapHandle::try_from(&self.skel.maps.lifetime).context("cannot open a map")?;
+        let map =
+            MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
         self.lifetime = Some(Lifetime::begin(map, self.duration, heartbeat)?);
         Ok(())
     }
@@ -399,7 +352,14 @@ impl Dropper {
         mode: Option<XdpMode>,
         order: Order,
     ) -> Result<()> {
-        let place = Place { interface, direction: self.places[at].direction };
+        let before = &self.places[at];
+        if interface.is_ethernet() != before.interface.is_ethernet() {
+            return Err(anyhow!(
+                "{}: is of another kind now, whose packets begin differently; start bpftk again",
+                interface.name
+            ));
+        }
+        let place = Place { interface, direction: before.direction };
         let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
         bss.places[at] = slot_of(&place);
         match self.how {

@@ -5,13 +5,13 @@
 use std::ffi::{CStr, c_void};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use libbpf_rs::libbpf_sys;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::from_libbpf;
+use super::{done, from_libbpf};
 
 /// `sizes` are those of a key and a value, and how many there may be. libbpf raises the limit of locked memory where
 /// that counts, if it may.
@@ -30,6 +30,92 @@ pub(in crate::kernel) fn create(
     from_libbpf(unsafe {
         libbpf_sys::bpf_map_create(kind, name.as_ptr(), sizes.0, sizes.1, sizes.2, &opts)
     })
+}
+
+/// An array of one map, which is to be like `inner`.
+pub(in crate::kernel) fn create_of_maps(name: &CStr, inner: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let opts = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        inner_map_fd: inner.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: a C string, and options of the size that they state.
+    from_libbpf(unsafe {
+        libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            name.as_ptr(),
+            4,
+            4,
+            1,
+            &opts,
+        )
+    })
+}
+
+/// Sets one entry of a map that was made here, with keys and values of the sizes that these have.
+pub(in crate::kernel) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    // SAFETY: `create` and `create_of_maps` are told the sizes, and their callers give the same here.
+    done(unsafe {
+        libbpf_sys::bpf_map_update_elem(
+            map.as_raw_fd(),
+            key.as_ptr().cast(),
+            value.as_ptr().cast(),
+            libbpf_sys::BPF_ANY.into(),
+        )
+    })
+}
+
+/// Empties a hash map, and hands over what it had: keys, and of each the values of all CPUs, one behind the other. Exact if nobody
+/// writes meanwhile. `value_size` is that of all CPUs together. Linux 5.6.
+pub(in crate::kernel) fn take_all(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut take: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    /// Where the kernel goes on: the number of a bucket.
+    type Position = u32;
+    let mut room: usize = 4096;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut position: Option<Position> = None;
+    loop {
+        keys.resize(room * key_size, 0_u8);
+        values.resize(room * value_size, 0_u8);
+        let mut count = room as u32;
+        let mut next: Position = 0;
+        let from = position.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        // SAFETY: room for `count` keys and values of the sizes that the caller vouches for, and a position to read and one to write.
+        let result = unsafe {
+            libbpf_sys::bpf_map_lookup_and_delete_batch(
+                map.as_raw_fd(),
+                from.cast(),
+                (&raw mut next).cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        };
+        match result {
+            0 => {}
+            // The end: what came with it counts.
+            error if error == -libc::ENOENT => {}
+            // One bucket has more than there is room for; nothing was taken.
+            error if error == -libc::ENOSPC => {
+                room *= 2;
+                continue;
+            }
+            error if error == -libc::EINTR => continue,
+            error => return Err(io::Error::from_raw_os_error(-error)),
+        }
+        let keys = keys.chunks_exact(key_size);
+        let values = values.chunks_exact(value_size);
+        keys.zip(values).take(count as usize).for_each(|(key, value)| take(key, value));
+        if result != 0 {
+            return Ok(());
+        }
+        position = Some(next);
+    }
 }
 
 /// An array map's values, as memory.

@@ -133,6 +133,7 @@ fn names_the_back_end_that_is_used() {
                 continue;
             }
             "xdp-drop" | "tc-drop" => &["lo", "--dry-run"],
+            "tc-egress" => &["lo"],
             _ => &[],
         };
         let run = support::output(&[&[name, "-d", "10ms", "--format", "json"][..], more].concat());

@@ -6,95 +6,13 @@ mod attach;
 mod lifecycle;
 mod rules;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBufForce;
 use serde_json::Value;
 
-use crate::support::{Netns, Run, Running, bpftk, ip, output, root, stderr};
-
-/// A pair of veth: `near` in the namespace where bpftk runs, `far` in the sender's.
-struct Wire {
-    near: Netns,
-    far: Netns,
-}
-
-const NEAR4: &str = "198.51.100.1";
-const FAR4: &str = "198.51.100.2";
-const NEAR6: &str = "2001:db8::1";
-const FAR6: &str = "2001:db8::2";
-const NEAR_MAC: &str = "02:00:00:00:00:01";
-const FAR_MAC: &str = "02:00:00:00:00:02";
-
-impl Wire {
-    fn new() -> Self {
-        let wire = Self { near: Netns::new(), far: Netns::new() };
-        wire.near.run(|| {
-            let far = wire.far.path();
-            ip(&format!(
-                "link add near address {NEAR_MAC} type veth peer name far address {FAR_MAC} netns {far}"
-            ));
-            addresses("near", NEAR4, NEAR6);
-            neighbours("near", FAR_MAC, [FAR4, FAR6]);
-        });
-        wire.far.run(|| {
-            addresses("far", FAR4, FAR6);
-            neighbours("far", NEAR_MAC, [NEAR4, NEAR6]);
-        });
-        // The links are up before anything is counted.
-        for to in [NEAR4, NEAR6] {
-            let works = (0..50).any(|_| wire.exchange(to, 3) == 3);
-            assert!(works, "nothing gets to {to}");
-        }
-        wire
-    }
-
-    /// Sends so many datagrams from far to port 9999 of `to`, and tells how many arrive.
-    fn exchange(&self, to: &str, count: usize) -> usize {
-        self.near.run(|| {
-            let to = SocketAddr::new(to.parse().unwrap(), 9999);
-            let receiver = UdpSocket::bind(to).expect("near has the address");
-            // A packet that native XDP let through has a page of its own, and counts as that: 49 fill what a socket usually has.
-            setsockopt(&receiver, RcvBufForce, &(4 << 20)).expect("root may");
-            self.far.run(|| send(to, count));
-            // What still comes, comes soon; under emulation, later.
-            let emulated = std::env::var_os("BPFTK_VM").is_some();
-            let pause = Duration::from_millis(if emulated { 1000 } else { 200 });
-            receiver.set_read_timeout(Some(pause)).unwrap();
-            let mut buffer = [0; 64];
-            std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count()
-        })
-    }
-
-    /// A bpftk in the near namespace, with rows as JSON.
-    fn start(&self, args: &[&str]) -> Running {
-        self.near.run(|| Running::json(args))
-    }
-}
-
-fn addresses(interface: &str, v4: &str, v6: &str) {
-    ip(&format!("addr add {v4}/24 dev {interface}"));
-    ip(&format!("addr add {v6}/64 dev {interface} nodad"));
-    ip(&format!("link set {interface} up"));
-}
-
-/// Neighbours that are known for good: else the kernel looks for them again at any moment, with packets that rules match.
-fn neighbours(interface: &str, mac: &str, addresses: [&str; 2]) {
-    for address in addresses {
-        ip(&format!("neigh replace {address} lladdr {mac} dev {interface} nud permanent"));
-    }
-}
-
-fn send(to: SocketAddr, count: usize) {
-    let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
-    let socket = UdpSocket::bind((any, 0)).unwrap();
-    for _ in 0..count {
-        socket.send_to(b"payload", to).unwrap();
-    }
-}
+use crate::support::wire::{FAR4, FAR6, NEAR4, NEAR6, Wire, addresses, outcome, send, tc_backends};
+use crate::support::{Netns, Run, Running, ip, output, root, stderr};
 
 /// The last table's row for `rule`, at the place whose `iface` and `direction` it has.
 fn total<'a>(rows: &'a [Value], rule: &str) -> &'a Value {
@@ -118,28 +36,10 @@ fn ways() -> Vec<Vec<&'static str>> {
 }
 
 fn backends() -> Vec<&'static str> {
-    let namespace = Netns::new();
-    let works = |backend: &&str| {
-        let args = ["tc-drop", "lo", "--backend", backend, "-d", "10ms", "--dry-run"];
-        let output = namespace.run(|| output(&args));
-        match output.status.code() {
-            Some(0) => true,
-            Some(4) => {
-                println!("{backend} is not offered here: {}", stderr(&output).trim());
-                false
-            }
-            _ => panic!("{args:?}: {}", stderr(&output)),
-        }
-    };
-    let found: Vec<_> = ["tcx", "clsact"].into_iter().filter(works).collect();
-    assert!(!found.is_empty(), "neither tcx nor clsact works");
-    found
+    tc_backends(&["tc-drop", "lo", "--dry-run"])
 }
 
 /// What `bpftk` says to this, in the near namespace, and with which status.
 fn refused(wire: &Wire, args: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
-    let output = wire
-        .near
-        .run(|| bpftk(args).envs(environment.iter().copied()).output().expect("bpftk runs"));
-    (output.status.code().unwrap(), stderr(&output))
+    outcome(wire, args, environment)
 }

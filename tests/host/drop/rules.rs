@@ -3,7 +3,7 @@
 //! What is dropped, and that the counts are what was sent.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;

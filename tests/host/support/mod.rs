@@ -8,6 +8,7 @@ mod netns;
 mod objects;
 mod running;
 mod socket;
+pub(crate) mod wire;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

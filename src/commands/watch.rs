@@ -6,12 +6,11 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use crate::kernel::drop::Dropper;
 use crate::kernel::netlink::{Interface, Netlink};
 
-/// What is new of the interface of the place `at`, by the name that it was asked for by.
+/// What is new of the interface `at`, by the name that it was asked for by.
 #[derive(Clone, Debug)]
-pub(super) enum Change {
+pub(crate) enum Change {
     Gone(String),
     /// One of the same name is there, which isn't the same.
     Back {
@@ -39,58 +38,56 @@ impl fmt::Display for Change {
 
 /// The interfaces as they were at the last look; nothing of one that is gone.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
+    /// Those that there are programs for: one that is asked for in both directions is there twice.
+    asked: Vec<Interface>,
     known: Vec<Option<Interface>>,
     /// A new one of the same name that was told of, by index.
     told: Vec<i32>,
 }
 
 impl Watch {
-    pub(super) fn new(dropper: &Dropper) -> Self {
-        let known: Vec<_> =
-            dropper.places().iter().map(|place| Some(place.interface.clone())).collect();
-        Self { told: vec![0; known.len()], known }
+    pub(crate) fn new<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Self {
+        let asked: Vec<Interface> = interfaces.cloned().collect();
+        let known: Vec<_> = asked.iter().cloned().map(Some).collect();
+        Self { told: vec![0; asked.len()], known, asked }
     }
 
-    pub(super) fn all_gone(&self) -> bool {
+    pub(crate) fn all_gone(&self) -> bool {
         self.known.iter().all(Option::is_none)
     }
 
-    pub(super) fn attached(&mut self, at: usize, interface: &Interface) {
+    pub(crate) fn attached(&mut self, at: usize, interface: &Interface) {
+        self.asked[at] = interface.clone();
         self.known[at] = Some(interface.clone());
     }
 
     /// Whether `look` has something to tell.
-    pub(super) fn changed(&self, dropper: &Dropper) -> Result<bool> {
-        let (changes, ..) = self.compare(dropper)?;
+    pub(crate) fn changed(&self) -> Result<bool> {
+        let (changes, ..) = self.compare()?;
         Ok(!changes.is_empty())
     }
 
-    pub(super) fn look(&mut self, dropper: &Dropper) -> Result<Vec<Change>> {
-        let (changes, known, told) = self.compare(dropper)?;
+    pub(crate) fn look(&mut self) -> Result<Vec<Change>> {
+        let (changes, known, told) = self.compare()?;
         self.known = known;
         self.told = told;
         Ok(changes)
     }
 
     #[expect(clippy::type_complexity, reason = "what `look` keeps of it")]
-    fn compare(
-        &self,
-        dropper: &Dropper,
-    ) -> Result<(Vec<Change>, Vec<Option<Interface>>, Vec<i32>)> {
+    fn compare(&self) -> Result<(Vec<Change>, Vec<Option<Interface>>, Vec<i32>)> {
         let all = Netlink::open()
             .and_then(|netlink| netlink.interfaces())
             .context("cannot list the interfaces")?;
         let mut changes = Vec::new();
         let mut known = self.known.clone();
         let mut told = self.told.clone();
-        for (at, (before, place)) in known.iter_mut().zip(dropper.places()).enumerate() {
+        for (at, (before, asked)) in known.iter_mut().zip(&self.asked).enumerate() {
             // The two directions of an interface are told of once.
-            let first = !dropper.places()[..at]
-                .iter()
-                .any(|other| other.interface.index == place.interface.index);
-            let name = &place.interface.name;
-            let same = all.iter().find(|now| now.index == place.interface.index);
+            let first = !self.asked[..at].iter().any(|other| other.index == asked.index);
+            let name = &asked.name;
+            let same = all.iter().find(|now| now.index == asked.index);
             let mut tell = |change| {
                 if first {
                     changes.push(change);

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_EGRESS_H
+#define BPFTK_EGRESS_H
+
+#include "common.h"
+
+/* What tc-egress agrees on with its programs. */
+
+/* Every packet that is looked at is in EGRESS_TOTAL, and in one other row or in a count by key. */
+enum egress_row {
+	EGRESS_TOTAL,
+	/* --exclude and the like. */
+	EGRESS_EXCLUDED,
+	EGRESS_NOT_IP,
+	/* It should be IP, and its header says that it isn't; or an expression could not be decided. */
+	EGRESS_MALFORMED,
+	/* Keys that could not be stored, by cause: E2BIG, EBUSY, ENOMEM, any other. */
+	EGRESS_FULL,
+	EGRESS_BUSY,
+	EGRESS_NO_MEMORY,
+	EGRESS_REFUSED,
+	/* Not looked at, for the expression's sake: not in the total. */
+	EGRESS_UNMATCHED,
+	EGRESS_ROWS,
+};
+
+struct egress_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Of a key. */
+struct egress_key_count {
+	struct egress_count count;
+	/* enum socket_kind, written by the CPU that had the first packet. Where nobody asks for it, values end before it. */
+	__u64 kind;
+};
+
+#define EGRESS_PROTO_SHIFT 8
+#define EGRESS_PORT_SHIFT 16
+
+/* What is counted while a generation lasts, but by key. */
+struct egress_rows {
+	struct egress_count row[EGRESS_ROWS];
+};
+
+/* What a key has; what was not asked for is never set. */
+enum egress_flag {
+	EGRESS_V4 = 1,
+	EGRESS_V6 = 2,
+	EGRESS_HAS_PROTO = 4,
+	EGRESS_HAS_PORT = 8,
+	/* Without a socket of this machine, and come in through an interface. */
+	EGRESS_FORWARDED = 16,
+};
+
+/* What was not asked for is 0, so that packets that differ in nothing else have the same key. */
+struct egress_key {
+	/* In network order, IPv4 v4-mapped. */
+	__u64 addr[2];
+	/*
+	 * enum egress_flag, from bit 8 on the protocol, from bit 16 on the port: written at once, since the hash reads words, which the
+	 * processor would have to put together from smaller ones that were just written.
+	 */
+	__u64 what;
+	/* Last, since maps for which nobody asked for it have shorter keys. */
+	__u64 cookie;
+};
+
+/* One way of a connection. */
+struct egress_flow {
+	__u64 src[2];
+	__u64 dst[2];
+	__u16 sport;
+	__u16 dport;
+	__u8 family;
+	__u8 proto;
+	__u16 _pad;
+};
+
+/* Of --events. */
+struct egress_event {
+	__u64 time_ns;
+	__u64 bytes;
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u32 ifindex;
+	__u32 packets;
+	__u16 sport;
+	__u16 dport;
+	__u8 family;
+	__u8 proto;
+	/* enum egress_flag */
+	__u8 flags;
+	__u8 _pad;
+};
+
+_Static_assert(sizeof(struct egress_count) == 16, "user space has the same");
+_Static_assert(sizeof(struct egress_key_count) == 24, "user space has the same");
+_Static_assert(sizeof(struct egress_key) == 32, "user space has the same");
+_Static_assert(sizeof(struct egress_event) == 64, "user space has the same");
+
+#endif

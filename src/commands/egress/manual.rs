@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the manual page says of `tc-egress`.
+
+use super::{EVENT_FIELDS, FIELDS};
+use crate::commands::man::Manual;
+use crate::output::Field;
+
+pub(crate) const MANUAL: Manual = Manual {
+    command: "tc-egress",
+    examples: &[
+        (
+            "bpftk tc-egress enp0s1 --exclude 192.168.0.0/16",
+            "Each second, who this machine sends packets to, but for its own network.",
+        ),
+        (
+            "bpftk tc-egress enp0s1 --exclude-private --by net/24,net6/48 --top 10 -i 10s",
+            "The ten networks that most goes to.",
+        ),
+        (
+            "bpftk tc-egress enp0s1 'udp or icmp' --by dst,proto,port",
+            "What goes where without TCP.",
+        ),
+        (
+            "bpftk tc-egress enp0s1 --by dst,process",
+            "Which process sends what where, and how much of it is known.",
+        ),
+        ("bpftk tc-egress wg0 --events", "A line for each new flow through a tunnel."),
+        (
+            "bpftk tc-egress enp0s1 --direction ingress --only 203.0.113.0/24 --format json",
+            "What comes from a network, for a program.",
+        ),
+    ],
+    columns: &[
+        (
+            "DESTINATION, SOURCE",
+            "Where packets go; with --direction ingress, where they come from. An address, or with --by net/N its network. other is what is beyond --top, had no room in the kernel's table, or was silent for so long that it was forgotten; malformed, what says that it is IP and isn't; not-ip, ARP and the like; excluded, what --exclude and its like leave out.",
+        ),
+        ("ROW", "Where rows have no address and no protocol: key, or one of the names above."),
+        (
+            "PROTO",
+            "With --by proto: the protocol that IP carries, unknown where that can't be told.",
+        ),
+        (
+            "PORT",
+            "With --by port: the port that packets go to (at ingress: come from); none for protocols without ports, and for fragments behind the first.",
+        ),
+        ("PACKETS BYTES", "Of the interval; in the last table, of the whole run."),
+        ("TOTAL, TOTAL BYTES", "Since the beginning."),
+        (
+            "PROCESS",
+            "With --by process: name and id of the process that owns the packet's socket; kernel for what no process sent; forwarded for what came in through another interface, or from another network namespace; unknown.",
+        ),
+        ("USER CGROUP", "With --by user and --by cgroup: those of the process."),
+        (
+            "IFACE PROTO SADDR SPORT DADDR DPORT",
+            "With --events: what the first packet of the flow was, or with --all-packets each.",
+        ),
+    ],
+    fields: &[
+        ("Fields of JSON lines of type row, and of CSV", FIELDS),
+        ("Fields of JSON lines of type event, with --events", EVENT_FIELDS),
+        ("Fields of the JSON line of type summary", SUMMARY),
+    ],
+    mechanism: &[
+        "A program at tc's hook of the interface counts each packet, and changes nothing: the packet goes on to the next program. IPv4 and IPv6 with every protocol, VLAN tags (802.1Q, QinQ, up to four in the packet), up to eight extension headers and fragments are understood. On an interface without Ethernet headers (tun, WireGuard, PPP) a packet begins with its IP header. What has no IP header is counted as not-ip.",
+        "In every table, the rows add up to the packets that were looked at, those that were excluded included; the summary says so, and would say if they did not (unaccounted). Counts are kept in two generations: programs write to one of them; at the end of an interval they are told to write to the other, bpftk waits until no program can be writing to the first any more, reads it and empties it. So nothing is lost between reading and deleting. What has no room in a table of --max-entries is counted as other, by cause.",
+        "Packets and bytes are those on the wire: what the kernel handles as one large packet (GSO, GRO) is counted as its segments, with the headers of each. Where a virtual machine sends large packets, the number is computed from their length, and may be one too many where the last segment is nearly full. At ingress the kernel does not keep the length of the headers that GRO took away, so bytes are a little too few there. A VLAN tag counts, whether it is in the packet or the interface inserts it.",
+        "--exclude, --exclude-file, --exclude-private and --only together make one set of addresses, in which one look-up is made for each packet. Of an address that several of them name, --only gives way. What is excluded is only counted, in one row. At ingress the source address counts.",
+        PRIVATE,
+        "--by process, user and cgroup: the kernel counts by socket, and bpftk finds out whose a socket is, from where processes make sockets (a program at the root of cgroup v2), from where they send (a tracepoint since Linux 6.3, else fentry or kprobes), and from the open files of all processes. What is learned later is used for what was counted before. A process is its id and its start time, so that an id that is used again never stands for two. What this machine lacks for it is told at the start, with what is lost by that; the last line says what share of the packets was attributed.",
+        "--events prints the first packet of each flow: the same addresses, ports and protocol. 65536 flows are remembered, and the longest unseen makes room for a new one; a flow that was forgotten so is printed again with its next packet. A row that did not fit in the ring buffer is counted as lost, and the next packet of the flow is printed instead.",
+        "A key that nothing is sent to for ten minutes is forgotten, and so is the longest silent one if there are more than a million: its counts go on as a part of other.",
+        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. A filter outlives a bpftk that is killed, but counts nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one. bpftk stands before the programs of others, and so counts what they drop, too, unless --last. Behind a program that accepts a packet for good (TC_ACT_OK), it does not see it.",
+        "With several interfaces, a packet that goes through two of them (a VLAN device and what it is on, a bridge and its port) is counted twice. An interface that goes away is told of, and --follow attaches again to a new one of the same name. When all are gone, and without --follow, bpftk ends with status 1.",
+    ],
+    overhead: &[
+        "A packet costs the program's time, some tens of nanoseconds; `make bench` prints it. An interval costs bpftk reading what was counted in it. With --all-packets, each packet is handed to bpftk by itself.",
+        "Memory in the kernel: two tables of --max-entries keys, each some 100 bytes and 16 more for each processor: 17 MiB by default on two processors; a ring buffer of 1 MiB. In bpftk, some 100 bytes for each key that it remembers.",
+    ],
+    exit_status: &[],
+};
+
+// The blocks are those of src/net/special.rs: a test compares.
+const PRIVATE: &str = "--exclude-private leaves out what is not globally reachable by IANA's special-purpose address registries of October 2025: 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.2/32, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 240.0.0.0/4, ::/128, ::1/128, ::ffff:0:0/96, 64:ff9b:1::/48, 100::/64, 100:0:0:1::/64, 2001::/23, 2001:2::/48, 2001:db8::/32, 3fff::/20, 5f00::/16, fc00::/7, fe80::/10; but not, within these, 192.0.0.9/32, 192.0.0.10/32, 2001::/32, 2001:1::1/128, 2001:1::2/128, 2001:1::3/128, 2001:3::/32, 2001:4:112::/48, 2001:10::/28, 2001:20::/28, 2001:30::/28. Multicast is in neither registry, and is shown.";
+
+const SUMMARY: &[Field] = &[
+    Field::new("command", "tc-egress"),
+    Field::new("backend", "tcx or clsact"),
+    Field::new("direction", "egress or ingress"),
+    Field::new("packets", "packets that were looked at"),
+    Field::new("bytes", "their bytes"),
+    Field::new("counted_packets", "of these, counted by key, or as other"),
+    Field::new("excluded_packets", "of these, excluded"),
+    Field::new("not_ip_packets", "of these, not IP"),
+    Field::new("malformed_packets", "of these, malformed"),
+    Field::new("unmatched_packets", "packets that the expression did not match: not looked at"),
+    Field::new("no_room_full", "packets counted as other, since the kernel's table was full"),
+    Field::new("no_room_busy", "since the table was locked"),
+    Field::new("no_room_memory", "since the kernel had no memory for them"),
+    Field::new("no_room_refused", "since the kernel would not store them for another reason"),
+    Field::new("unaccounted", "packets less the sum of their rows: 0"),
+    Field::new(
+        "process_packets",
+        "by process, user or cgroup: packets counted by key whose process is known; else null",
+    ),
+    Field::new("kernel_packets", "likewise, that no process sent"),
+    Field::new("forwarded_packets", "likewise, that came from elsewhere"),
+    Field::new("unknown_packets", "likewise, of sockets that nothing told of"),
+    Field::new("events", "rows of --events"),
+    Field::new("lost", "rows of --events missing, all causes together"),
+    Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::special::{REGISTRY, Reach};
+
+    /// The page names the blocks that the code uses.
+    #[test]
+    fn the_page_lists_the_registries() {
+        let (inside, outside) = PRIVATE.split_once("but not, within these,").unwrap();
+        let named = |text: &str, block: &str| {
+            text.split([' ', ',', ';']).any(|word| word.trim_end_matches('.') == block)
+        };
+        let parse = |block: &str| block.parse::<ipnet::IpNet>().unwrap();
+        for (block, _, reach) in REGISTRY {
+            let within = REGISTRY.iter().any(|(outer, _, reach)| {
+                *reach == Reach::NotGlobal && outer != block && parse(outer).contains(&parse(block))
+            });
+            assert_eq!(named(inside, block), *reach == Reach::NotGlobal, "{block}");
+            assert_eq!(named(outside, block), *reach != Reach::NotGlobal && within, "{block}");
+        }
+    }
+}

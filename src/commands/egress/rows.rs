@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Counts and events as rows.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::book::{Line, Share, What};
+use super::by::Columns;
+use super::whose::RowKey;
+use crate::commands::common::{TIME_COLUMN, USER_COLUMN, amount};
+use crate::kernel::attach::tc::Direction;
+use crate::kernel::clock::wall_time;
+use crate::kernel::egress::Event;
+use crate::net::protos;
+use crate::output::{Column, Field, Kind, Record};
+
+/// The schema of a table's row.
+pub(crate) const FIELDS: &[Field] = &[
+    Field::new("time", "end of the interval, RFC 3339"),
+    Field::new("scope", "interval, or total for the table at the end"),
+    Field::new("direction", "egress or ingress"),
+    Field::new(
+        "row",
+        "key: what the other fields say; other: what is beyond --top, had no room in the kernel's table, or was forgotten; excluded; not-ip; or malformed",
+    ),
+    Field::new("daddr", "at egress, by dst: where it goes; else null"),
+    Field::new("saddr", "at ingress, by src: where it comes from; else null"),
+    Field::new("net", "by net/N or net6/N: the network that it goes to or comes from; else null"),
+    Field::new("proto", "by proto: the protocol, or unknown; else null"),
+    Field::new(
+        "dport",
+        "at egress, by port: the port that it goes to, where there is one; else null",
+    ),
+    Field::new(
+        "sport",
+        "at ingress, by port: the port that it comes from, where there is one; else null",
+    ),
+    Field::new(
+        "owner",
+        "by process, user or cgroup: process; kernel: no process sent it; forwarded: from elsewhere; or unknown; else null",
+    ),
+    Field::new("pid", "by process: of the process that owns the socket; else null"),
+    Field::new("comm", "by process: its name; else null"),
+    Field::new(
+        "exe",
+        "by process: its program, if it was there long enough to be asked; else null",
+    ),
+    Field::new("uid", "by user: real user id of the process; else null"),
+    Field::new("cgroup", "by cgroup: its cgroup, below the root of cgroup v2; else null"),
+    Field::new("packets", "packets of the interval; in the last table, of the whole run"),
+    Field::new("bytes", "their bytes"),
+    Field::new("packets_total", "packets since the beginning"),
+    Field::new("bytes_total", "bytes since the beginning"),
+];
+
+/// The schema of a row of --events.
+pub(crate) const EVENT_FIELDS: &[Field] = &[
+    Field::new("time", "when the packet was there, RFC 3339"),
+    Field::new("iface", "the interface"),
+    Field::new("direction", "egress or ingress"),
+    Field::new("family", "4 or 6"),
+    Field::new("proto", "the protocol; null when it could not be told"),
+    Field::new("saddr", "source address"),
+    Field::new("sport", "source port; null when there is none to be seen"),
+    Field::new("daddr", "destination address"),
+    Field::new("dport", "destination port"),
+    Field::new("packets", "packets on the wire: the segments of a large one"),
+    Field::new("bytes", "their length, link layer included"),
+];
+
+/// What a row without a key is called.
+fn name<K>(what: &What<K>) -> &'static str {
+    match what {
+        What::Row(_) => "key",
+        What::Other => "other",
+        What::Malformed => "malformed",
+        What::NotIp => "not-ip",
+        What::Excluded => "excluded",
+    }
+}
+
+/// Where the far end's address and port are.
+fn fields(direction: Direction) -> (&'static str, &'static str) {
+    match direction {
+        Direction::Egress => ("daddr", "dport"),
+        Direction::Ingress => ("saddr", "sport"),
+    }
+}
+
+pub(super) fn columns(shown: Columns, direction: Direction) -> Vec<Column> {
+    let (addr, port) = fields(direction);
+    let mut columns = Vec::new();
+    if shown.by.addr.is_some() {
+        let field = if shown.nets { "net" } else { addr };
+        let header = if direction == Direction::Egress { "DESTINATION" } else { "SOURCE" };
+        columns.push(Column::left(header, field, 0).or("row"));
+    } else if !shown.by.proto && !shown.process {
+        columns.push(Column::left("ROW", "row", 0));
+    }
+    if shown.by.proto {
+        let column = Column::left("PROTO", "proto", 0);
+        columns.push(if columns.is_empty() { column.or("row") } else { column });
+    }
+    if shown.by.port {
+        columns.push(Column::right("PORT", port, 0));
+    }
+    if shown.process {
+        let column = Column::left("PROCESS", "process", 0);
+        columns.push(if columns.is_empty() { column.or("row") } else { column });
+    }
+    if shown.user {
+        columns.push(USER_COLUMN.or("owner"));
+    }
+    if shown.cgroup {
+        columns.push(Column::left("CGROUP", "cgroup", 0).or("owner"));
+    }
+    columns.extend([
+        Column::right("PACKETS", "packets", 0),
+        Column::right("BYTES", "bytes", 0).shown_by(amount),
+        Column::right("TOTAL", "packets_total", 0),
+        Column::right("TOTAL BYTES", "bytes_total", 0).shown_by(amount),
+    ]);
+    columns
+}
+
+pub(super) fn event_columns(timestamp: bool, several: bool) -> Vec<Column> {
+    let mut columns = Vec::new();
+    if timestamp {
+        columns.push(TIME_COLUMN);
+    }
+    if several {
+        columns.push(Column::left("IFACE", "iface", 8));
+    }
+    columns.extend([
+        Column::left("PROTO", "proto", 5),
+        Column::left("SADDR", "saddr", 15),
+        Column::right("SPORT", "sport", 5),
+        Column::left("DADDR", "daddr", 15),
+        Column::right("DPORT", "dport", 5),
+        Column::right("PACKETS", "packets", 7),
+        Column::right("BYTES", "bytes", 6),
+    ]);
+    columns
+}
+
+fn owner(share: Share) -> &'static str {
+    match share {
+        Share::Process => "process",
+        Share::Kernel => "kernel",
+        Share::Forwarded => "forwarded",
+        Share::Unknown => "unknown",
+    }
+}
+
+/// What the table shows of a process beside the schema's fields.
+pub(super) fn process_cell(line: &Line<RowKey>) -> Option<String> {
+    let whose = line.what.row()?.whose.as_ref()?;
+    Some(match &whose.process {
+        Some(process) => format!("{}/{}", process.comm, process.id.tgid),
+        None => owner(whose.share).into(),
+    })
+}
+
+/// `interval`: of the last one, or of the whole run.
+pub(super) fn record(
+    line: &Line<RowKey>,
+    shown: Columns,
+    direction: Direction,
+    interval: bool,
+) -> Record {
+    let row = line.what.row();
+    let key = row.map(|row| row.key);
+    let addr = key.and_then(|key| key.addr);
+    let whole = addr.filter(|_| !shown.nets);
+    let net = addr.filter(|_| shown.nets).map(|addr| net(addr, shown).to_string());
+    let proto = key.filter(|_| shown.by.proto).map(|key| proto(key.proto));
+    let port = key.and_then(|key| key.port);
+    let egress = direction == Direction::Egress;
+    let count = if interval { line.new } else { line.total };
+    let whose = row.and_then(|row| row.whose.as_ref());
+    let process = whose.and_then(|whose| whose.process.as_ref());
+    Record::new(Kind::Row)
+        .with("time", Timestamp::now())
+        .with("scope", if interval { "interval" } else { "total" })
+        .with("direction", direction.to_string())
+        .with("row", name(&line.what))
+        .with("daddr", whole.filter(|_| egress))
+        .with("saddr", whole.filter(|_| !egress))
+        .with("net", net)
+        .with("proto", proto)
+        .with("dport", port.filter(|_| egress))
+        .with("sport", port.filter(|_| !egress))
+        .with("owner", whose.map(|whose| owner(whose.share)))
+        .with("pid", process.map(|process| process.id.tgid))
+        .with("comm", process.map(|process| process.comm.clone()))
+        .with("exe", process.and_then(|process| process.exe.clone()))
+        .with("uid", whose.and_then(|whose| whose.user))
+        .with("cgroup", whose.and_then(|whose| whose.cgroup.clone()))
+        .with("packets", count.packets)
+        .with("bytes", count.bytes)
+        .with("packets_total", line.total.packets)
+        .with("bytes_total", line.total.bytes)
+}
+
+fn net(addr: IpAddr, shown: Columns) -> IpNet {
+    let (v4, v6) = shown.by.addr.unwrap_or((32, 128));
+    let bits = if addr.is_ipv4() { v4 } else { v6 };
+    // The lengths were checked; and if not, it is a network of one.
+    IpNet::new(addr, bits).unwrap_or_else(|_| addr.into())
+}
+
+fn proto(proto: Option<u8>) -> String {
+    proto.map_or_else(|| "unknown".into(), protos::name)
+}
+
+pub(super) fn event(event: &Event, iface: Option<&str>, direction: Direction) -> Record {
+    let (sport, dport) = event.ports.unzip();
+    Record::new(Kind::Event)
+        .with("time", wall_time(event.time_ns))
+        .with("iface", iface)
+        .with("direction", direction.to_string())
+        .with("family", if event.saddr.is_ipv4() { 4_u8 } else { 6 })
+        .with("proto", event.proto.map(protos::name))
+        .with("saddr", event.saddr)
+        .with("sport", sport)
+        .with("daddr", event.daddr)
+        .with("dport", dport)
+        .with("packets", event.packets)
+        .with("bytes", event.bytes)
+}

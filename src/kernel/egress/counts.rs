@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the programs counted since the last time.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapCore, MapFlags};
+
+use super::types::{egress_flag, egress_row, socket_kind};
+use super::{By, Counter};
+use crate::kernel::addr::canonical;
+use crate::kernel::count::Count;
+use crate::kernel::sys::maps;
+
+/// What has the same key is counted together. What was not asked for is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    /// With zeros where it was cut off.
+    pub(crate) addr: Option<IpAddr>,
+    pub(crate) proto: Option<u8>,
+    pub(crate) port: Option<u16>,
+    pub(crate) socket: Option<Socket>,
+}
+
+/// Whose packet it is, as far as the packet tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Socket {
+    /// A process's, by its cookie.
+    Process(u64),
+    /// None, and the packet came in through an interface.
+    Forwarded,
+    /// The kernel's own, or none.
+    Kernel,
+}
+
+/// bpf/egress.h: where things are in a key, and in its third word.
+const WHAT: usize = 16;
+const COOKIE: usize = 24;
+const WHOLE: usize = 32;
+const PROTO_SHIFT: u32 = 8;
+const PORT_SHIFT: u32 = 16;
+
+/// The cookie is last, and left out where nobody wants it.
+pub(super) fn key_size(by: By) -> usize {
+    if by.cookie { WHOLE } else { COOKIE }
+}
+
+/// So is what kind of socket it is.
+pub(super) fn value_size(by: By) -> usize {
+    size_of::<Count>() + if by.cookie { size_of::<u64>() } else { 0 }
+}
+
+impl Key {
+    /// `kind` is enum socket_kind.
+    fn decode(bytes: &[u8], kind: u64) -> Option<Self> {
+        let addr: [u8; 16] = *bytes.first_chunk()?;
+        let what = u64::from_ne_bytes(*bytes.get(WHAT..)?.first_chunk()?);
+        let has = |flag: egress_flag| what & u64::from(flag.0) != 0;
+        Some(Self {
+            addr: if has(egress_flag::EGRESS_V4) {
+                Some(canonical(addr))
+            } else {
+                // What is v4-mapped on the wire is that, and no IPv4.
+                has(egress_flag::EGRESS_V6).then(|| IpAddr::from(addr))
+            },
+            proto: has(egress_flag::EGRESS_HAS_PROTO).then_some((what >> PROTO_SHIFT) as u8),
+            port: has(egress_flag::EGRESS_HAS_PORT).then_some((what >> PORT_SHIFT) as u16),
+            // Nothing where keys are too short for it.
+            socket: bytes.get(COOKIE..).and_then(<[u8]>::first_chunk).map(|cookie| {
+                match u64::from_ne_bytes(*cookie) {
+                    0 if has(egress_flag::EGRESS_FORWARDED) => Socket::Forwarded,
+                    0 => Socket::Kernel,
+                    _ if kind == u64::from(socket_kind::SOCKET_OF_KERNEL.0) => Socket::Kernel,
+                    cookie => Socket::Process(cookie),
+                }
+            }),
+        })
+    }
+}
+
+/// The rows that are always there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last.
+    pub(crate) total: Count,
+    pub(crate) excluded: Count,
+    pub(crate) not_ip: Count,
+    pub(crate) malformed: Count,
+    /// Keys that could not be stored: the table was full, somebody else was at it, there was no memory, or the kernel has a
+    /// reason of its own.
+    pub(crate) full: Count,
+    pub(crate) busy: Count,
+    pub(crate) no_memory: Count,
+    pub(crate) refused: Count,
+    /// What the expression didn't match.
+    pub(crate) unmatched: Count,
+}
+
+impl Rows {
+    /// What has a key that there was no room for.
+    pub(crate) fn not_stored(&self) -> Count {
+        self.full + self.busy + self.no_memory + self.refused
+    }
+
+    fn each(self, other: Self, what: impl Fn(Count, Count) -> Count) -> Self {
+        Self {
+            total: what(self.total, other.total),
+            excluded: what(self.excluded, other.excluded),
+            not_ip: what(self.not_ip, other.not_ip),
+            malformed: what(self.malformed, other.malformed),
+            full: what(self.full, other.full),
+            busy: what(self.busy, other.busy),
+            no_memory: what(self.no_memory, other.no_memory),
+            refused: what(self.refused, other.refused),
+            unmatched: what(self.unmatched, other.unmatched),
+        }
+    }
+
+    /// One CPU's.
+    fn decode(bytes: &[u8]) -> Self {
+        let row = |row: egress_row| {
+            let at = row.0 as usize * size_of::<Count>();
+            bytes.get(at..).and_then(Count::from_bytes).unwrap_or_default()
+        };
+        Self {
+            total: row(egress_row::EGRESS_TOTAL),
+            excluded: row(egress_row::EGRESS_EXCLUDED),
+            not_ip: row(egress_row::EGRESS_NOT_IP),
+            malformed: row(egress_row::EGRESS_MALFORMED),
+            full: row(egress_row::EGRESS_FULL),
+            busy: row(egress_row::EGRESS_BUSY),
+            no_memory: row(egress_row::EGRESS_NO_MEMORY),
+            refused: row(egress_row::EGRESS_REFUSED),
+            unmatched: row(egress_row::EGRESS_UNMATCHED),
+        }
+    }
+}
+
+impl std::ops::Add for Rows {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+}
+
+impl std::ops::Sub for Rows {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self.each(other, |a, b| a - b)
+    }
+}
+
+/// What was counted since the last time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) keys: Vec<(Key, Count)>,
+    pub(crate) rows: Rows,
+}
+
+impl Counter {
+    /// Takes what was counted: from now on it is in no table of the kernel's any more.
+    pub(crate) fn take(&self) -> Result<Taken> {
+        let before = {
+            let mut variables = self.variables.borrow_mut();
+            let before = variables.generation;
+            variables.generation = before.wrapping_add(1);
+            before & 1
+        };
+        // Programs that saw the old number end; nobody writes there then.
+        self.grace.wait()?;
+        let maps = &self.skel.maps;
+        let now: Rows = maps
+            .rows
+            .lookup_percpu(&before.to_ne_bytes(), MapFlags::ANY)
+            .context("cannot read the counts")?
+            .context("the counts are not there")?
+            .iter()
+            .fold(Rows::default(), |sum, rows| sum + Rows::decode(rows));
+        let read = &mut self.read.borrow_mut()[before as usize];
+        let rows = now - std::mem::replace(read, now);
+        let map = if before == 0 { maps.counts_even.as_fd() } else { maps.counts_odd.as_fd() };
+        let keys = self.take_keys(map).context("cannot read the counts")?;
+        Ok(Taken { keys, rows })
+    }
+
+    fn take_keys(&self, map: BorrowedFd<'_>) -> Result<Vec<(Key, Count)>> {
+        let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
+        let mut taken = Vec::new();
+        let mut undecodable = false;
+        let (key_size, value_size) = (key_size(self.by), value_size(self.by));
+        maps::take_all(map, key_size, value_size * cpus, |key, values| {
+            let values = values.chunks_exact(value_size);
+            let sum = values.clone().filter_map(Count::from_bytes).sum();
+            // One CPU said so, the others have zeros.
+            let kind = values
+                .filter_map(|value| value.get(size_of::<Count>()..)?.first_chunk())
+                .map(|word| u64::from_ne_bytes(*word))
+                .max();
+            match Key::decode(key, kind.unwrap_or(0)) {
+                Some(key) => taken.push((key, sum)),
+                None => undecodable = true,
+            }
+        })?;
+        debug_assert!(!undecodable, "keys are as long as was asked for");
+        Ok(taken)
+    }
+}

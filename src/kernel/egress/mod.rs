@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The kernel side of `tc-egress`: what is looked at into the program, the program onto interfaces, counts out of it.
+//!
+//! Counts are kept in two generations. Programs write to one of them; at the end of an interval, user space has them write to the
+//! other, waits until none can still be writing to the first, reads all of that and empties it. So no count is lost between a read and a
+//! delete, however many packets there are, and a key takes room only while packets of it come. Counters that only grow, as other
+//! commands have them, can't give room back without that loss: a program may be adding to an entry that was just read. That
+//! costs a grace period of RCU an interval, in which nothing but bpftk waits.
+//!
+//! What there is no room for, or what the kernel refuses to store, is counted by cause in the same generation. So in every
+//! interval the rows add up to the packets that were looked at.
+
+mod counts;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, anyhow};
+use libbpf_rs::MapHandle;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use plain::Plain;
+
+pub(crate) use self::counts::{Key, Rows, Socket};
+use super::addr::canonical;
+use super::addrset::AddrSet;
+use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
+use super::backend::{self, Chosen};
+use super::btf::BtfSource;
+use super::filter::inject::Injection;
+use super::grace::Grace;
+use super::interfaces::{interfaces, link_of};
+use super::lifetime::Lifetime;
+use super::losses::Losses;
+use super::netlink::Interface;
+use super::ring::{EventRing, copy_from};
+use super::skel::egress::{EgressSkel, EgressSkelBuilder, RELOCATED_TYPES, types};
+use super::{log, probes};
+use crate::filter::classic::insn::Insn;
+use crate::net::ranges::Ranges;
+
+/// What of a packet makes its key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct By {
+    /// How many bits of an address count, of either family.
+    pub(crate) addr: Option<(u8, u8)>,
+    pub(crate) proto: bool,
+    pub(crate) port: bool,
+    /// The socket, if it is one of this machine's.
+    pub(crate) cookie: bool,
+}
+
+/// Events in place of counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Events {
+    /// The first packet of each flow.
+    Flows,
+    Packets,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Egress: where packets go. Ingress: where they come from.
+    pub(crate) direction: Direction,
+    pub(crate) by: By,
+    pub(crate) excluded: Option<Ranges>,
+    /// Only what this matches is looked at.
+    pub(crate) expression: Option<Vec<Insn>>,
+    /// Keys that there is room for in an interval.
+    pub(crate) max_entries: u32,
+    pub(crate) events: Option<Events>,
+    /// Needed by cookie, which may be of the kernel's own sockets.
+    pub(crate) btf: Option<BtfSource>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            direction: Direction::Egress,
+            by: By { addr: Some((32, 128)), ..By::default() },
+            excluded: None,
+            expression: None,
+            max_entries: 65536,
+            events: None,
+            btf: None,
+        }
+    }
+}
+
+/// For `doctor`: in a namespace of its own, where the loopback is nobody else's.
+pub(crate) fn arm() -> Result<Chosen<TcBackend, Counter>> {
+    backend::choose(&TcBackend::ORDER, None, |backend| {
+        let mut counter = Counter::load(&Config::default(), backend, interfaces(&["lo".into()])?)?;
+        counter.attach(Order::Last)?;
+        Ok(counter)
+    })
+}
+
+/// The loaded programs.
+pub(crate) struct Counter {
+    /// Dropped before the programs: first nothing is counted any more, then nothing is attached any more.
+    lifetime: Option<Lifetime>,
+    attached: Vec<TcAttached>,
+    /// Borrows from the skeleton.
+    variables: RefCell<&'static mut types::bss>,
+    /// What was read of the fixed rows of each generation: they only grow.
+    read: RefCell<[Rows; 2]>,
+    skel: EgressSkel<'static>,
+    _excluded: AddrSet,
+    grace: Grace,
+    by: By,
+    backend: TcBackend,
+    direction: Direction,
+    interfaces: Vec<Interface>,
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counter").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+/// The expression as a function for the programs' stub. Where there is none, nothing calls the stub.
+fn injection(config: &Config, interfaces: &[Interface]) -> Result<Injection> {
+    let Some(expression) = &config.expression else {
+        return Injection::new(Vec::new());
+    };
+    let stub = [std::slice::from_ref(expression)];
+    let link = link_of(interfaces.iter())?;
+    Injection::of_expressions(&stub, link, &[config.direction.into()], false)
+}
+
+/// As bytes in a packet, in a word of memory.
+fn mask_v6(bits: u8) -> [u64; 2] {
+    let bytes = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0).to_be_bytes();
+    let (upper, lower) = bytes.split_at(8);
+    [upper, lower].map(|half| u64::from_ne_bytes(half.try_into().expect("eight of sixteen bytes")))
+}
+
+impl Counter {
+    pub(crate) fn load(
+        config: &Config,
+        backend: TcBackend,
+        interfaces: Vec<Interface>,
+    ) -> Result<Self> {
+        // To be there before the object is opened, and until it is loaded.
+        let injection = injection(config, &interfaces)?;
+        log::clear();
+        // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
+        let cell = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut builder = EgressSkelBuilder::default();
+        let _types = config
+            .btf
+            .as_ref()
+            .filter(|_| config.by.cookie)
+            .map(|btf| btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, &[]))
+            .transpose()?;
+        let mut open = builder
+            .open(cell)
+            .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
+
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
+        let by = config.by;
+        rodata.by_addr = by.addr.is_some();
+        rodata.by_proto = by.proto;
+        rodata.by_port = by.port;
+        let (v4, v6) = by.addr.unwrap_or((32, 128));
+        rodata.mask_v4 = u32::MAX.checked_shl(32 - u32::from(v4)).unwrap_or(0);
+        rodata.mask_v6 = mask_v6(v6);
+        rodata.has_excluded = config.excluded.is_some();
+        rodata.has_expression = config.expression.is_some();
+        rodata.wants_counts = config.events.is_none();
+        rodata.wants_events = config.events.is_some();
+        rodata.all_packets = config.events == Some(Events::Packets);
+        rodata.shared_cpus = probes::is_realtime();
+        rodata.lifetime_ends = backend == TcBackend::Clsact;
+
+        let key_size = counts::key_size(by);
+        let counts = config.events.is_none();
+        let maps = &mut open.maps;
+        for map in [&mut maps.counts_even, &mut maps.counts_odd] {
+            map.set_key_size(key_size as u32).context("cannot size a table")?;
+            map.set_value_size(counts::value_size(by) as u32).context("cannot size a table")?;
+            map.set_max_entries(if counts { config.max_entries } else { 1 })
+                .context("cannot size a table")?;
+        }
+        if config.events != Some(Events::Flows) {
+            maps.flows.set_max_entries(1).context("cannot size a table")?;
+        }
+        let (out, plain) = (config.direction == Direction::Egress, |interface: &Interface| {
+            !interface.is_ethernet()
+        });
+        let (some_plain, some_ethernet) =
+            (interfaces.iter().any(plain), !interfaces.iter().all(plain));
+        let progs = &mut open.progs;
+        progs.bpftk_out.set_autoload(out && !by.cookie && some_ethernet);
+        progs.bpftk_out_l3.set_autoload(out && !by.cookie && some_plain);
+        progs.bpftk_own.set_autoload(out && by.cookie && some_ethernet);
+        progs.bpftk_own_l3.set_autoload(out && by.cookie && some_plain);
+        progs.bpftk_in.set_autoload(!out && some_ethernet);
+        progs.bpftk_in_l3.set_autoload(!out && some_plain);
+
+        log::clear();
+        let mut skel = open
+            .load()
+            .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
+        drop(injection);
+        let mut excluded = AddrSet::default();
+        if let Some(ranges) = &config.excluded {
+            excluded.replace_fast(&skel.maps.addrsets, 0, ranges)?;
+        }
+        let variables = skel.maps.bss_data.take().context("the object has no variables")?;
+        Ok(Self {
+            lifetime: None,
+            attached: Vec::new(),
+            variables: RefCell::new(variables),
+            read: RefCell::default(),
+            skel,
+            _excluded: excluded,
+            grace: Grace::new()?,
+            by,
+            backend,
+            direction: config.direction,
+            interfaces,
+        })
+    }
+
+    /// Attaches to all interfaces, or to none.
+    pub(crate) fn attach(&mut self, order: Order) -> Result<()> {
+        let hooks: Vec<Hook<'_>> =
+            self.interfaces.iter().map(|interface| self.hook(interface)).collect();
+        let attached = tc::attach_all(self.backend, &hooks, order)?;
+        drop(hooks);
+        self.attached.push(attached);
+        if self.backend == TcBackend::Clsact {
+            let map =
+                MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
+            self.lifetime = Some(Lifetime::begin(map, None, true)?);
+        }
+        Ok(())
+    }
+
+    /// Attaches to what has come in the place of an interface that is gone. Counts go on.
+    pub(crate) fn attach_again(
+        &mut self,
+        at: usize,
+        interface: Interface,
+        order: Order,
+    ) -> Result<()> {
+        if interface.is_ethernet() != self.interfaces[at].is_ethernet() {
+            return Err(anyhow!(
+                "{}: is of another kind now, whose packets begin differently; start bpftk again",
+                interface.name
+            ));
+        }
+        let attached = tc::attach_all(self.backend, &[self.hook(&interface)], order)?;
+        self.attached.push(attached);
+        self.interfaces[at] = interface;
+        Ok(())
+    }
+
+    fn hook<'a>(&'a self, interface: &'a Interface) -> Hook<'a> {
+        let progs = &self.skel.progs;
+        let program = match (self.direction, self.by.cookie, interface.is_ethernet()) {
+            (Direction::Egress, false, true) => &progs.bpftk_out,
+            (Direction::Egress, false, false) => &progs.bpftk_out_l3,
+            (Direction::Egress, true, true) => &progs.bpftk_own,
+            (Direction::Egress, true, false) => &progs.bpftk_own_l3,
+            (Direction::Ingress, _, true) => &progs.bpftk_in,
+            (Direction::Ingress, _, false) => &progs.bpftk_in_l3,
+        };
+        Hook { program: program.as_fd(), interface, direction: self.direction }
+    }
+
+    /// Detaches everything, and waits for the packets that are on their way. What was counted can still be taken.
+    pub(crate) fn detach(&mut self) -> Result<()> {
+        self.attached.clear();
+        self.grace.wait()?;
+        self.lifetime = None;
+        Ok(())
+    }
+
+    pub(crate) fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
+        EventRing::new(&self.skel.maps.events, |bytes| {
+            copy_from::<types::egress_event>(bytes).map(Event::from)
+        })
+    }
+
+    pub(crate) fn losses(&self) -> Result<Losses> {
+        Losses::read(&self.skel.maps.losses)
+    }
+}
+
+// SAFETY: integers and arrays of integers without hidden padding, as bpf/egress.h asserts.
+unsafe impl Plain for types::egress_event {}
+
+const _: () = assert!(size_of::<types::egress_event>() == 64);
+const _: () = assert!(size_of::<types::egress_key>() == 32);
+const _: () = assert!(size_of::<types::egress_key_count>() == 24);
+
+/// A packet that is told of.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) time_ns: u64,
+    pub(crate) interface: i32,
+    pub(crate) saddr: IpAddr,
+    pub(crate) daddr: IpAddr,
+    pub(crate) ports: Option<(u16, u16)>,
+    pub(crate) proto: Option<u8>,
+    pub(crate) packets: u32,
+    pub(crate) bytes: u64,
+}
+
+impl From<types::egress_event> for Event {
+    fn from(event: types::egress_event) -> Self {
+        let has = |flag: types::egress_flag| u32::from(event.flags) & flag.0 != 0;
+        // What is v4-mapped on the wire is that, and no IPv4.
+        let address = if event.family == 4 { canonical } else { IpAddr::from };
+        Self {
+            time_ns: event.time_ns,
+            interface: event.ifindex as i32,
+            saddr: address(event.saddr),
+            daddr: address(event.daddr),
+            ports: has(types::egress_flag::EGRESS_HAS_PORT).then_some((event.sport, event.dport)),
+            proto: has(types::egress_flag::EGRESS_HAS_PROTO).then_some(event.proto),
+            packets: event.packets,
+            bytes: event.bytes,
+        }
+    }
+}

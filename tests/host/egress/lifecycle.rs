@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! However it ends, and whatever becomes of the interface: what others have there stays, and what it had goes.
+
+use std::time::Instant;
+
+use super::*;
+use crate::support::{programs, programs_left};
+
+fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(10) {
+        if holds() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    false
+}
+
+/// Qdiscs and filters of near.
+fn state(wire: &Wire) -> String {
+    let show = |args: &str| {
+        let tc = std::process::Command::new("tc").args(args.split(' ')).output().unwrap();
+        stdout(&tc)
+    };
+    wire.near.run(|| {
+        ["qdisc show dev near", "filter show dev near egress", "filter show dev near ingress"]
+            .map(show)
+            .concat()
+    })
+}
+
+#[test]
+fn before_and_after_are_equal_in_every_ending() {
+    if !root() {
+        return;
+    }
+    let backends = backends();
+    for foreign in [false, true] {
+        let wire = wire();
+        if foreign {
+            let made = wire.near.run(|| {
+                ["qdisc add dev near clsact", "filter add dev near egress matchall action pass"]
+                    .iter()
+                    .all(|args| {
+                        let mut tc = std::process::Command::new("tc");
+                        tc.args(args.split(' ')).output().unwrap().status.success()
+                    })
+            });
+            if !made {
+                println!("SKIP tc can't make a filter of its own here");
+                continue;
+            }
+        }
+        let before = state(&wire);
+        for &backend in &backends {
+            let args = ["tc-egress", "near", "--backend", backend];
+            // By a signal.
+            let run = wire.start(&args);
+            wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 1], 9)), 5));
+            settle();
+            if backend == "clsact" {
+                assert!(state(&wire).contains("bpftk_out"), "{}", state(&wire));
+            }
+            assert_eq!(total(&run.stop(), "10.0.0.1").0, 5, "{backend}");
+            assert_eq!(state(&wire), before, "{backend}");
+            // By its own time, by a reader that leaves, by a start that fails.
+            let (status, text) =
+                outcome(&wire, &[&args[..], &["-d", "100ms", "-o", "/dev/null"]].concat(), &[]);
+            assert_eq!(status, 0, "{text}");
+            let mut missing = args.to_vec();
+            missing.insert(2, "missing");
+            assert_eq!(outcome(&wire, &missing, &[]).0, 2);
+            let (status, _) = outcome(
+                &wire,
+                &[&args[..], &["-d", "1s", "-i", "50ms", "-o", "/dev/full"]].concat(),
+                &[],
+            );
+            assert_eq!(status, 1);
+            assert_eq!(state(&wire), before, "{backend}");
+            // By SIGKILL: a filter stays, counts for nobody, and goes with doctor or the last of the next ones.
+            let run = wire.start(&args);
+            let ids = programs(run.pid());
+            assert!(!ids.is_empty());
+            run.kill();
+            if backend == "clsact" {
+                let text = stdout(&wire.near.run(|| output(&["doctor"])));
+                assert!(text.contains("bpftk_out") && text.contains("tc egress near"), "{text}");
+                let run = wire.start(&args);
+                wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 2], 9)), 7));
+                settle();
+                assert_eq!(total(&run.stop(), "10.0.0.2").0, 7);
+                let doctor = wire.near.run(|| output(&["doctor", "--cleanup"]));
+                assert!(stdout(&doctor).contains("removed"), "{}", stdout(&doctor));
+            }
+            assert!(soon(|| state(&wire) == before), "{backend} {}", state(&wire));
+            assert_eq!(programs_left(&ids), Vec::<u32>::new(), "{backend}");
+        }
+    }
+}
+
+#[test]
+fn several_interfaces_are_attached_to_or_none() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    for backend in backends() {
+        let run = wire.start(&["tc-egress", "near", "lo", "--backend", backend]);
+        wire.near.run(|| {
+            send(SocketAddr::from(([10, 0, 0, 1], 9)), 5);
+            send(SocketAddr::from(([127, 0, 0, 3], 9)), 6);
+        });
+        settle();
+        let run = run.stop();
+        assert_eq!((total(&run, "10.0.0.1").0, total(&run, "127.0.0.3").0), (5, 6), "{backend}");
+        adds_up(&run);
+    }
+    if !backends().contains(&"clsact") {
+        return;
+    }
+    // The qdisc `ingress` has no egress hook: near gets nothing either.
+    let made = wire.near.run(|| {
+        let mut tc = std::process::Command::new("tc");
+        tc.args("qdisc add dev lo ingress".split(' ')).output().unwrap().status.success()
+    });
+    if made {
+        let before = state(&wire);
+        let args = ["tc-egress", "near", "lo", "--backend", "clsact", "-d", "1s"];
+        let (status, text) = outcome(&wire, &args, &[]);
+        assert!(status == 4 && text.contains("no egress hook"), "{status} {text}");
+        assert_eq!(state(&wire), before);
+    }
+}
+
+#[test]
+fn interfaces_go_and_come() {
+    if !root() {
+        return;
+    }
+    for backend in backends() {
+        let args = ["tc-egress", "near", "--backend", backend, "-i", "100ms"];
+        let wire = wire();
+        let run = wire.start(&args);
+        wire.near.run(|| ip("link del near"));
+        let run = run.wait();
+        assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains("bpftk: every interface is gone"), "{}", run.stderr);
+        assert_eq!(run.summary()["unaccounted"], 0);
+
+        let wire = super::wire();
+        let run = wire.start(&[&args[..], &["--follow"]].concat());
+        wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 1], 9)), 5));
+        settle();
+        wire.near.run(|| ip("link del near"));
+        thread::sleep(Duration::from_millis(500));
+        wire.near.run(|| {
+            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
+            addresses("near", NEAR4, NEAR6);
+            ip(&format!("neigh replace {FAR4} lladdr 02:00:00:00:00:02 dev near nud permanent"));
+            ip(&format!("route add default via {FAR4}"));
+        });
+        wire.far.run(|| addresses("far", FAR4, FAR6));
+        thread::sleep(Duration::from_millis(700));
+        wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 1], 9)), 6));
+        settle();
+        let run = run.stop();
+        assert!(run.stderr.contains("near: attached again"), "{}", run.stderr);
+        // Counts go on.
+        assert_eq!(total(&run, "10.0.0.1").0, 11, "{backend}");
+        adds_up(&run);
+    }
+}
