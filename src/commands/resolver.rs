@@ -51,7 +51,7 @@ impl Resolver {
     fn learn_opening(&mut self, opening: &Opening, asker: impl FnOnce(u64) -> Option<Asker>) {
         let Opening { cookie, addr, port, seq, ref data } = *opening;
         if let Some(name) = self.openings.segment(cookie, seq, data) {
-            let packet = Packet { addr, port, cookie, asker: asker(cookie) };
+            let packet = Packet { addr, port: Some(port), cookie, asker: asker(cookie) };
             self.names.asked_for(&packet, &name, Instant::now());
         }
     }
@@ -61,9 +61,9 @@ impl Resolver {
         self.names.of(packet, Instant::now())
     }
 
-    /// Every name that was answered with this address, the latest first.
+    /// Every name of this address, the latest first.
     pub(crate) fn names(&self, addr: IpAddr) -> Vec<String> {
-        self.names.answers(addr, Instant::now())
+        self.names.all(addr, Instant::now())
     }
 }
 

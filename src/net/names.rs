@@ -9,7 +9,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Addresses, services and sockets that are remembered; the oldest go first.
+/// Addresses and sockets that are remembered; the oldest go first.
 const MOST_KEYS: usize = 16_384;
 /// Names of one of them; the oldest go first.
 const MOST_NAMES: usize = 8;
@@ -52,8 +52,8 @@ pub(crate) type Asker = (u32, u64);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Packet {
     pub(crate) addr: IpAddr,
-    /// 0 where there are none.
-    pub(crate) port: u16,
+    /// Any, where it isn't known.
+    pub(crate) port: Option<u16>,
     /// Of its socket; 0 is none.
     pub(crate) cookie: u64,
     /// Who owns that.
@@ -64,7 +64,7 @@ pub(crate) struct Packet {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     answers: Shelf<IpAddr>,
-    services: Shelf<(IpAddr, u16)>,
+    services: Shelf<IpAddr>,
     sockets: Shelf<u64>,
 }
 
@@ -79,17 +79,18 @@ impl Names {
         now: Instant,
     ) {
         let until = now + ttl.max(AT_LEAST);
-        self.answers.insert(addr, Known { name, source: Source::Dns, asker, until });
+        self.answers.insert(addr, Known { name, source: Source::Dns, port: None, asker, until });
     }
 
     /// A connection to `packet` asked for `name`.
     pub(crate) fn asked_for(&mut self, packet: &Packet, name: &Name, now: Instant) {
         let Name { text, source } = name.clone();
-        let known = Known { name: text, source, asker: packet.asker, until: now + WITHOUT_TTL };
+        let Packet { port, asker, .. } = *packet;
+        let known = Known { name: text, source, port, asker, until: now + WITHOUT_TTL };
         if packet.cookie != 0 {
             self.sockets.insert(packet.cookie, known.clone());
         }
-        self.services.insert((packet.addr, packet.port), known);
+        self.services.insert(packet.addr, known);
     }
 
     /// Every name that the packet's destination may be meant by, the most likely first: what the same connection asked for,
@@ -98,7 +99,8 @@ impl Names {
         let Packet { addr, port, cookie, asker } = *packet;
         let own = |known: &&Known| asker.is_some() && known.asker == asker;
         let answers = || self.answers.get(addr, now);
-        let services = || self.services.get((addr, port), now);
+        let same_port = move |known: &&Known| port.is_none() || known.port == port;
+        let services = || self.services.get(addr, now).filter(same_port);
         let mut names: Vec<Name> = Vec::new();
         self.sockets
             .get(cookie, now)
@@ -114,9 +116,9 @@ impl Names {
         names
     }
 
-    /// What answers say of an address, the latest first.
-    pub(crate) fn answers(&self, addr: IpAddr, now: Instant) -> Vec<String> {
-        let packet = Packet { addr, port: 0, cookie: 0, asker: None };
+    /// All names of an address, the latest first.
+    pub(crate) fn all(&self, addr: IpAddr, now: Instant) -> Vec<String> {
+        let packet = Packet { addr, port: None, cookie: 0, asker: None };
         self.of(&packet, now).into_iter().map(|name| name.text).collect()
     }
 }
@@ -125,6 +127,7 @@ impl Names {
 struct Known {
     name: String,
     source: Source,
+    port: Option<u16>,
     asker: Option<Asker>,
     until: Instant,
 }
@@ -148,7 +151,9 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
             self.order.push_back(key);
             VecDeque::new()
         });
-        names.retain(|known| known.name != new.name || known.asker != new.asker);
+        names.retain(|known| {
+            (&known.name, known.port, known.asker) != (&new.name, new.port, new.asker)
+        });
         names.push_front(new);
         names.truncate(MOST_NAMES);
         if self.order.len() > MOST_KEYS
@@ -184,7 +189,7 @@ mod tests {
         for name in ["a.example", "b.example", "a.example"] {
             names.answered(addr("192.0.2.1"), name.into(), TTL, None, now);
         }
-        assert_eq!(names.answers(addr("192.0.2.1"), now), ["a.example", "b.example"]);
+        assert_eq!(names.all(addr("192.0.2.1"), now), ["a.example", "b.example"]);
     }
 
     #[test]
@@ -194,7 +199,8 @@ mod tests {
         names.answered(addr("192.0.2.1"), "ping.example".into(), TTL, Some(ping), now);
         names.answered(addr("192.0.2.1"), "fox.example".into(), TTL, Some(firefox), now);
         names.answered(addr("192.0.2.1"), "stub.example".into(), TTL, None, now);
-        let packet = |asker, cookie| Packet { addr: addr("192.0.2.1"), port: 443, cookie, asker };
+        let packet =
+            |asker, cookie| Packet { addr: addr("192.0.2.1"), port: Some(443), cookie, asker };
         let first = |asker| names.of(&packet(asker, 0), now)[0].text.clone();
         assert_eq!(first(Some(ping)), "ping.example");
         assert_eq!(first(Some(firefox)), "fox.example");
@@ -209,8 +215,10 @@ mod tests {
             ("api.example", Source::Sni)
         );
         assert_eq!(names.of(&packet(Some(firefox), 0), now)[0].text, "fox.example");
-        let elsewhere = Packet { port: 80, ..packet(Some(firefox), 0) };
+        let elsewhere = Packet { port: Some(80), ..packet(Some(firefox), 0) };
         assert_eq!(names.of(&elsewhere, now).len(), 3);
+        let anywhere = Packet { port: None, ..elsewhere };
+        assert_eq!(names.of(&anywhere, now).len(), 4);
         assert_eq!(names.of(&packet(None, 0), now).len(), 4);
     }
 
@@ -220,7 +228,7 @@ mod tests {
         let at = addr("192.0.2.1");
         names.answered(at, "short.example".into(), Duration::ZERO, None, now);
         names.answered(at, "long.example".into(), 3 * AT_LEAST, None, now);
-        let later = |times| names.answers(at, now + times * AT_LEAST - TTL);
+        let later = |times| names.all(at, now + times * AT_LEAST - TTL);
         assert_eq!(later(1), ["long.example", "short.example"]);
         assert_eq!(later(2), ["long.example"]);
         assert!(later(4).is_empty());
@@ -239,6 +247,6 @@ mod tests {
         for i in 0..20 {
             names.answered(addr("192.0.2.1"), format!("n{i}"), TTL, None, now);
         }
-        assert_eq!(names.answers(addr("192.0.2.1"), now).len(), MOST_NAMES);
+        assert_eq!(names.all(addr("192.0.2.1"), now).len(), MOST_NAMES);
     }
 }

@@ -25,6 +25,10 @@ pub(crate) const MANUAL: Manual = Manual {
             "bpftk tc-egress enp0s1 --by dst,process",
             "Which process sends what where, and how much of it is known.",
         ),
+        (
+            "bpftk tc-egress enp0s1 --by dst,port,process --names",
+            "The same, with what the destinations are called.",
+        ),
         ("bpftk tc-egress wg0 --events", "A line for each new flow through a tunnel."),
         (
             "bpftk tc-egress enp0s1 --direction ingress --only 203.0.113.0/24 --format json",
@@ -53,6 +57,10 @@ pub(crate) const MANUAL: Manual = Manual {
         ),
         ("USER CGROUP", "With --by user and --by cgroup: those of the process."),
         (
+            "BY NAME",
+            "With --names: the names that the address may be meant by, the most likely first, and what says each: dns, an answer to a question for the name; sni, the server name of a TLS client; host, the host of an HTTP client.",
+        ),
+        (
             "IFACE PROTO SADDR SPORT DADDR DPORT",
             "With --events: what the first packet of the flow was, or with --all-packets each.",
         ),
@@ -69,6 +77,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "--exclude, --exclude-file, --exclude-private and --only together make one set of addresses, in which one look-up is made for each packet. Of an address that several of them name, --only gives way. What is excluded is only counted, in one row. At ingress the source address counts.",
         PRIVATE,
         "--by process, user and cgroup: the kernel counts by socket, and bpftk finds out whose a socket is, from where processes make sockets (a program at the root of cgroup v2), from where they send (a tracepoint since Linux 6.3, else fentry or kprobes), and from the open files of all processes. What is learned later is used for what was counted before. A process is its id and its start time, so that an id that is used again never stands for two. What this machine lacks for it is told at the start, with what is lost by that; the last line says what share of the packets was attributed.",
+        "--names: programs at the root of cgroup v2 copy what sockets receive from port 53 (UDP and TCP, IPv4 and IPv6, stub resolvers on the loopback included), and how connections begin that sockets open with TLS or HTTP/1, in any network namespace. An address is called by the question whose answer, through its CNAMEs or by the hints of an HTTPS record, led to it, for as long as the answer may be kept, and ten minutes at the least; and by the names that TLS and HTTP clients asked it for, for an hour, with --by port only those at that port. With --by process, names that the same process asked for come first. There is never a reverse look-up. What is asked over TLS or HTTPS, or of a resolver by other means than DNS, can't be seen, nor can QUIC's server names, and packets that this machine only passes on are named by answers that it saw itself. A name that is known only later is shown in the next table; rows of --events have what is known when the packet leaves.",
         "--events prints the first packet of each flow: the same addresses, ports and protocol. 65536 flows are remembered, and the longest unseen makes room for a new one; a flow that was forgotten so is printed again with its next packet. A row that did not fit in the ring buffer is counted as lost, and the next packet of the flow is printed instead.",
         "A key that nothing is sent to for ten minutes is forgotten, and so is the longest silent one if there are more than a million: its counts go on as a part of other.",
         "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. A filter outlives a bpftk that is killed, but counts nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one. bpftk stands before the programs of others, and so counts what they drop, too, unless --last. Behind a program that accepts a packet for good (TC_ACT_OK), it does not see it.",
@@ -76,6 +85,7 @@ pub(crate) const MANUAL: Manual = Manual {
     ],
     overhead: &[
         "A packet costs the program's time, some tens of nanoseconds; `make bench` prints it. An interval costs bpftk reading what was counted in it. With --all-packets, each packet is handed to bpftk by itself.",
+        "--names: a program for each packet that a local socket sends or receives; it reads headers, and copies a few.",
         "Memory in the kernel: two tables of --max-entries keys, each some 100 bytes and 16 more for each processor: 17 MiB by default on two processors; a ring buffer of 1 MiB. In bpftk, some 100 bytes for each key that it remembers.",
     ],
     exit_status: &[],
@@ -110,6 +120,10 @@ const SUMMARY: &[Field] = &[
     Field::new("events", "rows of --events"),
     Field::new("lost", "rows of --events missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+    Field::new(
+        "lost_names",
+        "with --names: pieces of answers and connections that were not heard: names may be missing, no packets; else null",
+    ),
 ];
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod book;
 mod by;
 mod exclude;
 mod manual;
+mod named;
 mod rows;
 mod whose;
 
@@ -23,6 +24,7 @@ use self::book::{Book, Share, Sort, View};
 use self::by::{ByList, Columns};
 use self::exclude::ExcludeArgs;
 pub(crate) use self::manual::MANUAL;
+use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::whose::{RowKey, SendersArg, Sources};
 use super::common::{clock, interval, losses_sentence, note};
@@ -112,6 +114,10 @@ pub(crate) struct TcEgress {
     #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=1 << 22), help_heading = "Rows")]
     max_entries: u32,
 
+    /// Add a NAME column, from DNS answers, TLS server names and HTTP hosts that this machine's sockets heard and said
+    #[arg(long, help_heading = "Rows")]
+    names: bool,
+
     /// Instead of tables, a row for the first packet of each flow
     #[arg(long, conflicts_with_all = ["by", "top", "sort", "interval", "max_entries"], help_heading = "Rows")]
     events: bool,
@@ -173,15 +179,25 @@ impl TcEgress {
             Way::Ingress => Direction::Ingress,
         };
         let shown = Columns::resolve(self.by, direction)?;
-        for (given, option) in
-            [(self.btf.is_some(), "--btf"), (self.senders.is_some(), "--senders")]
-        {
-            if given && !shown.whose() {
-                let needed = "nothing needs it but --by process, user or cgroup";
-                return Err(usage(format!("{option}: {needed}")));
-            }
+        if self.senders.is_some() && !shown.whose() {
+            return Err(usage("--senders: nothing needs it but --by process, user or cgroup"));
         }
-        let btf = shown.whose().then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
+        let needs_btf = shown.whose() || self.names;
+        if self.btf.is_some() && !needs_btf {
+            return Err(usage(
+                "--btf: nothing needs it but --names and --by process, user or cgroup",
+            ));
+        }
+        if self.names && (shown.nets || shown.by.addr.is_none()) && !self.events {
+            let expected = match direction {
+                Direction::Egress => "dst",
+                Direction::Ingress => "src",
+            };
+            return Err(usage(format!(
+                "--names: names are of addresses, which rows don't have; expected --by {expected}"
+            )));
+        }
+        let btf = needs_btf.then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
         let excluded = self.excludes.resolve()?;
         let needed = if shown.whose() {
             &[Cap::Bpf, Cap::NetAdmin, Cap::Perfmon][..]
@@ -210,19 +226,23 @@ impl TcEgress {
             expression,
             max_entries: self.max_entries,
             events,
-            btf: btf.clone(),
+            btf: btf.clone().filter(|_| shown.whose()),
         };
 
         // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
         let (columns, fields) = match events {
-            None => (rows::columns(shown, direction), FIELDS),
-            Some(_) => (rows::event_columns(self.timestamp, interfaces.len() > 1), EVENT_FIELDS),
+            None => (rows::columns(shown, direction, self.names), FIELDS),
+            Some(_) => {
+                let several = interfaces.len() > 1;
+                (rows::event_columns(self.timestamp, several, self.names), EVENT_FIELDS)
+            }
         };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
 
         // Before the first packet is counted.
-        let owners = btf.map(|btf| self.owners(btf)).transpose()?;
+        let named = btf.as_ref().filter(|_| self.names).map(Named::start).transpose()?;
+        let owners = btf.filter(|_| shown.whose()).map(|btf| self.owners(btf)).transpose()?;
         debug_assert!(!(self.first && self.last));
         let order = if self.last { Order::Last } else { Order::First };
         let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
@@ -256,6 +276,7 @@ impl TcEgress {
             interval,
             book: Book::new(),
             owners: owners.as_ref(),
+            named: named.as_ref(),
             begin: Instant::now(),
             events: 0,
             undecodable: 0,
@@ -299,6 +320,7 @@ struct Session<'a> {
     watch: Watch,
     book: Book<Key, RowKey>,
     owners: Option<&'a RefCell<Owners>>,
+    named: Option<&'a Named>,
     begin: Instant,
     /// Rows of --events.
     events: u64,
@@ -351,7 +373,7 @@ impl Session<'_> {
             to_stdout: self.args.output.output.is_none(),
         };
         let mut left = Left::Done;
-        let sources = Sources::new(&ring, self.owners)?;
+        let sources = Sources::new(&ring, self.owners, self.named)?;
         follow(&sources, signals, timing, |turn| match turn {
             Turn::Event(event) => self.event(&event, counter, sink),
             Turn::Tick => {
@@ -397,7 +419,8 @@ impl Session<'_> {
             .iter()
             .find(|interface| interface.index == event.interface)
             .map(|interface| interface.name.as_str());
-        sink.event(&rows::event(event, iface, self.direction))?;
+        let names = self.named.map(|named| named.of_event(event, self.direction));
+        sink.event(&rows::event(event, iface, self.direction, names))?;
         Ok(if full(self.events) { Flow::Stop } else { Flow::Continue })
     }
 
@@ -417,6 +440,9 @@ impl Session<'_> {
             // What was sent before is known now.
             owners.borrow_mut().take()?;
         }
+        if let Some(named) = self.named {
+            named.take(self.owners)?;
+        }
         let (owners, shown) = (self.owners, self.shown);
         let row = |key: &Key| whose::row(key, owners, shown);
         self.book.add(taken.keys.into_iter(), taken.rows, Instant::now(), row);
@@ -433,7 +459,8 @@ impl Session<'_> {
             .lines(view, |key| self.row(key))
             .iter()
             .map(|line| {
-                let record = rows::record(line, self.shown, self.direction, view.interval);
+                let names = self.named.and_then(|named| Some(named.of(line.what.row()?)));
+                let record = rows::record(line, self.shown, self.direction, view.interval, names);
                 // A column of tables, in which the fields of the others are one.
                 if sink.is_table() && self.shown.process {
                     record.with("process", rows::process_cell(line))
@@ -500,7 +527,8 @@ impl Session<'_> {
             .with("unknown_packets", shares.as_ref().map(|shares| shares.unknown.packets))
             .with("events", self.events)
             .with("lost", losses.rows() + undecodable)
-            .with("lost_ring_full", losses.ring_full);
+            .with("lost_ring_full", losses.ring_full)
+            .with("lost_names", self.named.map(Named::lost).transpose()?);
         let mut parts = vec![format!(
             "{} packets: {} counted, {} excluded, {} not IP, {} malformed",
             rows.total.packets,

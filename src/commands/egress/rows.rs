@@ -14,6 +14,7 @@ use crate::commands::common::{TIME_COLUMN, USER_COLUMN, amount};
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::clock::wall_time;
 use crate::kernel::egress::Event;
+use crate::net::names::Name;
 use crate::net::protos;
 use crate::output::{Column, Field, Kind, Record};
 
@@ -50,6 +51,11 @@ pub(crate) const FIELDS: &[Field] = &[
     ),
     Field::new("uid", "by user: real user id of the process; else null"),
     Field::new("cgroup", "by cgroup: its cgroup, below the root of cgroup v2; else null"),
+    Field::new(
+        "name",
+        "with --names: list of names that the address may be meant by, the most likely first; null when there is none; else null",
+    ),
+    Field::new("name_source", "for each of these: dns, sni or host; null likewise"),
     Field::new("packets", "packets of the interval; in the last table, of the whole run"),
     Field::new("bytes", "their bytes"),
     Field::new("packets_total", "packets since the beginning"),
@@ -67,6 +73,11 @@ pub(crate) const EVENT_FIELDS: &[Field] = &[
     Field::new("sport", "source port; null when there is none to be seen"),
     Field::new("daddr", "destination address"),
     Field::new("dport", "destination port"),
+    Field::new(
+        "name",
+        "with --names: list of names that the address may be meant by, the most likely first; null when there is none; else null",
+    ),
+    Field::new("name_source", "for each of these: dns, sni or host; null likewise"),
     Field::new("packets", "packets on the wire: the segments of a large one"),
     Field::new("bytes", "their length, link layer included"),
 ];
@@ -90,7 +101,11 @@ fn fields(direction: Direction) -> (&'static str, &'static str) {
     }
 }
 
-pub(super) fn columns(shown: Columns, direction: Direction) -> Vec<Column> {
+/// Widths of 0 fit the rows.
+const NAME: Column = Column::left("NAME", "name", 20);
+const SOURCE: Column = Column::left("BY", "name_source", 4);
+
+pub(super) fn columns(shown: Columns, direction: Direction, names: bool) -> Vec<Column> {
     let (addr, port) = fields(direction);
     let mut columns = Vec::new();
     if shown.by.addr.is_some() {
@@ -123,10 +138,13 @@ pub(super) fn columns(shown: Columns, direction: Direction) -> Vec<Column> {
         Column::right("TOTAL", "packets_total", 0),
         Column::right("TOTAL BYTES", "bytes_total", 0).shown_by(amount),
     ]);
+    if names {
+        columns.extend([SOURCE, NAME]);
+    }
     columns
 }
 
-pub(super) fn event_columns(timestamp: bool, several: bool) -> Vec<Column> {
+pub(super) fn event_columns(timestamp: bool, several: bool, names: bool) -> Vec<Column> {
     let mut columns = Vec::new();
     if timestamp {
         columns.push(TIME_COLUMN);
@@ -143,6 +161,9 @@ pub(super) fn event_columns(timestamp: bool, several: bool) -> Vec<Column> {
         Column::right("PACKETS", "packets", 7),
         Column::right("BYTES", "bytes", 6),
     ]);
+    if names {
+        columns.extend([SOURCE, NAME]);
+    }
     columns
 }
 
@@ -170,7 +191,9 @@ pub(super) fn record(
     shown: Columns,
     direction: Direction,
     interval: bool,
+    names: Option<Vec<Name>>,
 ) -> Record {
+    let (names, sources) = named(names);
     let row = line.what.row();
     let key = row.map(|row| row.key);
     let addr = key.and_then(|key| key.addr);
@@ -199,6 +222,8 @@ pub(super) fn record(
         .with("exe", process.and_then(|process| process.exe.clone()))
         .with("uid", whose.and_then(|whose| whose.user))
         .with("cgroup", whose.and_then(|whose| whose.cgroup.clone()))
+        .with("name", names)
+        .with("name_source", sources)
         .with("packets", count.packets)
         .with("bytes", count.bytes)
         .with("packets_total", line.total.packets)
@@ -216,7 +241,21 @@ fn proto(proto: Option<u8>) -> String {
     proto.map_or_else(|| "unknown".into(), protos::name)
 }
 
-pub(super) fn event(event: &Event, iface: Option<&str>, direction: Direction) -> Record {
+/// Names, and what says each; nothing when there is none.
+fn named(names: Option<Vec<Name>>) -> (Option<Vec<String>>, Option<Vec<String>>) {
+    let names = names.filter(|names| !names.is_empty());
+    names
+        .map(|names| names.into_iter().map(|name| (name.text, name.source.to_string())).unzip())
+        .unzip()
+}
+
+pub(super) fn event(
+    event: &Event,
+    iface: Option<&str>,
+    direction: Direction,
+    names: Option<Vec<Name>>,
+) -> Record {
+    let (names, sources) = named(names);
     let (sport, dport) = event.ports.unzip();
     Record::new(Kind::Event)
         .with("time", wall_time(event.time_ns))
@@ -228,6 +267,8 @@ pub(super) fn event(event: &Event, iface: Option<&str>, direction: Direction) ->
         .with("sport", sport)
         .with("daddr", event.daddr)
         .with("dport", dport)
+        .with("name", names)
+        .with("name_source", sources)
         .with("packets", event.packets)
         .with("bytes", event.bytes)
 }

@@ -11,6 +11,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::book::{Row, Share};
 use super::by::Columns;
+use super::named::Named;
 use crate::kernel::egress::{Event, Key, Socket};
 use crate::kernel::owners::{Identity, Owner, Owners, Senders, SendersBy};
 use crate::kernel::ring::EventRing;
@@ -104,30 +105,35 @@ pub(super) fn row(key: &Key, owners: Option<&RefCell<Owners>>, shown: Columns) -
     RowKey { key: Key { socket: None, ..*key }, whose }
 }
 
-/// Events, and beside them what is to be learned of owners at once: a moment later a process may be gone.
+/// Events, and beside them what is to be learned of owners and names at once: a moment later a process may be gone.
 pub(super) struct Sources<'a> {
     ring: &'a EventRing<'a, Event>,
     owners: Option<&'a RefCell<Owners>>,
-    /// Readable when either is.
-    both: Epoll,
+    named: Option<&'a Named>,
+    /// Readable when one of them is.
+    all: Epoll,
 }
 
 impl<'a> Sources<'a> {
     pub(super) fn new(
         ring: &'a EventRing<'a, Event>,
         owners: Option<&'a RefCell<Owners>>,
+        named: Option<&'a Named>,
     ) -> Result<Self> {
         let context = "cannot wait for events";
-        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(context)?;
+        let all = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(context)?;
         let readable = |data| EpollEvent::new(EpollFlags::EPOLLIN, data);
-        both.add(ring.fd(), readable(0)).context(context)?;
+        all.add(ring.fd(), readable(0)).context(context)?;
         if let Some(owners) = owners {
             let owners: Ref<'_, Owners> = owners.borrow();
             if let Some(fd) = owners.fd() {
-                both.add(fd, readable(1)).context(context)?;
+                all.add(fd, readable(1)).context(context)?;
             }
         }
-        Ok(Self { ring, owners, both })
+        if let Some(named) = named {
+            all.add(named.fd(), readable(2)).context(context)?;
+        }
+        Ok(Self { ring, owners, named, all })
     }
 }
 
@@ -135,10 +141,15 @@ impl Source for Sources<'_> {
     type Event = Event;
 
     fn fill(&self) -> Result<bool> {
+        let more = self.ring.fill()?;
+        // Afterwards: what was learned before an event is known for it.
         if let Some(owners) = self.owners {
             owners.borrow_mut().take()?;
         }
-        self.ring.fill()
+        if let Some(named) = self.named {
+            named.take(self.owners)?;
+        }
+        Ok(more)
     }
 
     fn next(&self) -> Option<Event> {
@@ -146,6 +157,6 @@ impl Source for Sources<'_> {
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.both.0.as_fd()
+        self.all.0.as_fd()
     }
 }

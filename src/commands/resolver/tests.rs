@@ -48,7 +48,7 @@ fn listen(ear: &Ear, resolver: &mut Resolver) {
 }
 
 fn packet(addr: &str, port: u16) -> Packet {
-    Packet { addr: addr.parse().unwrap(), port, cookie: 0, asker: None }
+    Packet { addr: addr.parse().unwrap(), port: Some(port), cookie: 0, asker: None }
 }
 
 fn names(resolver: &Resolver, addr: &str, port: u16) -> Vec<(String, Source)> {

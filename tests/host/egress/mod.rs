@@ -5,6 +5,7 @@
 mod counts;
 mod events;
 mod lifecycle;
+mod names;
 mod owners;
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::wire::{FAR4, FAR6, NEAR4, NEAR6, Wire, addresses, outcome, send, tc_backends};
-use crate::support::{Netns, Run, ip, output, root, stderr, stdout};
+use crate::support::{Netns, Run, Running, ip, output, root, stderr, stdout};
 
 fn backends() -> Vec<&'static str> {
     tc_backends(&["tc-egress", "lo"])

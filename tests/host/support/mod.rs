@@ -4,6 +4,7 @@
 
 mod actor;
 mod cgroup;
+pub(crate) mod dns;
 mod netns;
 mod objects;
 mod running;

@@ -2,99 +2,13 @@
 
 //! `--dns`: names from answers that were received, by a resolver of the test's own.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::thread;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
 
 use super::with_backends;
+use crate::support::dns::{Record, message, over_tcp, over_udp};
 use crate::support::{Tcp, bpftk, output, stderr};
-
-/// A record of an answer: owner, then what it says.
-enum Record<'a> {
-    A(&'a str, Ipv4Addr),
-    Aaaa(&'a str, Ipv6Addr),
-    Cname(&'a str, &'a str),
-}
-
-fn encoded(name: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for label in name.split('.') {
-        bytes.push(label.len() as u8);
-        bytes.extend_from_slice(label.as_bytes());
-    }
-    bytes.push(0);
-    bytes
-}
-
-/// A DNS message by hand: what bpftk parses must not come from the library that it parses with.
-fn message(asked: &str, records: &[Record<'_>], padding: usize) -> Vec<u8> {
-    let count = (records.len() + padding) as u16;
-    let mut bytes = vec![0x12, 0x34, 0x81, 0x80, 0, 1];
-    bytes.extend_from_slice(&count.to_be_bytes());
-    bytes.extend_from_slice(&[0, 0, 0, 0]);
-    bytes.extend(encoded(asked));
-    bytes.extend_from_slice(&[0, 1, 0, 1]);
-    let mut add = |owner: &str, kind: u8, data: &[u8]| {
-        bytes.extend(encoded(owner));
-        bytes.extend_from_slice(&[0, kind, 0, 1, 0, 0, 0, 60]);
-        bytes.extend_from_slice(&(data.len() as u16).to_be_bytes());
-        bytes.extend_from_slice(data);
-    };
-    // Text records first, so that what matters is at the end of a long message.
-    for _ in 0..padding {
-        let mut text = vec![200];
-        text.extend([b'x'; 200]);
-        add(asked, 16, &text);
-    }
-    for record in records {
-        match record {
-            Record::A(owner, ip) => add(owner, 1, &ip.octets()),
-            Record::Aaaa(owner, ip) => add(owner, 28, &ip.octets()),
-            Record::Cname(owner, target) => add(owner, 5, &encoded(target)),
-        }
-    }
-    bytes
-}
-
-/// Has `answer` arrive at a socket from port 53 of `server`.
-fn over_udp(server: &str, answer: &[u8]) {
-    let server: IpAddr = server.parse().unwrap();
-    let resolver =
-        UdpSocket::bind(SocketAddr::new(server, 53)).expect("port 53 of the namespace is free");
-    let client = UdpSocket::bind(SocketAddr::new(server, 0)).unwrap();
-    // Not connected, as many resolvers' sockets are not.
-    client.send_to(b"a question", resolver.local_addr().unwrap()).unwrap();
-    resolver.send_to(answer, client.local_addr().unwrap()).unwrap();
-    let mut buffer = vec![0; 65_536];
-    assert_eq!(client.recv(&mut buffer).unwrap(), answer.len());
-}
-
-/// The same over TCP, in pieces of `chunk` bytes.
-fn over_tcp(server: &str, answers: &[Vec<u8>], chunk: usize) {
-    let server: IpAddr = server.parse().unwrap();
-    let resolver = TcpListener::bind(SocketAddr::new(server, 53)).unwrap();
-    let addr = resolver.local_addr().unwrap();
-    let mut wire = Vec::new();
-    for answer in answers {
-        wire.extend_from_slice(&(answer.len() as u16).to_be_bytes());
-        wire.extend_from_slice(answer);
-    }
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = resolver.accept().unwrap();
-            stream.set_nodelay(true).unwrap();
-            for piece in wire.chunks(chunk) {
-                stream.write_all(piece).unwrap();
-            }
-        });
-        let mut client = TcpStream::connect(addr).unwrap();
-        let mut all = Vec::new();
-        client.read_to_end(&mut all).unwrap();
-        assert_eq!(all, wire);
-    });
-}
 
 fn cgroup2() -> bool {
     let mounted = std::fs::read_to_string("/proc/self/mountinfo")

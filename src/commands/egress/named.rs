@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `--names`: what destinations are called.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result};
+
+use super::whose::RowKey;
+use crate::commands::resolver::Resolver;
+use crate::kernel::attach::tc::Direction;
+use crate::kernel::btf::BtfSource;
+use crate::kernel::egress::Event;
+use crate::kernel::names::Ear;
+use crate::kernel::owners::{Owner, Owners};
+use crate::net::names::{Asker, Name, Packet};
+
+/// Pieces taken in at a time, so that a flood does not keep the loop from its other duties.
+const BATCH: usize = 65_536;
+
+#[derive(Debug)]
+pub(super) struct Named {
+    ear: Ear,
+    resolver: RefCell<Resolver>,
+}
+
+impl Named {
+    pub(super) fn start(btf: &BtfSource) -> Result<Self> {
+        let ear = Ear::start(btf).context("--names")?;
+        Ok(Self { ear, resolver: RefCell::default() })
+    }
+
+    /// Learns from what was heard since, without waiting. `owners` are asked who heard it, so they come first.
+    pub(super) fn take(&self, owners: Option<&RefCell<Owners>>) -> Result<()> {
+        let asker = |cookie: u64| -> Option<Asker> {
+            match owners?.borrow_mut().of(cookie) {
+                Owner::Process(process, _) => Some((process.id.tgid, process.id.start_ns)),
+                _ => None,
+            }
+        };
+        for _ in 0..BATCH {
+            let Some(heard) = self.ear.next()? else { break };
+            self.resolver.borrow_mut().hear(&heard, asker);
+        }
+        Ok(())
+    }
+
+    /// Names of a row's address: those that its process asked for first.
+    pub(super) fn of(&self, row: &RowKey) -> Vec<Name> {
+        let Some(addr) = row.key.addr else { return Vec::new() };
+        let process = row.whose.as_ref().and_then(|whose| whose.process.as_ref());
+        let asker = process.map(|process| (process.id.tgid, process.id.start_ns));
+        self.find(addr, row.key.port, asker)
+    }
+
+    /// Names of the far end.
+    pub(super) fn of_event(&self, event: &Event, direction: Direction) -> Vec<Name> {
+        let (sport, dport) = event.ports.unzip();
+        match direction {
+            Direction::Egress => self.find(event.daddr, dport, None),
+            Direction::Ingress => self.find(event.saddr, sport, None),
+        }
+    }
+
+    fn find(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Vec<Name> {
+        self.resolver.borrow().of(&Packet { addr, port, cookie: 0, asker })
+    }
+
+    /// Readable when there is something to take.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.ear.fd()
+    }
+
+    /// Pieces that may have had a name, and were not heard.
+    pub(super) fn lost(&self) -> Result<u64> {
+        self.ear.lost()
+    }
+}
