@@ -21,7 +21,11 @@ _Static_assert(sizeof(struct addrset_head) <= ADDRSET_LINE, "the head is a line"
 #define ADDRSETS 1
 #endif
 
-/* A set that is missing is empty. */
+/*
+ * Sets that can be replaced; one that is missing is empty. With ADDRSETS_FIXED, a program has arrays of its own instead, for
+ * sets that stay as they are (ADDRSET_MAP): then look-ups in them need no calls.
+ */
+#ifndef ADDRSETS_FIXED
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, ADDRSETS);
@@ -40,6 +44,16 @@ static __always_inline void *addrset_get(__u32 which)
 {
 	return bpf_map_lookup_elem(&addrsets, &which);
 }
+#endif
+
+#define ADDRSET_MAP(name)                                   \
+	struct {                                            \
+		__uint(type, BPF_MAP_TYPE_ARRAY);           \
+		__uint(max_entries, 1);                     \
+		__uint(map_flags, BPF_F_MMAPABLE);          \
+		__uint(key_size, sizeof(__u32));            \
+		__uint(value_size, ADDRSET_LINE);           \
+	} name SEC(".maps")
 
 static __always_inline void *addrset_line(void *set, __u32 line)
 {

@@ -4,7 +4,7 @@
 
 #include "tc.bpf.h"
 
-#define ADDRSETS 1
+#define ADDRSETS_FIXED
 #include "egress.h"
 
 #include "common.bpf.h"
@@ -59,6 +59,9 @@ struct {
 	__type(value, struct egress_rows);
 } rows SEC(".maps");
 
+/* What is counted in one row. */
+ADDRSET_MAP(excluded);
+
 /* The flows that were told of. The longest unseen make room for new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -104,9 +107,7 @@ static __always_inline void egress_address(__u64 to[2], const __u64 from[2], __u
 /* Global: verified once, however often it is called. */
 __noinline int egress_excluded(__u64 hi, __u64 lo, __u32 family)
 {
-	void *set = addrset_get(0);
-
-	return set && addrset_has(set, family == 4, hi, lo);
+	return addrset_has(&excluded, family == 4, hi, lo);
 }
 
 /* @whose: keys have cookies. */

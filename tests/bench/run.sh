@@ -53,5 +53,7 @@ BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::filter::tests::figu
 echo
 BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::addrset::tests::figures kernel::drop::tests::figures | grep -E '^(V4|V6|xdp|tc)' || status=1
 echo
+BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::egress::tests::figures | grep -E '^egress' || status=1
+echo
 tests/bench/xdp-filter.sh "$bpftk" || status=1
 exit $status

@@ -7,7 +7,7 @@ mod image;
 mod tests;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{MapCore, MapFlags, libbpf_sys};
@@ -34,20 +34,7 @@ impl AddrSet {
         which: u32,
         ranges: &Ranges,
     ) -> Result<()> {
-        self.replace_image(outer, which, &Image::new(ranges, FEW))
-    }
-
-    /// The same, for sets of some hundred ranges that are looked at for every packet: 8 MiB, and IPv4 takes two steps.
-    pub(crate) fn replace_fast(
-        &mut self,
-        outer: &impl MapCore,
-        which: u32,
-        ranges: &Ranges,
-    ) -> Result<()> {
-        self.replace_image(outer, which, &Image::new(ranges, VERY_FEW))
-    }
-
-    fn replace_image(&mut self, outer: &impl MapCore, which: u32, image: &Image<'_>) -> Result<()> {
+        let image = Image::new(ranges, FEW);
         self.replace_by(outer, which, image.lines(), |lines| image.write(lines))
     }
 
@@ -60,13 +47,7 @@ impl AddrSet {
     ) -> Result<()> {
         let bytes = lines * size_of::<Line>();
         let map = create(lines).map_err(|error| refused(&error, bytes))?;
-        let mut memory = sys::maps::map_memory(map.as_fd(), bytes).with_context(|| {
-            format!("cannot map the {} of the list of addresses", mebibytes(bytes))
-        })?;
-        let (chunks, rest) = memory.bytes().as_chunks_mut();
-        debug_assert!(rest.is_empty());
-        write(chunks);
-        drop(memory);
+        write_lines(map.as_fd(), bytes, write)?;
         outer
             .update(&which.to_ne_bytes(), &map.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
             .context("cannot put the list of addresses in its place")?;
@@ -79,6 +60,37 @@ impl AddrSet {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// A set that stays as it is, in a map of a program's own (ADDRSET_MAP). Made for speed: IPv4 takes two steps, and 8 MiB for more
+/// than a handful of ranges.
+#[derive(Debug)]
+pub(crate) struct FixedSet<'a>(Image<'a>);
+
+impl<'a> FixedSet<'a> {
+    pub(crate) fn new(ranges: &'a Ranges) -> Self {
+        Self(Image::new(ranges, VERY_FEW))
+    }
+
+    /// How many entries the map has to have.
+    pub(crate) fn lines(&self) -> u32 {
+        // There are fewer addresses' boundaries than that in any memory.
+        u32::try_from(self.0.lines()).unwrap_or(u32::MAX)
+    }
+
+    /// Once the map is there, and before programs look at it.
+    pub(crate) fn write(&self, map: BorrowedFd<'_>) -> Result<()> {
+        write_lines(map, self.0.lines() * size_of::<Line>(), |lines| self.0.write(lines))
+    }
+}
+
+fn write_lines(map: BorrowedFd<'_>, bytes: usize, write: impl FnOnce(&mut [Line])) -> Result<()> {
+    let mut memory = sys::maps::map_memory(map, bytes)
+        .with_context(|| format!("cannot map the {} of the list of addresses", mebibytes(bytes)))?;
+    let (chunks, rest) = memory.bytes().as_chunks_mut();
+    debug_assert!(rest.is_empty());
+    write(chunks);
+    Ok(())
 }
 
 /// BPF_F_INNER_MAP, Linux 5.10: the next one may have another size. BPF_F_MMAPABLE, 5.5: written without system calls.

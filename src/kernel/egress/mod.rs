@@ -28,7 +28,7 @@ use plain::Plain;
 
 pub(crate) use self::counts::{Key, Rows, Socket};
 use super::addr::canonical;
-use super::addrset::AddrSet;
+use super::addrset::FixedSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
@@ -111,7 +111,6 @@ pub(crate) struct Counter {
     /// What was read of the fixed rows of each generation: they only grow.
     read: RefCell<[Rows; 2]>,
     skel: EgressSkel<'static>,
-    _excluded: AddrSet,
     grace: Grace,
     by: By,
     backend: TcBackend,
@@ -189,6 +188,10 @@ impl Counter {
             map.set_max_entries(if counts { config.max_entries } else { 1 })
                 .context("cannot size a table")?;
         }
+        let excluded = config.excluded.as_ref().map(FixedSet::new);
+        if let Some(excluded) = &excluded {
+            maps.excluded.set_max_entries(excluded.lines()).context("cannot size a table")?;
+        }
         if config.events != Some(Events::Flows) {
             maps.flows.set_max_entries(1).context("cannot size a table")?;
         }
@@ -210,9 +213,8 @@ impl Counter {
             .load()
             .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
         drop(injection);
-        let mut excluded = AddrSet::default();
-        if let Some(ranges) = &config.excluded {
-            excluded.replace_fast(&skel.maps.addrsets, 0, ranges)?;
+        if let Some(excluded) = &excluded {
+            excluded.write(skel.maps.excluded.as_fd())?;
         }
         let variables = skel.maps.bss_data.take().context("the object has no variables")?;
         Ok(Self {
@@ -221,7 +223,6 @@ impl Counter {
             variables: RefCell::new(variables),
             read: RefCell::default(),
             skel,
-            _excluded: excluded,
             grace: Grace::new()?,
             by,
             backend,
