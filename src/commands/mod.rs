@@ -9,5 +9,6 @@ pub(crate) mod doctor;
 pub(crate) mod drop;
 pub(crate) mod filter;
 pub(crate) mod man;
+pub(crate) mod sockredir;
 pub(crate) mod tcpconnect;
 pub(crate) mod tracing;
