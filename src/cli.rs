@@ -85,7 +85,7 @@ commands! {
     Tcpconnect(tcpconnect::Tcpconnect), "tcpconnect", "Trace every active TCP connect: who, where to, its result and its latency";
     XdpDrop(drop::XdpDrop), "xdp-drop", "Drop packets where the kernel gets them first, and show how many";
     TcDrop(drop::TcDrop), "tc-drop", "Drop packets at the traffic control hooks, in or out, and show how many";
-    Sockredir(sockredir::Sockredir), "sockredir", "Let local TCP connections bypass the network stack";
+    Sockredir(sockredir::Sockredir), "sockredir", "Let local TCP connections bypass the network stack, losing and reordering no byte";
     Filter(filter::Filter), "filter", "Compile, read, write and check packet filters";
     Doctor(doctor::Doctor), "doctor", "Tell what works on this kernel, by which mechanism, and what was left behind";
     Completions(completions::Completions), "completions", "Print a shell's completion script";

@@ -12,7 +12,7 @@ use clap::Args;
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{clone_trace, doctor, drop, filter, tcpconnect};
+use super::{clone_trace, doctor, drop, filter, sockredir, tcpconnect};
 use crate::cli::definition;
 use crate::output::Field;
 
@@ -39,6 +39,7 @@ const MANUALS: &[Manual] = &[
     tcpconnect::MANUAL,
     drop::XDP_MANUAL,
     drop::TC_MANUAL,
+    sockredir::MANUAL,
     filter::MANUAL,
     doctor::MANUAL,
 ];

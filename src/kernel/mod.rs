@@ -30,6 +30,7 @@ pub(crate) mod signals;
 pub(crate) mod skel;
 pub(crate) mod sockgate;
 pub(crate) mod socket;
+pub(crate) mod sockredir;
 mod sys;
 pub(crate) mod task_filter;
 pub(crate) mod tcpconnect;

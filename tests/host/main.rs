@@ -9,6 +9,7 @@ mod doctor;
 mod drop;
 mod filter;
 mod filter_check;
+mod sockredir;
 mod support;
 mod tcpconnect;
 mod zz_last;

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::Prepared;
 use super::rules::Named;
-use crate::commands::common::TIME_COLUMN;
+use crate::commands::common::{TIME_COLUMN, amount, clock};
 use crate::kernel::clock::wall_time;
 use crate::kernel::drop::{By, Count, Dropper, Key, Row, Sample};
 use crate::net::protos;
@@ -349,44 +349,9 @@ fn rounded(value: &Value) -> String {
     }
 }
 
-/// Bytes, in the largest unit of which there is one.
-fn amount(value: &Value) -> String {
-    let mut number = match value {
-        Value::Float(number) => *number,
-        Value::Unsigned(number) => *number as f64,
-        other => return other.text(),
-    };
-    if number < 1024.0 {
-        return format!("{number:.0} B");
-    }
-    let mut units = ["KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
-    let mut unit = "B";
-    while number >= 1024.0
-        && let Some(next) = units.next()
-    {
-        number /= 1024.0;
-        unit = next;
-    }
-    format!("{number:.1} {unit}")
-}
-
-fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts_have_units() {
-        assert_eq!(amount(&Value::Unsigned(0)), "0 B");
-        assert_eq!(amount(&Value::Unsigned(1023)), "1023 B");
-        assert_eq!(amount(&Value::Float(1536.0)), "1.5 KiB");
-        assert_eq!(amount(&Value::Unsigned(5 << 30)), "5.0 GiB");
-        assert_eq!(clock(Duration::from_secs(3671)), "01:01:11");
-    }
 
     #[test]
     fn a_trend_is_a_minute() {

@@ -76,7 +76,7 @@ pub(crate) const SUMMARY: &[Field] = &[
     Field::new("not_excluded", "process ids for which no port was found"),
     Field::new("lost", "processes or ports for which a table had no room, as often as they came"),
     Field::new("skipped", "system calls that may be missing: the kernel did not run the program"),
-    Field::new("namespaces_not_seen", "network namespaces that could not be looked into"),
+    Field::new("namespaces_not_seen", "network namespaces, at most, that could not be looked into"),
     Field::new("addresses_not_known", "addresses of this machine for which there was no room"),
 ];
 
@@ -287,8 +287,8 @@ fn sentence(all: u64, bad: u64, missing: Missing) -> String {
     for (count, what) in [
         (missing.table_full, "times a table was full: processes or ports are missing"),
         (missing.skipped, "calls may be missing: the kernel skipped the program"),
-        (missing.namespaces, "network namespaces could not be looked into: local connections to them are missing"),
-        (missing.addresses, "addresses of this machine had no room: local connections to them are missing"),
+        (missing.namespaces, "network namespaces, at most, could not be looked into: connections with them are taken for others'"),
+        (missing.addresses, "addresses of this machine had no room: connections with them are taken for others'"),
     ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));
