@@ -164,7 +164,7 @@ fn nothing_is_left_after_a_kill() {
     }
     let running = Running::start(&["sockredir", "preflight", "-d", "300s"]);
     let ids = programs(running.pid());
-    assert_eq!(ids.len(), 1);
+    assert!(!ids.is_empty());
     running.kill();
     assert_eq!(programs_left(&ids), [0; 0]);
 }
