@@ -26,7 +26,7 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, sockredir, tcpconnect);
+skeletons!(clone_trace, drop, preflight, sockredir, tcpconnect);
 
 #[cfg(test)]
 skeletons!(addrset_probe, filter_figures);

@@ -9,6 +9,7 @@ mod doctor;
 mod drop;
 mod filter;
 mod filter_check;
+mod preflight;
 mod sockredir;
 mod support;
 mod tcpconnect;

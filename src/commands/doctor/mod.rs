@@ -21,6 +21,7 @@ use crate::kernel::caps::{self, Cap};
 use crate::kernel::facts::{self, Fact};
 use crate::kernel::leftovers::{self, Leftover};
 use crate::kernel::log;
+use crate::kernel::sockgate::Gate;
 use crate::kernel::{clone_trace, drop, netns, sockredir, tcpconnect};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -83,7 +84,10 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "sockredir",
         needs: &[Cap::Bpf, Cap::Perfmon, Cap::NetAdmin],
-        arm: |btf| works(sockredir::try_out(btf)),
+        arm: |btf| {
+            Gate::here()?.pass(false)?;
+            works(sockredir::try_out(btf))
+        },
     },
     // What of it needs a hook has been tried above.
     Command {

@@ -4,15 +4,17 @@
 
 mod connections;
 mod manual;
+mod preflight;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 pub(crate) use self::connections::FIELDS;
@@ -25,6 +27,7 @@ use crate::error::usage;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
 use crate::kernel::run::Flow;
+use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
     Config, End, Key, MOST_COMMS, Redirector, Sockmap, State, Totals, arm, no_cgroups,
 };
@@ -34,7 +37,11 @@ use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
 
 /// Let local TCP connections bypass the network stack, losing and reordering no byte
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Sockredir {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+
     /// Connections both of whose ends are sockets of this cgroup (v2), given as a directory, or below it
     #[arg(long, value_name = "PATH", conflicts_with = "all", help_heading = "Scope")]
     cgroup: Option<PathBuf>,
@@ -79,6 +86,10 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     top: u32,
 
+    /// Redirect on a kernel that is known, or may be, to crash or to lose data when it does
+    #[arg(long, help_heading = "Kernel")]
+    force: bool,
+
     #[command(flatten)]
     stream: StreamArgs,
 
@@ -87,6 +98,11 @@ pub(crate) struct Sockredir {
 
     #[command(flatten)]
     kernel: KernelArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Preflight(Box<preflight::Preflight>),
 }
 
 impl Sockredir {
@@ -124,10 +140,16 @@ impl Sockredir {
         })
     }
 
-    pub(crate) fn run(self) -> Result<ExitCode> {
+    pub(crate) fn run(mut self) -> Result<ExitCode> {
+        if let Some(Verb::Preflight(preflight)) = self.verb.take() {
+            return preflight.run();
+        }
         log::collect(self.kernel.verbose > 1);
         let cgroup = self.scope()?;
         let config = self.config()?;
+        if let Some(warning) = Gate::here()?.pass(self.force)? {
+            let _ = writeln!(std::io::stderr(), "bpftk: {warning}");
+        }
         let plan = Plan {
             stream: &self.stream,
             output: &self.output,
