@@ -243,9 +243,12 @@ static __always_inline __u32 unfit(struct tcp_sock *tp, bool client)
 		return SOCKREDIR_MPTCP;
 	if (BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops))
 		return SOCKREDIR_ULP;
-	/* Kernel subsystems keep theirs there, and call TCP's own functions. */
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock) || BPF_CORE_READ(sk, sk_user_data))
+	/* Their owners call TCP's own functions. */
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
 		return SOCKREDIR_KERNEL;
+	/* Another map of sockets, or a kernel subsystem that a program lent its socket to. */
+	if (BPF_CORE_READ(sk, sk_user_data))
+		return SOCKREDIR_EXISTS;
 	if (client && reader_waits(sk))
 		return SOCKREDIR_READER;
 	return SOCKREDIR_NONE;

@@ -23,6 +23,9 @@ use super::skel::sockredir::{RELOCATED_TYPES, SockredirSkel, SockredirSkelBuilde
 use super::{cgroup, log, probes, sys};
 use crate::error::{not_permitted, unsupported};
 
+/// What sockets in the map run for each message that they send.
+pub(super) const MESSAGE_PROGRAM: &str = "bpftk_sk_msg";
+
 /// bpf/sockredir.h
 pub(crate) const MOST_COMMS: usize = 8;
 

@@ -43,7 +43,7 @@ int naive_sockops(struct bpf_sock_ops *ops)
 	key.raddr = ops->remote_ip4;
 	key.lport = ops->local_port;
 	key.rport = bpf_ntohl(ops->remote_port);
-	bpf_sock_hash_update(ops, &naive_socks, &key, BPF_ANY);
+	bpf_sock_hash_update(ops, &naive_socks, &key, BPF_NOEXIST);
 	return 1;
 }
 

@@ -4,11 +4,10 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::work::{PATIENCE, listen, patient, readable, recv, send};
 use super::*;
@@ -63,8 +62,13 @@ fn writev(stream: &TcpStream, bytes: &[u8], parts: usize) -> io::Result<usize> {
     io::Write::write_vectored(&mut &*stream, &vectors)
 }
 
-fn write(stream: &TcpStream, content: Content, rng: &mut fastrand::Rng) -> Result<(), String> {
-    let mut at = 0;
+/// From a place in the stream to its end.
+fn write(
+    stream: &TcpStream,
+    content: Content,
+    mut at: usize,
+    rng: &mut fastrand::Rng,
+) -> Result<(), String> {
     while at < content.length {
         pause(rng);
         let piece = content.piece(at, some_piece(rng).min(content.length - at));
@@ -78,6 +82,22 @@ fn write(stream: &TcpStream, content: Content, rng: &mut fastrand::Rng) -> Resul
     stream.shutdown(Shutdown::Write).map_err(|error| format!("shutdown: {error}"))
 }
 
+/// A blocking read of a socket that is in a map returns EAGAIN when something else wakes it, such as room for the thread that
+/// writes: see differences.rs.
+fn receive(stream: &TcpStream, buffer: &mut [u8], flags: i32) -> io::Result<usize> {
+    let begin = Instant::now();
+    loop {
+        match recv(stream, buffer, flags) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                if begin.elapsed() >= PATIENCE || !readable(stream, PATIENCE) {
+                    return Err(error);
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn read(stream: &TcpStream, content: Content, rng: &mut fastrand::Rng) -> Result<(), String> {
     let mut at = 0;
     let mut buffer = vec![0; 200_000];
@@ -86,25 +106,17 @@ fn read(stream: &TcpStream, content: Content, rng: &mut fastrand::Rng) -> Result
         let room = some_piece(rng);
         let mut peeked = Vec::new();
         let flags = match rng.u8(..4) {
-            0 => {
-                if !readable(stream, PATIENCE) {
-                    return Err(format!("nothing came after {at} of {}", content.length));
-                }
-                libc::MSG_DONTWAIT
-            }
+            0 => libc::MSG_DONTWAIT,
             1 => {
-                let got = recv(stream, &mut buffer[..room], libc::MSG_PEEK)
+                let got = receive(stream, &mut buffer[..room], libc::MSG_PEEK)
                     .map_err(|error| format!("peek at {at} of {}: {error}", content.length))?;
                 peeked = buffer[..got].to_vec();
                 0
             }
             _ => 0,
         };
-        let got = match recv(stream, &mut buffer[..room], flags) {
-            Ok(got) => got,
-            // Somebody else may be told of data, but then there is some.
-            Err(error) => return Err(format!("recv at {at} of {}: {error}", content.length)),
-        };
+        let got = receive(stream, &mut buffer[..room], flags)
+            .map_err(|error| format!("recv at {at} of {}: {error}", content.length))?;
         if got == 0 {
             break;
         }
@@ -136,16 +148,21 @@ fn connection(seed: u64) -> Result<(), String> {
     let new = |i: usize| fastrand::Rng::with_seed(seeds[i]);
     let (listener, addr) = listen("127.0.0.1");
     let client = TcpStream::connect(addr).map_err(|error| format!("connect: {error}"))?;
+    // At once: the server may not be established yet.
+    let mut early = 0;
+    for length in [11, 22, 33] {
+        let piece = question.piece(early, length.min(question.length - early));
+        early += send(&client, &piece, 0).map_err(|error| format!("first sends: {error}"))?;
+    }
     patient(&client);
     let client = &client;
+    let accepted = OnceLock::new();
     let outcomes = thread::scope(|scope| {
-        // At once: the server may not be established yet.
-        let sender = scope.spawn(move || write(client, question, &mut new(0)));
-        let (server, _) = listener.accept().expect("it accepts");
-        patient(&server);
-        let server = &server;
+        let sender = scope.spawn(move || write(client, question, early, &mut new(0)));
+        let server = accepted.get_or_init(|| listener.accept().expect("it accepts").0);
+        patient(server);
         let others = [
-            scope.spawn(move || write(server, answer, &mut new(1))),
+            scope.spawn(move || write(server, answer, 0, &mut new(1))),
             scope.spawn(move || read(server, question, &mut new(2))),
             scope.spawn(move || read(client, answer, &mut new(3))),
         ];
