@@ -87,11 +87,7 @@ pub(crate) const REASONS: &[(Reason, &str, &str)] = &[
         "splice",
         "splice or sendfile from the connection does not see redirected data: it says EAGAIN while poll says that there is some",
     ),
-    (
-        Reason::ReceiveMap,
-        "zerocopy-receive",
-        "TCP_ZEROCOPY_RECEIVE does not see redirected data",
-    ),
+    (Reason::ReceiveMap, "zerocopy-receive", "TCP_ZEROCOPY_RECEIVE does not see redirected data"),
     (Reason::Waitall, "waitall", "a read with MSG_WAITALL can come back short"),
     (
         Reason::Oob,
@@ -175,9 +171,8 @@ impl Excludes {
         for process in processes.iter().filter(|process| !process.reasons.is_empty()) {
             ports.extend(&process.ports);
             // What can't be seen may be on connections of which no port is known.
-            let blind = |(reason, _): &(Reason, u64)| {
-                matches!(reason, Reason::IoUring | Reason::Abi32)
-            };
+            let blind =
+                |(reason, _): &(Reason, u64)| matches!(reason, Reason::IoUring | Reason::Abi32);
             if process.ports.is_empty() || process.reasons.iter().any(blind) {
                 without.push((process.pid, bytes_to_string(&process.comm)));
             }
@@ -205,16 +200,10 @@ fn ranges(ports: &[u16]) -> Vec<(u16, u16)> {
 impl Preflight {
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
-        let tasks = TaskArgs {
-            pid: self.pid.clone(),
-            cgroup: self.cgroup.clone(),
-            user: None,
-            comm: None,
-        };
-        let config = Config {
-            btf: BtfSource::new(self.kernel.btf.as_deref())?,
-            tasks: tasks.resolve()?,
-        };
+        let tasks =
+            TaskArgs { pid: self.pid.clone(), cgroup: self.cgroup.clone(), user: None, comm: None };
+        let config =
+            Config { btf: BtfSource::new(self.kernel.btf.as_deref())?, tasks: tasks.resolve()? };
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
@@ -283,12 +272,19 @@ impl Preflight {
 }
 
 fn sentence(all: u64, bad: u64, missing: Missing) -> String {
-    let mut parts = vec![format!("{all} processes with local TCP: {} safe, {bad} unsafe", all - bad)];
+    let mut parts =
+        vec![format!("{all} processes with local TCP: {} safe, {bad} unsafe", all - bad)];
     for (count, what) in [
         (missing.table_full, "times a table was full: processes or ports are missing"),
         (missing.skipped, "calls may be missing: the kernel skipped the program"),
-        (missing.namespaces, "network namespaces, at most, could not be looked into: connections with them are taken for others'"),
-        (missing.addresses, "addresses of this machine had no room: connections with them are taken for others'"),
+        (
+            missing.namespaces,
+            "network namespaces, at most, could not be looked into: connections with them are taken for others'",
+        ),
+        (
+            missing.addresses,
+            "addresses of this machine had no room: connections with them are taken for others'",
+        ),
     ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));

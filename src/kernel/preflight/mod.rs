@@ -225,7 +225,8 @@ impl Watch {
         let mut found = Vec::new();
         for bytes in maps.processes.keys() {
             let key: types::preflight_key = copy_from(&bytes).context("a key of odd length")?;
-            let value = maps.processes.lookup(&bytes, MapFlags::ANY).context("cannot read a table")?;
+            let value =
+                maps.processes.lookup(&bytes, MapFlags::ANY).context("cannot read a table")?;
             // Nothing deletes entries.
             let Some(value) = value else { continue };
             let value: types::preflight_process =
@@ -286,9 +287,7 @@ fn server_ports(
     (low, high): (u16, u16),
 ) -> Vec<u16> {
     seen.iter()
-        .filter(|&(port, &known)| {
-            known || listening.contains(port) || !(low..=high).contains(port)
-        })
+        .filter(|&(port, &known)| known || listening.contains(port) || !(low..=high).contains(port))
         .map(|(port, _)| *port)
         .collect()
 }

@@ -56,10 +56,9 @@ impl MissingFix {
         let series = self.series;
         match self.lack {
             Lack::Until(patch) => format!("fixed in {series}.{patch}"),
-            Lack::Series => format!(
-                "not fixed in {series} ({}), but in {}",
-                self.fix.source, self.fix.mainline
-            ),
+            Lack::Series => {
+                format!("not fixed in {series} ({}), but in {}", self.fix.source, self.fix.mainline)
+            }
             Lack::UnknownSeries => {
                 format!("not known whether {series} has it; {} has", self.fix.mainline)
             }
@@ -177,7 +176,8 @@ impl Gate {
             return None;
         }
         // What is sure before what may be.
-        let (known, unknown): (Vec<_>, Vec<_>) = self.missing.iter().partition(|fix| fix.is_known());
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            self.missing.iter().partition(|fix| fix.is_known());
         let list = |fixes: &[&MissingFix]| {
             fixes.iter().map(|fix| fix.to_string()).collect::<Vec<_>>().join("; ")
         };
@@ -220,7 +220,9 @@ fn lack(fix: &Fix, release: &Release) -> Option<Lack> {
         (None, _) => Some(Lack::UnknownSeries),
         (Some(Stable::Unaffected), _) => None,
         (Some(Stable::NotThere), _) => Some(Lack::Series),
-        (Some(Stable::Since(patch)), Patch::Known(has)) => (has < patch).then_some(Lack::Until(patch)),
+        (Some(Stable::Since(patch)), Patch::Known(has)) => {
+            (has < patch).then_some(Lack::Until(patch))
+        }
         (Some(Stable::Since(patch)), Patch::NotTold) => Some(Lack::UnknownRelease(patch)),
         // Its first release didn't have it yet.
         (Some(Stable::Since(patch)), Patch::Candidate) => Some(Lack::Until(patch)),

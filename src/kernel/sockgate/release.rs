@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn what_a_kernel_says_of_itself() {
         let plain = "#1 SMP PREEMPT_DYNAMIC Mon Nov 16 10:17:40 UTC 2026";
-        let debian = |version: &str| format!("#1 SMP PREEMPT_DYNAMIC Debian {version} (2026-11-16)");
+        let debian =
+            |version: &str| format!("#1 SMP PREEMPT_DYNAMIC Debian {version} (2026-11-16)");
         for (name, version, expected) in [
             ("6.18.44-fc-v657", plain.to_string(), (Series(6, 18), Patch::Known(44))),
             ("6.12.117", plain.to_string(), (Series(6, 12), Patch::Known(117))),
@@ -130,7 +131,11 @@ mod tests {
             ("5.10.0-46-cloud-amd64", debian("5.10.262+1"), (Series(5, 10), Patch::Known(262))),
             ("6.12.117+deb13-amd64", debian("6.12.117-1"), (Series(6, 12), Patch::Known(117))),
             ("7.3.4+deb13-amd64", debian("7.3.4-1~bpo13+1"), (Series(7, 3), Patch::Known(4))),
-            ("5.15.167.4-microsoft-standard-WSL2", plain.into(), (Series(5, 15), Patch::Known(167))),
+            (
+                "5.15.167.4-microsoft-standard-WSL2",
+                plain.into(),
+                (Series(5, 15), Patch::Known(167)),
+            ),
             ("6.1.134-152.225.amzn2023.x86_64", plain.into(), (Series(6, 1), Patch::Known(134))),
             ("7.0.0", plain.to_string(), (Series(7, 0), Patch::Known(0))),
             ("7.0", plain.to_string(), (Series(7, 0), Patch::Known(0))),
@@ -160,9 +165,8 @@ mod tests {
 
     #[test]
     fn it_is_called_by_both_of_its_names() {
-        let text = |name: &str, version: &str| {
-            Release::parse(name, version, None).unwrap().to_string()
-        };
+        let text =
+            |name: &str, version: &str| Release::parse(name, version, None).unwrap().to_string();
         assert_eq!(text("6.1.0-56-amd64", "Debian 6.1.192-2"), "Linux 6.1.192 (6.1.0-56-amd64)");
         assert_eq!(text("6.12.5", ""), "Linux 6.12.5");
         assert_eq!(text("5.15.0-176-generic", ""), "Linux 5.15.0-176-generic");

@@ -190,7 +190,9 @@ pub(super) const FIXES: &[Fix] = &[
             (V6_18, Since(45)),
             (Series(7, 1), Since(9)),
         ],
-        reach: Reach::Never("it takes a verdict that outlasts its message (bpf_msg_apply_bytes), which sockredir's doesn't"),
+        reach: Reach::Never(
+            "it takes a verdict that outlasts its message (bpf_msg_apply_bytes), which sockredir's doesn't",
+        ),
         source: "CVE record of 2026-08-22",
     },
     Fix {
@@ -209,7 +211,9 @@ pub(super) const FIXES: &[Fix] = &[
             (V6_18, Since(42)),
             (Series(7, 1), Since(6)),
         ],
-        reach: Reach::Never("it takes messages that are held back (bpf_msg_cork_bytes), which sockredir doesn't"),
+        reach: Reach::Never(
+            "it takes messages that are held back (bpf_msg_cork_bytes), which sockredir doesn't",
+        ),
         source: "CVE record of 2026-08-10",
     },
     Fix {

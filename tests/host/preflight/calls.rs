@@ -52,8 +52,7 @@ pub(super) fn addr(ip: &str, port: u16) -> SocketAddr {
 }
 
 fn result(number: isize) -> Result<usize, i32> {
-    usize::try_from(number)
-        .map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    usize::try_from(number).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
 
 pub(super) fn send(fd: RawFd, data: &[u8], flags: i32) -> Result<usize, i32> {

@@ -100,7 +100,8 @@ fn nobody_is_no_table() {
     let output = output(&["sockredir", "preflight", "-d", "10ms", "-p", &pid]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(support::stdout(&output), "No process used local TCP connections.\n");
-    let output = support::output(&["sockredir", "preflight", "-d", "10ms", "-p", &pid, "--emit-excludes"]);
+    let output =
+        support::output(&["sockredir", "preflight", "-d", "10ms", "-p", &pid, "--emit-excludes"]);
     assert!(output.status.success() && output.stdout.is_empty(), "{}", stderr(&output));
 }
 

@@ -54,7 +54,11 @@ fn every_way_to_reach_oneself_is_local() {
         let (pids, run) = watch(actors);
         for (i, pid) in pids.into_iter().enumerate() {
             let row = row(&run, pid);
-            assert_eq!((&row["calls"], &row["counts"]["waitall"]), (&2.into(), &1.into()), "{i}: {row}");
+            assert_eq!(
+                (&row["calls"], &row["counts"]["waitall"]),
+                (&2.into(), &1.into()),
+                "{i}: {row}"
+            );
         }
     });
 }
