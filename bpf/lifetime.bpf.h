@@ -13,22 +13,16 @@
 /* Whether that time will ever come. */
 const volatile bool lifetime_ends;
 
-/* Nanoseconds of CLOCK_MONOTONIC until when to act; 0 is not yet, or not any more. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} lifetime SEC(".maps");
+/*
+ * Nanoseconds of CLOCK_MONOTONIC until when to act; 0 is not yet, or not any more. In a map of its own, which a thread can write
+ * to that has nothing else of the program.
+ */
+volatile __u64 lifetime_until SEC(".data.lifetime");
 
-static __always_inline bool lifetime_over(void)
+/* @until: what lifetime_until was. */
+static __always_inline bool lifetime_over(__u64 until)
 {
-	__u32 first = 0;
-	__u64 *until = bpf_map_lookup_elem(&lifetime, &first);
-
-	if (!until || !*until)
-		return true;
-	return lifetime_ends && bpf_ktime_get_ns() >= *until;
+	return !until || (lifetime_ends && bpf_ktime_get_ns() >= until);
 }
 
 #endif

@@ -47,20 +47,32 @@ struct packet {
 	__u64 dst[2];
 	__u16 sport;
 	__u16 dport;
+	/* From here to the status: written at once, where the parser ends. */
 	/* 4, 6, or 0 for what isn't IP: then there is nothing else. */
 	__u8 family;
-	/* Of what IP carries, if that was found out. */
-	__u8 proto;
 	bool has_proto;
 	/* Not those of a fragment behind the first, which has none. */
 	bool has_ports;
+	/* enum packet_status */
+	__u8 status;
+	/* Of what IP carries, if that was found out. */
+	__u8 proto;
 	/* Of ICMP and ICMPv6; else 0. */
 	__u8 icmp_type;
 	/* All of it, as long as IP says that it is, can be read. */
 	bool whole;
-	/* enum packet_status */
-	__u8 status;
 };
+
+static __always_inline void packet_end(struct packet *packet, __u8 family, bool has_proto, bool has_ports,
+				       enum packet_status status)
+{
+	packet->family = family;
+	packet->has_proto = has_proto;
+	packet->has_ports = has_ports;
+	packet->status = status;
+	/* Keeps the compiler from sharing one end among all, which takes longer than to write a number. */
+	asm volatile("" : : "i"(family << 16 | has_proto << 9 | has_ports << 8 | status) : "memory");
+}
 
 static __always_inline bool packet_proto_has_ports(__u8 proto)
 {
@@ -68,50 +80,67 @@ static __always_inline bool packet_proto_has_ports(__u8 proto)
 	       proto == IPPROTO_UDPLITE;
 }
 
-static __always_inline void packet_transport(void *at, void *end, struct packet *packet, __u8 proto,
-							    bool later_fragment)
+static __always_inline void packet_transport(void *at, void *end, struct packet *packet, __u8 family, __u8 proto,
+					     bool later_fragment)
 {
 	packet->proto = proto;
-	packet->has_proto = true;
-	if (later_fragment) {
-		packet->status = PACKET_OK;
-		return;
-	}
-	if (packet_proto_has_ports(proto)) {
+	if (!later_fragment && packet_proto_has_ports(proto)) {
 		__be16 *ports = at;
 
-		if (at + 4 > end)
+		if (at + 4 > end) {
+			packet_end(packet, family, true, false, PACKET_SHORT);
 			return;
+		}
 		packet->sport = bpf_ntohs(ports[0]);
 		packet->dport = bpf_ntohs(ports[1]);
-		packet->has_ports = true;
-	} else if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
-		if (at + 1 > end)
+		packet_end(packet, family, true, true, PACKET_OK);
+		return;
+	}
+	if (!later_fragment && (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)) {
+		if (at + 1 > end) {
+			packet_end(packet, family, true, false, PACKET_SHORT);
 			return;
+		}
 		packet->icmp_type = *(__u8 *)at;
 	}
-	packet->status = PACKET_OK;
+	packet_end(packet, family, true, false, PACKET_OK);
+}
+
+static __always_inline void packet_is_whole(struct packet *packet)
+{
+	/* Keeps the compiler from computing what is to be written where nothing is. */
+	asm volatile("" : : : "memory");
+	packet->whole = true;
 }
 
 static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool addresses)
 {
 	struct iphdr *ip = at;
-	__u32 length;
+	__u32 length = sizeof(*ip);
+	__u8 first;
 
 	if (at + sizeof(*ip) > end)
 		return;
-	length = ip->ihl * 4;
-	if (ip->version != 4 || length < sizeof(*ip) || bpf_ntohs(ip->tot_len) < length) {
+	first = *(__u8 *)at;
+	/* Nearly always: version 4, and no options. */
+	if (first != 0x45) {
+		length = (first & 0xf) * 4;
+		if (first >> 4 != 4 || length < sizeof(*ip)) {
+			packet->status = PACKET_BAD;
+			return;
+		}
+	}
+	if (bpf_ntohs(ip->tot_len) < length) {
 		packet->status = PACKET_BAD;
 		return;
 	}
-	packet->family = 4;
-	packet->whole = end - at >= bpf_ntohs(ip->tot_len);
+	if (end - at >= bpf_ntohs(ip->tot_len))
+		packet_is_whole(packet);
 	if (addresses) {
 		packet->src[0] = bpf_ntohl(ip->saddr);
 		packet->dst[0] = bpf_ntohl(ip->daddr);
 	}
-	packet_transport(at + length, end, packet, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
+	packet_transport(at + length, end, packet, 4, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
 }
 
 /*
@@ -155,9 +184,9 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
 		packet->status = PACKET_BAD;
 		return;
 	}
-	packet->family = 6;
 	/* Without a length it is longer than that could say. */
-	packet->whole = ip->payload_len && end - at >= (long)sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	if (ip->payload_len && end - at >= (long)sizeof(*ip) + bpf_ntohs(ip->payload_len))
+		packet_is_whole(packet);
 	if (addresses) {
 		packet->src[0] = packet_half(ip->saddr.in6_u.u6_addr32);
 		packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
@@ -173,16 +202,18 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
 		__u64 length;
 
 		if (!extension->shift) {
-			packet_transport(at, end, packet, next, false);
+			packet_transport(at, end, packet, 6, next, false);
 			return;
 		}
 		/* None is shorter. */
-		if (at + 8 > end)
+		if (at + 8 > end) {
+			packet_end(packet, 6, false, false, PACKET_SHORT);
 			return;
+		}
 		next = header[0];
 		/* Behind the header of a later fragment is a piece of whatever there was. */
 		if (extension->fragment && *(__be16 *)(header + 2) & bpf_htons(0xfff8)) {
-			packet_transport(at, end, packet, next, true);
+			packet_transport(at, end, packet, 6, next, true);
 			return;
 		}
 		length = ((header[1] & extension->mask) + extension->add) << extension->shift;
@@ -190,7 +221,7 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
 		asm volatile("%0 &= 0xfff" : "+r"(length));
 		at += length;
 	}
-	packet->status = PACKET_BAD;
+	packet_end(packet, 6, false, false, PACKET_BAD);
 }
 
 /*
@@ -199,7 +230,7 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
  */
 static __always_inline struct packet *packet_in_memory(struct packet *packet)
 {
-	asm volatile("" : "+r"(packet) : : "memory");
+	asm volatile("" : : "r"(packet) : "memory");
 	return packet;
 }
 
@@ -233,26 +264,26 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 		return;
 	type = ((struct ethhdr *)at)->h_proto;
 	at += sizeof(struct ethhdr);
+	if (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6)) {
+		/* Keeps the compiler from looking for tags first. */
+		asm volatile("" : "+r"(type));
 #pragma unroll
-	for (i = 0; i < PACKET_TAGS; i++) {
-		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD) &&
-		    type != bpf_htons(ETH_P_QINQ1))
-			break;
-		if (at + sizeof(struct vlan_hdr) > end)
-			return;
-		type = ((struct vlan_hdr *)at)->h_vlan_encapsulated_proto;
-		at += sizeof(struct vlan_hdr);
+		for (i = 0; i < PACKET_TAGS; i++) {
+			if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD) &&
+			    type != bpf_htons(ETH_P_QINQ1))
+				break;
+			if (at + sizeof(struct vlan_hdr) > end)
+				return;
+			type = ((struct vlan_hdr *)at)->h_vlan_encapsulated_proto;
+			at += sizeof(struct vlan_hdr);
+		}
 	}
-	switch (bpf_ntohs(type)) {
-	case ETH_P_IP:
+	if (type == bpf_htons(ETH_P_IP))
 		packet_v4(at, end, packet, addresses);
-		return;
-	case ETH_P_IPV6:
+	else if (type == bpf_htons(ETH_P_IPV6))
 		packet_v6(at, end, packet, addresses);
-		return;
-	default:
+	else
 		packet->status = PACKET_OK;
-	}
 }
 
 #endif

@@ -215,6 +215,7 @@ impl DropArgs {
             samples: 0,
             undecodable: 0,
             reread: None,
+            refusal: None,
             gone: None,
         };
         let outcome = session.follow(&mut dropper, &mut signals, &mut sink);
@@ -239,6 +240,8 @@ struct Session<'a> {
     undecodable: u64,
     /// What SIGHUP brought, to be put into the kernel.
     reread: Option<Ranges>,
+    /// Why an interface that came back could not be attached to, when that was said last.
+    refusal: Option<String>,
     /// Why the run ended by itself.
     gone: Option<anyhow::Error>,
 }
@@ -349,8 +352,14 @@ impl Session<'_> {
                     self.watch.attached(*at, interface);
                     tell(&format!("{}: attached again", interface.name));
                 }
-                // It is tried again at the next look.
-                Err(error) => tell(&format!("{error:#}")),
+                // It is tried again at the next look; the same words are said once.
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if self.refusal.as_ref() != Some(&text) {
+                        tell(&text);
+                        self.refusal = Some(text);
+                    }
+                }
             }
         }
     }

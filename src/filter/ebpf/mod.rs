@@ -9,6 +9,7 @@ pub(crate) mod disasm;
 mod emit;
 mod ext;
 mod fast;
+mod fold;
 pub(crate) mod forms;
 pub(crate) mod insn;
 mod names;

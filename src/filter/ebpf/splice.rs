@@ -137,12 +137,12 @@ impl Loadable {
     }
 
     /// The function of this program that the instruction calls, or takes the address of.
-    fn callee(&self, at: usize) -> Option<usize> {
+    pub(super) fn callee(&self, at: usize) -> Option<usize> {
         callee(&self.insns, at)
     }
 
     /// Where the instruction jumps to.
-    fn target(&self, at: usize) -> Option<usize> {
+    pub(super) fn target(&self, at: usize) -> Option<usize> {
         let insn = self.insns[at];
         // The second half of a wide instruction has code 0, and a jump by 32 bits is not made before BPF v4.
         let jumps = matches!(insn.class(), class::JMP | class::JMP32)

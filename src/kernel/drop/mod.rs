@@ -177,10 +177,10 @@ pub(crate) fn link_of<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Re
     }
 }
 
-/// The expressions as functions for the program's stubs; nothing when there are none.
-fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Option<Injection>> {
+/// The expressions as functions for the program's stubs. Where there are none, nothing calls the stubs.
+fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<Injection> {
     if rules.matches.is_empty() && rules.excepts.is_empty() {
-        return Ok(None);
+        return Injection::new(Vec::new());
     }
     let link = link_of(places.iter().map(|place| &place.interface))?;
     let mut hooks: Vec<FilterHook> = places
@@ -216,7 +216,7 @@ fn injection(rules: &Rules, how: How, places: &[Place], frags: bool) -> Result<O
         })?;
         functions.push(function);
     }
-    Injection::new(functions).map(Some)
+    Injection::new(functions)
 }
 
 /// bpf/drop.h
@@ -234,6 +234,13 @@ fn few(ranges: impl Iterator<Item = (u32, u32)>) -> ([types::drop_range; FEW], u
         count += 1;
     }
     (slots, count as u32)
+}
+
+/// The one bit that is set.
+fn only_bit(words: &[u64; 4]) -> Option<u8> {
+    let bits = words.iter().map(|word| word.count_ones()).sum::<u32>();
+    let word = words.iter().position(|word| *word != 0)?;
+    (bits == 1).then(|| (word as u32 * 64 + words[word].trailing_zeros()) as u8)
 }
 
 /// The ranges of bits that are set.
@@ -277,6 +284,7 @@ impl Dropper {
         rodata.match_dport = combined.dport.is_some();
         rodata.spare_neighbours = combined.spare_neighbours;
         rodata.protos = combined.protos.unwrap_or_default();
+        rodata.only_proto = combined.protos.as_ref().and_then(only_bit).unwrap_or(0);
         (rodata.src_ranges, rodata.few_src) =
             few(combined.src.iter().flat_map(Ranges::v4).copied());
         (rodata.dst_ranges, rodata.few_dst) =
@@ -299,6 +307,7 @@ impl Dropper {
         rodata.by_src = config.by == By::Src;
         rodata.shared_cpus = probes::is_realtime();
         rodata.places_used = places.len() as u32;
+        rodata.some_l3 = places.iter().any(|place| !place.interface.is_ethernet());
         rodata.knows_frags = frags;
         rodata.lifetime_ends = config.duration.is_some() || how == How::Tc(TcBackend::Clsact);
 
@@ -331,10 +340,9 @@ impl Dropper {
         }
 
         log::clear();
-        let skel = open.load().map_err(|error| match &injection {
-            Some(injection) => injection.explain(error).context("the kernel refuses the programs"),
-            None => anyhow!("the kernel refuses the programs: {}", log::explain(error)),
-        })?;
+        let skel = open
+            .load()
+            .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
         drop(injection);
         for (first, words) in [(0, &combined.sport), (1024, &combined.dport)] {
             for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
@@ -386,7 +394,8 @@ impl Dropper {
             }
         }
         let heartbeat = self.how == How::Tc(TcBackend::Clsact);
-        let map = MapHandle::try_from(&self.skel.maps.lifetime).context("cannot open a map")?;
+        let map =
+            MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
         self.lifetime = Some(Lifetime::begin(map, self.duration, heartbeat)?);
         Ok(())
     }
@@ -399,7 +408,14 @@ impl Dropper {
         mode: Option<XdpMode>,
         order: Order,
     ) -> Result<()> {
-        let place = Place { interface, direction: self.places[at].direction };
+        let before = &self.places[at];
+        if interface.is_ethernet() != before.interface.is_ethernet() {
+            return Err(anyhow!(
+                "{}: is of another kind now, whose packets begin differently; start bpftk again",
+                interface.name
+            ));
+        }
+        let place = Place { interface, direction: before.direction };
         let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
         bss.places[at] = slot_of(&place);
         match self.how {

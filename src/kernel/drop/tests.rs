@@ -489,7 +489,7 @@ fn figures() {
             let mut dropper = load(&options, how, direction);
             let bss = dropper.skel.maps.bss_data.as_deref_mut().unwrap();
             bss.probing = false;
-            let map = MapHandle::try_from(&dropper.skel.maps.lifetime).unwrap();
+            let map = MapHandle::try_from(&dropper.skel.maps.data_lifetime).unwrap();
             dropper.lifetime = Some(Lifetime::begin(map, None, false).unwrap());
             let progs = &dropper.skel.progs;
             let program = if how == How::Xdp { &progs.bpftk_xdp_drop } else { &progs.bpftk_tc_in };

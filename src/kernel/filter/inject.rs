@@ -27,6 +27,7 @@
 //! - `frags` has to be what the program is loaded with: `set_flags(BPF_F_XDP_HAS_FRAGS)`, Linux 5.18.
 //! - The stub is called like any function of the program: the verifier knows what it knew before, the packet is unchanged, and
 //!   there is no tail call. It takes up to 64 bytes of stack, and 32 more for what it calls.
+//! - What the program's constants decide is taken out of it on the way (`crate::filter::ebpf::fold`), with or without filters.
 //! - Loading needs CAP_BPF and CAP_NET_ADMIN; an expression that asks for the length at XDP needs CAP_PERFMON, too.
 //! - An interface that takes VLAN tags off itself leaves XDP no way to see them ([`xdp_may_miss_tags`]): before a filter is
 //!   attached there, the user has to be told.

@@ -2,6 +2,7 @@
 
 //! Changes programs while libbpf loads them.
 
+use std::collections::HashMap;
 use std::io;
 use std::mem::size_of;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,7 @@ use crate::filter::ebpf::insn::Insn;
 use crate::filter::ebpf::splice::{FuncInfo, LineInfo, Loadable};
 
 /// While it lives, libbpf puts filters in the place of the stubs of XDP and tc programs that it loads, of sections `xdp` and
-/// `tc`.
+/// `tc`, and what their constants decide is decided before they are loaded.
 #[derive(Debug)]
 pub(crate) struct FilterHandlers {
     handlers: Vec<i32>,
@@ -109,6 +110,32 @@ unsafe fn table<const N: usize>(
     })
 }
 
+/// What is in a map of one value that programs can't write to. Of those, libbpf makes the ones for constants, and freezes them
+/// before it loads programs.
+fn constants_of(map: i32) -> Option<Vec<u8>> {
+    // SAFETY: all zeros is a valid value.
+    let mut info: libbpf_sys::bpf_map_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libbpf_sys::bpf_map_info>() as u32;
+    // SAFETY: room of the size that is stated; the kernel says how much of it there is.
+    let failed = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(map, std::ptr::from_mut(&mut info).cast(), &mut size)
+    };
+    let constant = libbpf_sys::BPF_F_RDONLY_PROG;
+    if failed != 0 || info.max_entries != 1 || info.map_flags & constant == 0 {
+        return None;
+    }
+    let mut value = vec![0_u8; (info.value_size as usize).next_multiple_of(8)];
+    // SAFETY: a key of 4 bytes, as arrays have, and room for a value.
+    let failed = unsafe {
+        libbpf_sys::bpf_map_lookup_elem(
+            map,
+            std::ptr::from_ref(&0_u32).cast(),
+            value.as_mut_ptr().cast(),
+        )
+    };
+    (failed == 0).then_some(value)
+}
+
 unsafe extern "C" fn prepare(
     program: *mut libbpf_sys::bpf_program,
     opts: *mut libbpf_sys::bpf_prog_load_opts,
@@ -140,6 +167,16 @@ unsafe extern "C" fn prepare(
         state.error = Some(error);
         return -libc::EINVAL;
     }
+    let mut constants = HashMap::new();
+    loadable.fold(|map, offset, size| {
+        let value = constants.entry(map).or_insert_with(|| constants_of(map)).as_ref()?;
+        let at = usize::try_from(offset).ok()?;
+        let bytes = value.get(at..at.checked_add(size)?)?;
+        let mut word = [0; 8];
+        let begin = if cfg!(target_endian = "little") { 0 } else { 8 - size };
+        word[begin..begin + size].copy_from_slice(bytes);
+        Some(u64::from_ne_bytes(word))
+    });
     let mut bytes: Vec<[u8; 8]> = loadable.insns.iter().map(|insn| insn.encode()).collect();
     opts.func_info = loadable.functions.as_ptr().cast();
     opts.func_info_cnt = loadable.functions.len() as u32;

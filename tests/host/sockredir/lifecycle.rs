@@ -254,7 +254,10 @@ fn doctor_tells_what_lingers() {
     run.kill();
     let told = || stdout(&output(&["doctor"]));
     let text = told();
-    assert!(text.contains("bpftk_sk_msg") && text.contains("connections that it redirected"), "{text}");
+    assert!(
+        text.contains("bpftk_sk_msg") && text.contains("connections that it redirected"),
+        "{text}"
+    );
     exchange(&mut client, &mut server);
     drop((client, server));
     let gone = (0..50).any(|_| {

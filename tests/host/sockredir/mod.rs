@@ -15,6 +15,7 @@ mod naive;
 mod namespaces;
 mod options;
 mod order;
+mod programs;
 mod queue;
 mod work;
 
