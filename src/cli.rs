@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{clone_trace, completions, doctor, drop, egress, filter, man, tcpconnect};
+use crate::commands::{
+    clone_trace, completions, doctor, drop, egress, filter, man, sockredir, tcpconnect,
+};
 use crate::error::Status;
 use crate::output::{ColorChoice, Format};
 use crate::values::parse_duration;
@@ -86,6 +88,7 @@ commands! {
     XdpDrop(drop::XdpDrop), "xdp-drop", "Drop packets where the kernel gets them first, and show how many";
     TcDrop(drop::TcDrop), "tc-drop", "Drop packets at the traffic control hooks, in or out, and show how many";
     TcEgress(egress::TcEgress), "tc-egress", "Count packets by where they go, or tell of each flow; nothing is changed";
+    Sockredir(sockredir::Sockredir), "sockredir", "Let local TCP connections bypass the network stack, losing and reordering no byte";
     Filter(filter::Filter), "filter", "Compile, read, write and check packet filters";
     Doctor(doctor::Doctor), "doctor", "Tell what works on this kernel, by which mechanism, and what was left behind";
     Completions(completions::Completions), "completions", "Print a shell's completion script";

@@ -205,6 +205,39 @@ impl std::str::FromStr for Comm {
     }
 }
 
+/// Names of tasks: `redis-server,redis-cli`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CommList(pub(crate) Vec<[u8; 16]>);
+
+impl std::str::FromStr for CommList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(
+            items(text)?
+                .map(|item| item.parse::<Comm>().map(|comm| comm.0))
+                .collect::<Result<_, _>>()?,
+        ))
+    }
+}
+
+/// A number of bytes, such as 65536, 64K or 4M.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    match number.parse::<u64>() {
+        // At most 16 TiB: sums of such numbers don't overflow.
+        Ok(bytes) if digits(number) && bytes > 0 && bytes <= (1 << 44) >> shift => {
+            Ok(bytes << shift)
+        }
+        _ => Err("expected a number of bytes, such as 65536, 64K or 4M".into()),
+    }
+}
+
 /// A CIDR, or an address for just itself. Bits behind the prefix must be zero: `10.0.0.1/8` is a slip of the hand.
 pub(crate) fn parse_cidr(text: &str) -> Result<ipnet::IpNet, String> {
     let net = text
@@ -313,6 +346,18 @@ mod tests {
         assert_eq!(&"curl".parse::<Comm>().unwrap().0[..5], b"curl\0");
         assert!("".parse::<Comm>().is_err());
         assert!("a-name-of-16-byt".parse::<Comm>().unwrap_err().contains("a-name-of-16-by"));
+    }
+
+    #[test]
+    fn names_in_lists_and_bytes() {
+        assert_eq!("a,b".parse::<CommList>().unwrap().0.len(), 2);
+        assert!("a,,b".parse::<CommList>().is_err());
+        for (text, bytes) in [("1", 1), ("64K", 65536), ("4M", 4 << 20), ("2G", 2 << 30)] {
+            assert_eq!(parse_bytes(text).unwrap(), bytes);
+        }
+        for bad in ["", "K", "0", "-1", "+1", "1k", "1.5M", "4MB", "99999999999999G"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use clap::Args;
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{clone_trace, doctor, drop, egress, filter, tcpconnect};
+use super::{clone_trace, doctor, drop, egress, filter, sockredir, tcpconnect};
 use crate::cli::definition;
 use crate::output::Field;
 
@@ -40,6 +40,7 @@ const MANUALS: &[Manual] = &[
     drop::XDP_MANUAL,
     drop::TC_MANUAL,
     egress::MANUAL,
+    sockredir::MANUAL,
     filter::MANUAL,
     doctor::MANUAL,
 ];

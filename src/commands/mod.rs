@@ -11,6 +11,7 @@ pub(crate) mod egress;
 pub(crate) mod filter;
 pub(crate) mod man;
 pub(crate) mod resolver;
+pub(crate) mod sockredir;
 pub(crate) mod tcpconnect;
 pub(crate) mod tracing;
 pub(crate) mod watch;

@@ -21,7 +21,8 @@ pub(crate) trait Session<T: Tracing> {
     /// Stops when there have been as many rows as were asked for; rows beyond are not printed.
     fn event(&mut self, event: T::Event, sink: &mut Sink) -> Result<Flow>;
 
-    fn tick(&mut self, sink: &mut Sink) -> Result<()>;
+    /// Once an interval.
+    fn tick(&mut self, tracer: &T, sink: &mut Sink) -> Result<()>;
 
     /// After the last event: what was left undecided, totals, losses.
     fn finish(&mut self, tracer: &T, undecodable: u64, sink: &mut Sink) -> Result<()>;
@@ -49,7 +50,10 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
 ) -> Result<ExitCode> {
     let timing = Timing {
         duration: plan.stream.duration,
-        interval: plan.tables.then(|| interval(plan.interval)).transpose()?,
+        interval: match plan.interval {
+            None if !plan.tables => None,
+            asked => Some(interval(asked)?),
+        },
         to_stdout: plan.output.output.is_none(),
     };
     caps::require(plan.needed)?;
@@ -69,7 +73,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let ring = tracer.events()?;
     let outcome = follow(&ring, &mut signals, timing, |turn| match turn {
         Turn::Event(event) => session.event(event, &mut sink),
-        Turn::Tick => session.tick(&mut sink).map(|()| Flow::Continue),
+        Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
         Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
     });
     let mut undecodable = ring.undecodable();

@@ -17,6 +17,7 @@ use nix::sys::utsname::uname;
 use super::caps::{Cap, Held};
 use super::mounts::Mount;
 use super::probes::{self, Reason};
+use super::sockgate::{Gate, MissingFix};
 use super::tracefs::Tracefs;
 use super::{btf, cgroup, netns, sys};
 use crate::error::{Status, status_of};
@@ -107,6 +108,7 @@ const TRIALS: &[Trial] = &[
     trial("tracefs", &[], |_| tracefs()),
     trial("IPv6", &[], |_| ipv6()),
     trial("io_uring", &[], |_| io_uring()),
+    trial("sockmap fixes", &[], |_| sockmap_fixes()),
 ];
 
 /// Tries everything. `btf` is where the kernel's types are taken from.
@@ -391,6 +393,16 @@ fn io_uring() -> Found {
         Some(libc::ENOSYS) => no("this kernel has none"),
         Some(libc::EPERM | libc::EACCES) => no("forbidden (kernel.io_uring_disabled, or seccomp)"),
         _ => yes(""),
+    }
+}
+
+/// What `sockredir` would say to this kernel.
+fn sockmap_fixes() -> Found {
+    match Gate::here() {
+        Ok(gate) if gate.missing().is_empty() => yes(gate.detail()),
+        Ok(gate) if gate.missing().iter().any(MissingFix::is_known) => no(gate.detail()),
+        Ok(gate) => (Answer::Unknown, gate.detail()),
+        Err(error) => by_error(&error),
     }
 }
 

@@ -4,6 +4,7 @@
 //! read attribute by attribute: what other people configured must not make ours unreadable.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
@@ -23,6 +24,7 @@ const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 
 const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
@@ -157,6 +159,28 @@ impl Netlink {
                     }
                 }
                 Some(interface)
+            })
+            .collect())
+    }
+
+    /// Every address of this network namespace.
+    pub(crate) fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        const IFA_ADDRESS: u16 = 1;
+        const IFA_LOCAL: u16 = 2;
+        // struct ifaddrmsg, all zero: every family and interface.
+        let messages = self.dump(RTM_GETADDR, &[0; 8])?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| {
+                let values: Vec<_> = Attributes(message.get(8..)?).collect();
+                let by = |wanted: u16| values.iter().find(|(kind, _)| *kind == wanted);
+                // Of a point-to-point link, IFA_ADDRESS is the other end's; IPv6 has no IFA_LOCAL elsewhere.
+                let (_, bytes) = by(IFA_LOCAL).or_else(|| by(IFA_ADDRESS))?;
+                match bytes.len() {
+                    4 => Some(<[u8; 4]>::try_from(*bytes).ok()?.into()),
+                    16 => Some(<[u8; 16]>::try_from(*bytes).ok()?.into()),
+                    _ => None,
+                }
             })
             .collect())
     }
@@ -383,6 +407,12 @@ mod tests {
     fn the_loopback_is_found() {
         let interfaces = Netlink::open().unwrap().interfaces().unwrap();
         assert!(interfaces.iter().any(|i| i.name == "lo" && i.index == 1));
+    }
+
+    #[test]
+    fn the_loopback_has_its_address() {
+        let addresses = Netlink::open().unwrap().addresses().unwrap();
+        assert!(addresses.contains(&IpAddr::from([127, 0, 0, 1])), "{addresses:?}");
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 //! The main loop of every command that follows events: until a signal, a deadline, or nobody reads us any more.
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -149,5 +151,46 @@ pub(crate) fn follow<S: Source>(
         if signalled {
             signals.drain();
         }
+    }
+}
+
+/// Waits for what is not told as it happens: `tick` comes every `interval`, until the deadline, a signal, or until nobody
+/// reads us any more.
+pub(crate) fn wait(
+    signals: &mut Signals,
+    timing: Timing,
+    mut turn: impl FnMut(Turn<Infallible>) -> Result<Flow>,
+) -> Result<()> {
+    follow(&Nothing::new()?, signals, timing, &mut turn)
+}
+
+/// A source that never has an event.
+#[derive(Debug)]
+struct Nothing {
+    quiet: UnixStream,
+    /// Open, so that `quiet` does not hang up.
+    _other: UnixStream,
+}
+
+impl Nothing {
+    fn new() -> Result<Self> {
+        let (quiet, other) = UnixStream::pair().context("cannot make a socket pair")?;
+        Ok(Self { quiet, _other: other })
+    }
+}
+
+impl Source for Nothing {
+    type Event = Infallible;
+
+    fn fill(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn next(&self) -> Option<Infallible> {
+        None
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.quiet.as_fd()
     }
 }

@@ -26,7 +26,17 @@ macro_rules! skeletons {
     };
 }
 
-skeletons!(clone_trace, drop, egress, names, owners, owners_files, tcpconnect);
+skeletons!(
+    clone_trace,
+    drop,
+    egress,
+    names,
+    owners,
+    owners_files,
+    preflight,
+    sockredir,
+    tcpconnect
+);
 
 #[cfg(test)]
 skeletons!(addrset_probe, egress_peer, filter_figures, socket_kind_probe);

@@ -124,11 +124,13 @@ impl Serialize for Value {
 pub(crate) struct Record {
     pub(crate) kind: Kind,
     pub(crate) fields: Vec<(&'static str, Value)>,
+    /// For columns alone: what is several fields to a program and one cell to people.
+    shown: Vec<(&'static str, Value)>,
 }
 
 impl Record {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, fields: Vec::new() }
+        Self { kind, fields: Vec::new(), shown: Vec::new() }
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
@@ -136,9 +138,16 @@ impl Record {
         self
     }
 
+    /// Adds what a table shows and JSON and CSV have in fields of their own.
+    pub(crate) fn shown(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.shown.push((name, value.into()));
+        self
+    }
+
     pub(crate) fn get(&self, name: &str) -> &Value {
         self.fields
             .iter()
+            .chain(&self.shown)
             .find(|(field, _)| *field == name)
             .map_or(&Value::Null, |(_, value)| value)
     }

@@ -10,6 +10,8 @@ mod drop;
 mod egress;
 mod filter;
 mod filter_check;
+mod preflight;
+mod sockredir;
 mod support;
 mod tcpconnect;
 mod zz_last;

@@ -21,7 +21,8 @@ use crate::kernel::caps::{self, Cap};
 use crate::kernel::facts::{self, Fact};
 use crate::kernel::leftovers::{self, Leftover};
 use crate::kernel::log;
-use crate::kernel::{clone_trace, drop, egress, netns, tcpconnect};
+use crate::kernel::sockgate::Gate;
+use crate::kernel::{clone_trace, drop, egress, netns, sockredir, tcpconnect};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
 /// Tell what works on this machine, by which back end, and why not; find and remove what was left behind
@@ -84,6 +85,14 @@ const COMMANDS: &[Command] = &[
         name: "tc-egress",
         needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
         arm: |_| in_new_namespace(|| works(egress::arm())),
+    },
+    Command {
+        name: "sockredir",
+        needs: &[Cap::Bpf, Cap::Perfmon, Cap::NetAdmin],
+        arm: |btf| {
+            Gate::here()?.pass(false)?;
+            works(sockredir::try_out(btf))
+        },
     },
     // What of it needs a hook has been tried above.
     Command {

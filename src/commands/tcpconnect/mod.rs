@@ -269,7 +269,7 @@ impl tracing::Session<Tracer> for Session<'_> {
         Ok(Flow::Continue)
     }
 
-    fn tick(&mut self, sink: &mut Sink) -> Result<()> {
+    fn tick(&mut self, _tracer: &Tracer, sink: &mut Sink) -> Result<()> {
         self.counts.as_mut().map_or(Ok(()), |counts| counts.interval(sink, &self.resolver))
     }
 

@@ -46,6 +46,8 @@ enum Place {
     Cgroup(cgroups::Place),
     Sockmap(sockmaps::Place),
     Pin(pins::Place),
+    /// Sockets that are in a map of sockets whose owner is gone (sockredir).
+    Sockets,
     Unknown,
 }
 
@@ -57,6 +59,7 @@ impl Leftover {
             Place::Cgroup(place) => place.to_string(),
             Place::Sockmap(place) => place.to_string(),
             Place::Pin(place) => place.to_string(),
+            Place::Sockets => "the connections that it redirected, until they close".to_string(),
             Place::Unknown => "nothing that was found".to_string(),
         }
     }
@@ -71,6 +74,9 @@ impl Leftover {
             Place::Cgroup(place) => place.remove(self.id),
             Place::Sockmap(place) => place.remove(self.id),
             Place::Pin(place) => place.remove(self.id),
+            Place::Sockets => Err(anyhow!(
+                "with their entries, what nobody has read yet would be lost; it does no harm"
+            )),
             Place::Unknown => Err(anyhow!(
                 "no filter, interface, cgroup, map or pin was found that holds it; a socket in another process may"
             )),
@@ -85,7 +91,8 @@ pub(crate) fn find() -> Result<Vec<Leftover>> {
     loop {
         let left = look()?;
         // What nothing seems to hold is most likely on its way out.
-        let unexplained = left.iter().any(|left| matches!(left.place, Place::Unknown));
+        let unexplained =
+            left.iter().any(|left| matches!(left.place, Place::Unknown | Place::Sockets));
         if !unexplained || begin.elapsed() >= GRACE {
             return Ok(left);
         }
@@ -112,7 +119,10 @@ fn look() -> Result<Vec<Leftover>> {
             places.into_iter().partition(|(id, _)| *id == program.id);
         places = others;
         if held.is_empty() {
-            held.push((program.id, Place::Unknown));
+            // The kernel can't be asked which sockets hold a program. Only they and pins can hold this one.
+            let by_sockets = program.kind == libbpf_rs::libbpf_sys::BPF_PROG_TYPE_SK_MSG
+                && program.name == super::sockredir::MESSAGE_PROGRAM;
+            held.push((program.id, if by_sockets { Place::Sockets } else { Place::Unknown }));
         }
         left.extend(held.into_iter().map(|(id, place)| Leftover {
             id,

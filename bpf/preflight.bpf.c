@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/*
+ * Who does with local TCP connections what a redirection past TCP changes. One program at the entry of all system
+ * calls, which is left at once for those that are of no interest. What a socket was set to is read from the socket when it
+ * is used: so it counts whenever it was set, and by whomever.
+ *
+ * Everything is a counter of a process, in a table; there are no records that could be lost.
+ */
+
+#include "task_filter.bpf.h"
+#include "preflight.h"
+
+/* include/uapi/linux/socket.h, include/linux/socket.h */
+#define MSG_OOB 0x1
+#define MSG_TRUNC 0x20
+#define MSG_DONTWAIT 0x40
+#define MSG_WAITALL 0x100
+#define MSG_ERRQUEUE 0x2000
+
+#define SOCK_STREAM 1
+#define SOL_TCP 6
+#define TCP_ZEROCOPY_RECEIVE 35
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define S_IFMT 00170000
+#define S_IFSOCK 0140000
+#define O_NONBLOCK 04000
+/* include/linux/sched.h: no time-out of a wait. */
+#define MAX_SCHEDULE_TIMEOUT 0x7fffffffffffffffL
+
+#if defined(__TARGET_ARCH_x86)
+#define NR_READ 0
+#define NR_READV 19
+#define NR_SENDFILE 40
+#define NR_SENDTO 44
+#define NR_RECVFROM 45
+#define NR_SENDMSG 46
+#define NR_RECVMSG 47
+#define NR_GETSOCKOPT 55
+#define NR_SPLICE 275
+#define NR_RECVMMSG 299
+#define NR_SENDMMSG 307
+#define NR_PREADV2 327
+/* socketcall, and socket to recvmsg, as 32-bit programs number them. */
+#define IS_SOCKET_CALL32(nr) ((nr) == 102 || ((nr) >= 359 && (nr) <= 373))
+#elif defined(__TARGET_ARCH_arm64)
+#define NR_READ 63
+#define NR_READV 65
+#define NR_SENDFILE 71
+#define NR_SPLICE 76
+#define NR_SENDTO 206
+#define NR_RECVFROM 207
+#define NR_GETSOCKOPT 209
+#define NR_SENDMSG 211
+#define NR_RECVMSG 212
+#define NR_RECVMMSG 243
+#define NR_SENDMMSG 269
+#define NR_PREADV2 286
+#define IS_SOCKET_CALL32(nr) ((nr) >= 281 && (nr) <= 297)
+#else
+#error "which numbers do the system calls have here, and which those of 32-bit programs?"
+#endif
+#define NR_IO_URING_SETUP 425
+#define NR_IO_URING_ENTER 426
+
+/* Signals that are sent to a process at any time: not the C library's own (32, 33), nor what a fault raises. */
+#define BIT(signal) (1ULL << ((signal) - 1))
+#define SIGNALS_OF_FAULTS (BIT(4) | BIT(5) | BIT(7) | BIT(8) | BIT(11) | BIT(31))
+#define SIGNALS_OF_LIBC (BIT(32) | BIT(33))
+#define SIGNALS 64
+#define SIGACTION_BYTES 32
+_Static_assert(sizeof(struct k_sigaction) == SIGACTION_BYTES, "the kernel's array is read by this stride");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PREFLIGHT_PROCESSES);
+	__type(key, struct preflight_key);
+	__type(value, struct preflight_process);
+} processes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PREFLIGHT_PORTS);
+	__type(key, struct preflight_port);
+	__type(value, __u32);
+} ports SEC(".maps");
+
+/* Addresses of this machine, in all of its network namespaces that user space could enter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PREFLIGHT_ADDRESSES);
+	__type(key, __u8[16]);
+	__type(value, __u8);
+} addresses SEC(".maps");
+
+/* One bit a port that somebody listens at, anywhere on this machine. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u64);
+} listening SEC(".maps");
+
+/* The current process's signal handlers: too many for the stack. The kernel does not run a program within itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[SIGNALS * SIGACTION_BYTES]);
+} handlers SEC(".maps");
+
+/*
+ * Set where the kernel may preempt a program at a tracepoint (Linux 7), and skips it meanwhile for whoever comes to the same
+ * place on this CPU. Then there are two of them, and the second does what the first was skipped for.
+ */
+const volatile bool twice;
+
+/* Threads whose call the first program has looked at, until the second has seen that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PREFLIGHT_THREADS);
+	__type(key, __u32);
+	__type(value, __u8);
+} looked_at SEC(".maps");
+
+/* For the skeleton: the enums have no map whose BTF would name them. */
+enum preflight_reason _reason;
+enum preflight_port_role _role;
+
+/* A connection with another socket of this machine. */
+struct connection {
+	struct sock *sk;
+	__u16 lport;
+	__u16 rport;
+	bool mptcp;
+	bool may_block;
+};
+
+/* ------------------------------------------------------------------ processes */
+
+static __always_inline bool in_scope(void)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	if (filter_by_pid && !bpf_map_lookup_elem(&filter_pids, &pid))
+		return false;
+	return !filter_by_cgroup || bpf_current_task_under_cgroup(&filter_cgroup, 0) == 1;
+}
+
+static __always_inline void current_key(struct preflight_key *key)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	key->pid = bpf_get_current_pid_tgid() >> 32;
+	key->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+}
+
+static __always_inline struct preflight_process *this_process(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct preflight_process *found, process = {};
+	struct preflight_key key = {};
+
+	current_key(&key);
+	found = bpf_map_lookup_elem(&processes, &key);
+	if (found)
+		return found;
+	process.cgroup_id = bpf_get_current_cgroup_id();
+	process.uid = (__u32)bpf_get_current_uid_gid();
+	BPF_CORE_READ_STR_INTO((char(*)[BPFTK_COMM_LEN])process.comm, task, group_leader, comm);
+	/* Another thread may have been faster, and then it is there. */
+	bpf_map_update_elem(&processes, &key, &process, BPF_NOEXIST);
+	found = bpf_map_lookup_elem(&processes, &key);
+	if (!found)
+		count_loss(BPFTK_LOSS_TABLE_FULL);
+	return found;
+}
+
+/* Whether a signal that anybody may send runs a handler in the current process. */
+static __always_inline bool handles_signals(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	void *sighand = BPF_CORE_READ(task, sighand);
+	__u64 caught = 0;
+	__u32 first = 0;
+	__u8 *actions;
+
+	actions = bpf_map_lookup_elem(&handlers, &first);
+	if (!actions)
+		return true;
+	if (bpf_probe_read_kernel(actions, SIGNALS * SIGACTION_BYTES,
+				  sighand + bpf_core_field_offset(struct sighand_struct, action)))
+		return true;
+	for (int i = 0; i < SIGNALS; i++) {
+		if ((SIGNALS_OF_FAULTS | SIGNALS_OF_LIBC) & (1ULL << i))
+			continue;
+		/* The handler is a sigaction's first member; SIG_DFL is 0, SIG_IGN 1. No branch: the verifier takes both. */
+		caught |= *(__u64 *)(actions + i * SIGACTION_BYTES) & ~1ULL;
+	}
+	return caught;
+}
+
+/* ------------------------------------------------------------------ sockets */
+
+static __always_inline bool is_local(const __u8 remote[16], const __u8 own[16])
+{
+	const __u32 *word = (const __u32 *)remote;
+	const __u32 *other = (const __u32 *)own;
+
+	if (!word[0] && !word[1] && word[2] == bpf_htonl(0xffff)) {
+		if (!word[3])
+			return false;
+		if (remote[12] == 127)
+			return true;
+	} else if (!word[0] && !word[1] && !word[2]) {
+		/* :: is no peer, ::1 is. */
+		return word[3] == bpf_htonl(1);
+	}
+	if (word[0] == other[0] && word[1] == other[1] && word[2] == other[2] && word[3] == other[3])
+		return true;
+	return bpf_map_lookup_elem(&addresses, remote) != NULL;
+}
+
+/* Whether the current task's descriptor is a TCP connection within this machine. */
+static __always_inline bool local_connection(int fd, struct connection *conn)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	__u8 remote[16] __attribute__((aligned(8))) = {};
+	__u8 own[16] __attribute__((aligned(8))) = {};
+	struct socket *socket;
+	struct file **slots;
+	struct file *file;
+	struct sock *sk;
+	__u16 protocol;
+
+	if ((__u32)fd >= BPF_CORE_READ(table, max_fds))
+		return false;
+	slots = BPF_CORE_READ(table, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), slots + (__u32)fd) || !file)
+		return false;
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return false;
+	socket = BPF_CORE_READ(file, private_data);
+	/* A path in the file system may be a socket's, too, and be opened without one (O_PATH). */
+	if (!socket || BPF_CORE_READ(socket, file) != file)
+		return false;
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk || BPF_CORE_READ(sk, sk_type) != SOCK_STREAM)
+		return false;
+	protocol = BPF_CORE_READ(sk, sk_protocol);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+		return false;
+	switch (BPF_CORE_READ(sk, __sk_common.skc_family)) {
+	case AF_INET:
+		set_v4_mapped(remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		set_v4_mapped(own, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		break;
+	case AF_INET6:
+		BPF_CORE_READ_INTO((struct in6_addr *)remote, sk, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO((struct in6_addr *)own, sk, __sk_common.skc_v6_rcv_saddr);
+		break;
+	default:
+		return false;
+	}
+	if (!is_local(remote, own))
+		return false;
+	conn->sk = sk;
+	conn->mptcp = protocol == IPPROTO_MPTCP;
+	conn->lport = BPF_CORE_READ(sk, __sk_common.skc_num);
+	conn->rport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	conn->may_block = !(BPF_CORE_READ(file, f_flags) & O_NONBLOCK);
+	return true;
+}
+
+static __always_inline bool is_listening(__u16 port)
+{
+	__u32 word = port / 64;
+	__u64 *bits = bpf_map_lookup_elem(&listening, &word);
+
+	return bits && (*bits & (1ULL << (port % 64)));
+}
+
+static __always_inline void note_port(__u16 number, __u32 role)
+{
+	struct preflight_port port = { .port = number };
+
+	current_key(&port.process);
+	if (bpf_map_lookup_elem(&ports, &port))
+		return;
+	if (bpf_map_update_elem(&ports, &port, &role, BPF_ANY))
+		count_loss(BPFTK_LOSS_TABLE_FULL);
+}
+
+/* By which port to keep a connection out: where somebody listens. User space decides about the others. */
+static __always_inline void note_ports(const struct connection *conn)
+{
+	bool here = is_listening(conn->lport), there = is_listening(conn->rport);
+
+	if (here || !there)
+		note_port(conn->lport, here ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS);
+	if (there || !here)
+		note_port(conn->rport, there ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS);
+}
+
+/* ------------------------------------------------------------------ calls */
+
+enum way {
+	RECEIVES,
+	SENDS,
+	/* Reads what is in TCP's queue, and not what was redirected. */
+	READS_PAST,
+};
+
+struct call {
+	int fd;
+	__u32 flags;
+	enum way way;
+	/* Of READS_PAST. */
+	__u32 reason;
+};
+
+/* What is unsafe about it is counted, each reason once. */
+static __always_inline bool look_at(struct preflight_process *process, const struct connection *conn,
+				    const struct call *call)
+{
+	struct inet_connection_sock *icsk = (void *)conn->sk;
+	struct sock *sk = conn->sk;
+	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	__u32 reasons = 0;
+
+	if (conn->mptcp)
+		reasons |= 1 << PREFLIGHT_MPTCP;
+	else if (BPF_CORE_READ(icsk, icsk_ulp_ops))
+		reasons |= 1 << PREFLIGHT_ULP;
+	/* Without this, MSG_ZEROCOPY means nothing. */
+	if (flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
+		reasons |= 1 << PREFLIGHT_ZEROCOPY;
+	if (call->way == READS_PAST) {
+		reasons |= 1 << (call->reason & 31);
+	} else if (call->flags & MSG_OOB) {
+		reasons |= 1 << PREFLIGHT_OOB;
+	}
+	if (call->way == RECEIVES) {
+		if (call->flags & MSG_WAITALL)
+			reasons |= 1 << PREFLIGHT_WAITALL;
+		if (call->flags & MSG_TRUNC)
+			reasons |= 1 << PREFLIGHT_TRUNC;
+		if (BPF_CORE_READ(sk, sk_rcvlowat) > 1)
+			reasons |= 1 << PREFLIGHT_RCVLOWAT;
+		if (conn->may_block && !(call->flags & MSG_DONTWAIT)) {
+			if (BPF_CORE_READ(sk, sk_rcvtimeo) != MAX_SCHEDULE_TIMEOUT)
+				reasons |= 1 << PREFLIGHT_RCVTIMEO;
+			if (handles_signals())
+				reasons |= 1 << PREFLIGHT_SIGNALS;
+		}
+	}
+	for (int i = 0; i < PREFLIGHT_REASONS; i++) {
+		if (reasons & (1 << i))
+			__sync_fetch_and_add(&process->counts[i], 1);
+	}
+	return reasons;
+}
+
+static __always_inline void is_not_seen(__u32 reason)
+{
+	struct preflight_process *process = this_process();
+
+	if (process)
+		__sync_fetch_and_add(&process->counts[reason], 1);
+}
+
+/* Whether the current task is in a system call of a 32-bit program, whose numbers are others. */
+static __always_inline bool is_32bit(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+#if defined(__TARGET_ARCH_x86)
+	/* arch/x86/include/asm/thread_info.h, TS_COMPAT */
+	return BPF_CORE_READ(task, thread_info.status) & 2;
+#else
+	/* arch/arm64/include/asm/thread_info.h, TIF_32BIT */
+	return BPF_CORE_READ(task, thread_info.flags) & (1UL << 22);
+#endif
+}
+
+/* Whether this call is for the other one of the two programs. */
+static __always_inline bool is_done(bool second)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u8 yes = 1;
+
+	if (!twice)
+		return false;
+	if (second)
+		return !bpf_map_delete_elem(&looked_at, &tid);
+	bpf_map_update_elem(&looked_at, &tid, &yes, BPF_ANY);
+	return false;
+}
+
+static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second)
+{
+	struct pt_regs *regs = (void *)ctx->args[0];
+	struct preflight_process *process;
+	struct connection conn = {};
+	__u32 number = ctx->args[1];
+	struct call call = {};
+
+	switch (number) {
+	case NR_READ:
+	case NR_READV:
+	case NR_PREADV2:
+	case NR_RECVFROM:
+	case NR_RECVMSG:
+	case NR_RECVMMSG:
+	case NR_SENDTO:
+	case NR_SENDMSG:
+	case NR_SENDMMSG:
+	case NR_SPLICE:
+	case NR_SENDFILE:
+	case NR_GETSOCKOPT:
+	case NR_IO_URING_SETUP:
+	case NR_IO_URING_ENTER:
+		break;
+	default:
+		if (IS_SOCKET_CALL32(number) && is_32bit() && in_scope() && !is_done(second))
+			is_not_seen(PREFLIGHT_ABI32);
+		return 0;
+	}
+	if (!in_scope() || is_32bit() || is_done(second))
+		return 0;
+
+	call.fd = PT_REGS_PARM1_CORE_SYSCALL(regs);
+	switch (number) {
+	case NR_RECVFROM:
+	case NR_RECVMMSG:
+	case NR_SENDTO:
+	case NR_SENDMMSG:
+		call.flags = PT_REGS_PARM4_CORE_SYSCALL(regs);
+		break;
+	case NR_RECVMSG:
+	case NR_SENDMSG:
+		call.flags = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		break;
+	case NR_SPLICE:
+		call.way = READS_PAST;
+		call.reason = PREFLIGHT_SPLICE;
+		break;
+	case NR_SENDFILE:
+		call.fd = PT_REGS_PARM2_CORE_SYSCALL(regs);
+		call.way = READS_PAST;
+		call.reason = PREFLIGHT_SPLICE;
+		break;
+	case NR_GETSOCKOPT:
+		if (PT_REGS_PARM2_CORE_SYSCALL(regs) != SOL_TCP ||
+		    PT_REGS_PARM3_CORE_SYSCALL(regs) != TCP_ZEROCOPY_RECEIVE)
+			return 0;
+		call.way = READS_PAST;
+		call.reason = PREFLIGHT_RECEIVE_MAP;
+		break;
+	case NR_IO_URING_SETUP:
+	case NR_IO_URING_ENTER:
+		is_not_seen(PREFLIGHT_IO_URING);
+		return 0;
+	}
+	if (number == NR_SENDTO || number == NR_SENDMSG || number == NR_SENDMMSG)
+		call.way = SENDS;
+	/* Errors and time stamps, no data. */
+	else if (call.flags & MSG_ERRQUEUE)
+		return 0;
+
+	if (!local_connection(call.fd, &conn))
+		return 0;
+	process = this_process();
+	if (!process)
+		return 0;
+	__sync_fetch_and_add(&process->calls, 1);
+	if (look_at(process, &conn, &call))
+		note_ports(&conn);
+	return 0;
+}
+
+SEC("raw_tp/sys_enter")
+int bpftk_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	return look(ctx, false);
+}
+
+SEC("raw_tp/sys_enter")
+int bpftk_call2(struct bpf_raw_tracepoint_args *ctx)
+{
+	return look(ctx, true);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_PREFLIGHT_H
+#define BPFTK_PREFLIGHT_H
+
+#include "common.h"
+
+/* What a process does with a connection that redirection changes. */
+enum preflight_reason {
+	PREFLIGHT_SPLICE,
+	PREFLIGHT_RECEIVE_MAP,
+	PREFLIGHT_WAITALL,
+	PREFLIGHT_OOB,
+	PREFLIGHT_TRUNC,
+	PREFLIGHT_ZEROCOPY,
+	PREFLIGHT_RCVLOWAT,
+	PREFLIGHT_RCVTIMEO,
+	PREFLIGHT_SIGNALS,
+	PREFLIGHT_ULP,
+	PREFLIGHT_MPTCP,
+	/* What the programs can't look into. */
+	PREFLIGHT_IO_URING,
+	PREFLIGHT_ABI32,
+	PREFLIGHT_REASONS,
+};
+
+/* A process, also after its end: ids are used again. */
+struct preflight_key {
+	__u64 start_ns; /* CLOCK_BOOTTIME */
+	__u32 pid;
+	__u32 pad;
+};
+
+struct preflight_process {
+	/* Looked at on local TCP connections. */
+	__u64 calls;
+	__u64 counts[PREFLIGHT_REASONS];
+	__u64 cgroup_id;
+	__u32 uid;
+	__u32 pad;
+	__u8 comm[BPFTK_COMM_LEN];
+};
+
+/* A port of a connection on which a process did what is unsafe. */
+struct preflight_port {
+	struct preflight_key process;
+	__u16 port;
+	__u16 pad[3];
+};
+
+/* How sure it is that it is the server's. */
+enum preflight_port_role {
+	PREFLIGHT_PORT_GUESS,
+	PREFLIGHT_PORT_LISTENING,
+};
+
+#define PREFLIGHT_PROCESSES 8192
+#define PREFLIGHT_PORTS 16384
+#define PREFLIGHT_THREADS 16384
+#define PREFLIGHT_ADDRESSES 16384
+
+_Static_assert(sizeof(struct preflight_key) == 16, "src/kernel/preflight decodes 16 bytes");
+_Static_assert(sizeof(struct preflight_process) == 8 + 8 * PREFLIGHT_REASONS + 16 + BPFTK_COMM_LEN, "no hidden padding");
+_Static_assert(sizeof(struct preflight_port) == 24, "no hidden padding");
+
+#endif

@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+
+/*
+ * What a local socket sends goes straight into the queue of the socket at the other end, without TCP and IP between them.
+ *
+ * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they send.
+ * That no byte is lost or overtakes another rests on these:
+ *
+ *   - A reader takes redirected data first, and then what came by TCP. So a direction may change from redirection to TCP at
+ *     any time, and never back: it is redirected only from its first byte on, and only while nothing of it ever entered TCP.
+ *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
+ *   - The kernel does not bound the queue of redirected data. What would exceed the bound goes by TCP, which does.
+ *   - An entry of the map is removed by the kernel alone, when its socket closes: with the entry goes its unread data.
+ *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
+ */
+
+#include "common.bpf.h"
+#include "sockredir.h"
+
+/* include/uapi/asm-generic/fcntl.h */
+#define O_NONBLOCK 00004000
+
+/* include/linux/errno.h */
+#define EEXIST 17
+#define EBUSY 16
+#define E2BIG 7
+#define ENOMEM 12
+
+const volatile __u64 max_queue;
+const volatile __u32 max_messages;
+const volatile bool by_port;
+const volatile bool by_excluded_port;
+const volatile __u32 comms;
+const volatile __u8 comm_names[SOCKREDIR_COMMS][BPFTK_COMM_LEN];
+const volatile bool with_events;
+
+/* Off, the programs let everything pass: at the end, and until all is attached. */
+bool enabled;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(struct sockredir_key));
+	__uint(value_size, sizeof(__u64));
+} socks SEC(".maps");
+
+/* One for each entry of the map of sockets. Not allocated ahead: most machines have few. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct sockredir_key);
+	__type(value, struct sockredir_end);
+} ends SEC(".maps");
+
+/* A socket's key. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sockredir_key);
+} keys SEC(".maps");
+
+/*
+ * Connections that a listener in scope is being asked for: a client whose request is among them has its server here, in
+ * whatever network namespace. The server's entry comes after the client's, so there is no other sign of it yet.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sockredir_key);
+	__type(value, __u8);
+} requests SEC(".maps");
+
+/* One bit a port: the first 1024 words are --port, the others --exclude-port. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2048);
+	__type(key, __u32);
+	__type(value, __u64);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SOCKREDIR_COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counts SEC(".maps");
+
+const struct sockredir_end blank;
+
+/* For the skeleton. */
+struct sockredir_event _event;
+enum sockredir_state _state;
+enum sockredir_reason _reason;
+enum sockredir_count _count;
+
+static __always_inline void count(__u32 which, __u64 much)
+{
+	__u64 *slot = bpf_map_lookup_elem(&counts, &which);
+
+	/* The slot is this CPU's, but the programs interrupt each other. */
+	if (slot)
+		__sync_fetch_and_add(slot, much);
+}
+
+static __always_inline void count_maximum(__u32 which, __u64 value)
+{
+	__u64 *slot = bpf_map_lookup_elem(&counts, &which);
+
+	if (slot && *slot < value)
+		*slot = value;
+}
+
+static __always_inline void left_to_tcp(__u32 reason)
+{
+	count(SOCKREDIR_BY_REASON + reason, 1);
+}
+
+static __always_inline bool same_address(const __u8 a[16], const __u8 b[16])
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+static __always_inline void swap(struct sockredir_key *to, const struct sockredir_key *from)
+{
+	__builtin_memcpy(to->laddr, from->raddr, 16);
+	__builtin_memcpy(to->raddr, from->laddr, 16);
+	to->lseq = from->rseq;
+	to->rseq = from->lseq;
+	to->lport = from->rport;
+	to->rport = from->lport;
+}
+
+/* ------------------------------------------------------------------ which connections */
+
+/* The verifier wants each field of the context read at an offset of its own, which clang would merge. */
+#define FIELD(name) (*(volatile __u32 *)&ops->name)
+
+/* Addresses and ports, but for the sequence numbers. An IPv4 socket and a v4-mapped one of IPv6 have the same. */
+static __always_inline bool tuple(struct bpf_sock_ops *ops, struct sockredir_key *key)
+{
+	__u32 family = FIELD(family);
+
+	if (family == AF_INET) {
+		set_v4_mapped(key->laddr, FIELD(local_ip4));
+		set_v4_mapped(key->raddr, FIELD(remote_ip4));
+	} else if (family == AF_INET6) {
+		__u32 *l = (__u32 *)key->laddr, *r = (__u32 *)key->raddr;
+
+		l[0] = FIELD(local_ip6[0]);
+		l[1] = FIELD(local_ip6[1]);
+		l[2] = FIELD(local_ip6[2]);
+		l[3] = FIELD(local_ip6[3]);
+		r[0] = FIELD(remote_ip6[0]);
+		r[1] = FIELD(remote_ip6[1]);
+		r[2] = FIELD(remote_ip6[2]);
+		r[3] = FIELD(remote_ip6[3]);
+	} else {
+		return false;
+	}
+	key->lport = FIELD(local_port);
+	key->rport = bpf_ntohl(FIELD(remote_port));
+	return true;
+}
+
+static __always_inline bool port_in(__u32 first, __u16 port)
+{
+	__u32 word = first + port / 64;
+	__u64 *bits = bpf_map_lookup_elem(&ports, &word);
+
+	return bits && *bits >> (port % 64) & 1;
+}
+
+/* By the port that the server listens on. */
+static __always_inline bool port_wanted(__u16 port)
+{
+	return (!by_port || port_in(0, port)) && !(by_excluded_port && port_in(1024, port));
+}
+
+/* A listener got a request, and has not answered yet. */
+static __always_inline void requested(struct bpf_sock_ops *ops)
+{
+	struct sockredir_key key = {};
+	__u8 yes = 1;
+
+	if (tuple(ops, &key) && port_wanted(key.lport))
+		bpf_map_update_elem(&requests, &key, &yes, BPF_ANY);
+}
+
+/* Whether the other end may be on this machine, though not in scope. */
+static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
+{
+	const __u32 *words = (const __u32 *)key->raddr;
+
+	if (same_address(key->laddr, key->raddr))
+		return SOCKREDIR_PEER_UNKNOWN;
+	if (!words[0] && !words[1] && words[2] == bpf_htonl(0xffff) && key->raddr[12] == 127)
+		return SOCKREDIR_PEER_UNKNOWN;
+	return SOCKREDIR_NOT_LOCAL;
+}
+
+/*
+ * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes by TCP
+ * for ever: it is in TCP's own function. Beside it there wait the thread that connects, if it does so blocking, and whoever
+ * polls, which is told by the file in front of its entry.
+ */
+static __always_inline bool reader_waits(struct sock *sk)
+{
+	struct socket_wq *wq = BPF_CORE_READ(sk, sk_wq);
+	struct file *file = BPF_CORE_READ(sk, sk_socket, file);
+	struct list_head *head = (void *)wq + bpf_core_field_offset(struct socket_wq, wait.head);
+	struct list_head *at = BPF_CORE_READ(wq, wait.head.next);
+	int expected, waiting = 0, i;
+
+	if (!wq || !file)
+		return false;
+	expected = BPF_CORE_READ(file, f_flags) & O_NONBLOCK ? 0 : 1;
+	for (i = 0; i < 8; i++) {
+		struct wait_queue_entry *entry;
+		struct poll_table_entry *poll;
+
+		if (at == head)
+			return waiting > expected;
+		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
+		poll = (void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
+		/* Those of epoll and io_uring have none. */
+		if (BPF_CORE_READ(entry, private) && BPF_CORE_READ(poll, filp) != file)
+			waiting++;
+		at = BPF_CORE_READ(at, next);
+	}
+	return true;
+}
+
+/* What a socket is that must not be redirected, whatever its connection; or nothing. */
+static __always_inline __u32 unfit(struct tcp_sock *tp, bool client)
+{
+	struct sock *sk = (struct sock *)tp;
+
+	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp))
+		return SOCKREDIR_MPTCP;
+	if (BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops))
+		return SOCKREDIR_ULP;
+	/* Their owners call TCP's own functions. */
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock))
+		return SOCKREDIR_KERNEL;
+	/* Another map of sockets, or a kernel subsystem that a program lent its socket to. */
+	if (BPF_CORE_READ(sk, sk_user_data))
+		return SOCKREDIR_EXISTS;
+	if (client && reader_waits(sk))
+		return SOCKREDIR_READER;
+	return SOCKREDIR_NONE;
+}
+
+static __always_inline __u32 why_not_inserted(long error)
+{
+	switch (error) {
+	case -EEXIST:
+	case -EBUSY:
+		return SOCKREDIR_EXISTS;
+	case -E2BIG:
+	case -ENOMEM:
+		return SOCKREDIR_MAP_FULL;
+	}
+	return SOCKREDIR_REFUSED;
+}
+
+/* Takes an end that can profit into the map. Returns why not. */
+static __always_inline __u32 admit(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client)
+{
+	struct sockredir_key key = {}, other = {};
+	struct sockredir_key *stored;
+	struct sockredir_end *end;
+	struct tcp_sock *tp;
+	__u32 reason;
+	long error;
+
+	if (!tuple(ops, &key))
+		return SOCKREDIR_NOT_LOCAL;
+	swap(&other, &key);
+	if (!port_wanted(client ? key.rport : key.lport)) {
+		/* A request was not noted either. */
+		return SOCKREDIR_FILTERED;
+	}
+	/* One that is connected to itself, too, has no other end. */
+	if (key.lport == key.rport && same_address(key.laddr, key.raddr))
+		return SOCKREDIR_PEER_UNKNOWN;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return SOCKREDIR_REFUSED;
+	/* Fast Open sends before there is a connection. */
+	if (BPF_CORE_READ(tp, bytes_sent) || BPF_CORE_READ(tp, write_seq) != FIELD(snd_nxt))
+		return SOCKREDIR_PRIOR_BYTES;
+	if (client) {
+		if (!bpf_map_lookup_elem(&requests, &other))
+			return why_no_peer(&key);
+	} else {
+		bpf_map_delete_elem(&requests, &key);
+	}
+	key.lseq = other.rseq = FIELD(snd_nxt);
+	key.rseq = other.lseq = FIELD(rcv_nxt);
+	if (!client && !bpf_map_lookup_elem(&ends, &other))
+		return why_no_peer(&key);
+	reason = unfit(tp, client);
+	if (reason)
+		return reason;
+
+	/* Before the socket is in the map, and seen by the other program. */
+	error = bpf_map_update_elem(&ends, &key, &blank, BPF_NOEXIST);
+	if (error)
+		return why_not_inserted(error);
+	end = bpf_map_lookup_elem(&ends, &key);
+	stored = bpf_sk_storage_get(&keys, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!end || !stored) {
+		bpf_map_delete_elem(&ends, &key);
+		return SOCKREDIR_MAP_FULL;
+	}
+	end->sk = (__u64)tp;
+	end->client = client;
+	end->opened_ns = bpf_ktime_get_boot_ns();
+	*stored = key;
+	error = bpf_sock_hash_update(ops, &socks, &key, BPF_NOEXIST);
+	if (error) {
+		bpf_sk_storage_delete(&keys, sk);
+		bpf_map_delete_elem(&ends, &key);
+		return why_not_inserted(error);
+	}
+	bpf_sock_ops_cb_flags_set(ops, FIELD(bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG);
+	count(SOCKREDIR_ADMITTED, 1);
+	return SOCKREDIR_NONE;
+}
+
+static __always_inline void established(struct bpf_sock_ops *ops, bool client)
+{
+	struct bpf_sock *sk = ops->sk;
+	__u32 reason;
+
+	if (!enabled || !sk)
+		return;
+	count(client ? SOCKREDIR_CLIENTS : SOCKREDIR_SERVERS, 1);
+	reason = admit(ops, sk, client);
+	if (reason)
+		left_to_tcp(reason);
+}
+
+/* The last that is seen of an end. The kernel takes it out of the map of sockets when its file is closed. */
+static __always_inline void closed(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct sockredir_event event;
+	struct sockredir_key *stored;
+	struct sockredir_end *end;
+
+	if (!sk)
+		return;
+	stored = bpf_sk_storage_get(&keys, sk, 0, 0);
+	if (!stored)
+		return;
+	event.key = *stored;
+	end = bpf_map_lookup_elem(&ends, &event.key);
+	if (!end)
+		return;
+	if (end->state == SOCKREDIR_IDLE)
+		count(SOCKREDIR_SILENT, 1);
+	if (with_events) {
+		event._pad = 0;
+		event.closed_ns = bpf_ktime_get_boot_ns();
+		event.end = *end;
+		emit_record(&event, sizeof(event));
+	}
+	bpf_map_delete_elem(&ends, &event.key);
+}
+
+/* The reply stays as it is: it may be another program's. */
+SEC("sockops")
+int bpftk_sockops(struct bpf_sock_ops *ops)
+{
+	switch (ops->op) {
+	case BPF_SOCK_OPS_RWND_INIT:
+		/* Asked for a request, and by a socket that connects. */
+		if (enabled && !ops->is_fullsock)
+			requested(ops);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		established(ops, true);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		established(ops, false);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[1] == BPF_TCP_CLOSE)
+			closed(ops);
+		break;
+	}
+	return 1;
+}
+
+/* ------------------------------------------------------------------ what they send */
+
+static __always_inline bool comm_wanted(const __u8 comm[BPFTK_COMM_LEN])
+{
+	int i, j;
+
+	for (i = 0; i < SOCKREDIR_COMMS; i++) {
+		if (i >= comms)
+			break;
+		for (j = 0; j < BPFTK_COMM_LEN; j++) {
+			if (comm[j] != comm_names[i][j])
+				break;
+			if (!comm[j])
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Before the first byte. Returns why the direction is TCP's from now on. */
+static __always_inline __u32 decide(struct sockredir_end *end, const struct sockredir_key *other)
+{
+	struct sockredir_end *peer;
+
+	if (comms && !comm_wanted(end->comm))
+		return SOCKREDIR_FILTERED;
+	peer = bpf_map_lookup_elem(&ends, other);
+	if (!peer)
+		return SOCKREDIR_PEER_UNKNOWN;
+	end->peer = peer->sk;
+	return SOCKREDIR_NONE;
+}
+
+/* Whether the other end's queue has room, by what was sent since it was last empty. */
+static __always_inline bool has_room(struct sockredir_end *end, __u32 size)
+{
+	struct sock *peer = (void *)end->peer;
+	/* The low bits are flags. include/net/sock.h, SK_USER_DATA_PTRMASK */
+	__u64 psock = (__u64)BPF_CORE_READ(peer, sk_user_data) & ~7ULL;
+	__u64 next = (__u64)BPF_CORE_READ((struct sk_psock *)psock, ingress_msg.next);
+
+	if (next == psock + bpf_core_field_offset(struct sk_psock, ingress_msg)) {
+		end->queued_bytes = 0;
+		end->queued_messages = 0;
+	}
+	return end->queued_bytes + size <= max_queue && end->queued_messages < max_messages;
+}
+
+/* Redirects the message, or tells why it can't be. */
+static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_end *end,
+				      struct tcp_sock *tp, const struct sockredir_key *key, __u32 size)
+{
+	struct sock *peer_sk;
+	struct sockredir_key other;
+	__u32 reason;
+
+	if (!enabled)
+		return SOCKREDIR_STOPPED;
+	/* A thread may have waited for the connection in TCP's own function, or sent urgent data. */
+	if (BPF_CORE_READ(tp, write_seq) != key->lseq)
+		return SOCKREDIR_PRIOR_BYTES;
+	swap(&other, key);
+	if (end->state == SOCKREDIR_IDLE) {
+		reason = decide(end, &other);
+		if (reason)
+			return reason;
+	}
+	/* Either may have got one since it was established. */
+	peer_sk = (void *)end->peer;
+	if (BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops) ||
+	    BPF_CORE_READ((struct inet_connection_sock *)peer_sk, icsk_ulp_ops))
+		return SOCKREDIR_ULP;
+	if (!has_room(end, size))
+		return SOCKREDIR_BACKLOG;
+	if (bpf_msg_redirect_hash(msg, &socks, &other, BPF_F_INGRESS) != SK_PASS)
+		return end->state == SOCKREDIR_IDLE ? SOCKREDIR_PEER_UNKNOWN : SOCKREDIR_PEER_CLOSED;
+	return SOCKREDIR_NONE;
+}
+
+SEC("sk_msg")
+int bpftk_sk_msg(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct sockredir_key *stored, key;
+	struct sockredir_end *end;
+	struct tcp_sock *tp;
+	__u32 pid, reason, size = msg->size;
+	__u8 state;
+
+	if (!sk)
+		return SK_PASS;
+	stored = bpf_sk_storage_get(&keys, sk, 0, 0);
+	if (!stored)
+		return SK_PASS;
+	key = *stored;
+	/* The sender has its socket locked: nobody else changes the entry. */
+	end = bpf_map_lookup_elem(&ends, &key);
+	if (!end)
+		return SK_PASS;
+	pid = bpf_get_current_pid_tgid() >> 32;
+	if (end->pid != pid) {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		end->pid = pid;
+		BPF_CORE_READ_STR_INTO(&end->comm, task, comm);
+	}
+	if (end->state == SOCKREDIR_TCP)
+		goto pass;
+
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return SK_PASS;
+	/* After it said that it would send no more, it is for TCP to refuse it. */
+	state = BPF_CORE_READ((struct sock *)tp, __sk_common.skc_state);
+	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
+		return SK_PASS;
+	reason = redirect(msg, end, tp, &key, size);
+	if (!reason) {
+		if (end->state == SOCKREDIR_IDLE) {
+			end->state = SOCKREDIR_REDIRECT;
+			count(SOCKREDIR_REDIRECTED, 1);
+		}
+		end->queued_bytes += size;
+		end->queued_messages++;
+		end->bytes += size;
+		end->messages++;
+		count(SOCKREDIR_BYTES, size);
+		count(SOCKREDIR_MESSAGES, 1);
+		count_maximum(SOCKREDIR_HIGH_WATER, end->queued_bytes);
+		return SK_PASS;
+	}
+	if (end->state == SOCKREDIR_REDIRECT)
+		count(SOCKREDIR_FELL_BACK, 1);
+	end->state = SOCKREDIR_TCP;
+	end->reason = reason;
+	left_to_tcp(reason);
+pass:
+	end->tcp_bytes += size;
+	end->tcp_messages++;
+	count(SOCKREDIR_TCP_BYTES, size);
+	count(SOCKREDIR_TCP_MESSAGES, 1);
+	return SK_PASS;
+}

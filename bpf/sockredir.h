@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_SOCKREDIR_H
+#define BPFTK_SOCKREDIR_H
+
+#include "common.h"
+
+/* What sockredir agrees on with its programs. An end is a socket of a connection; what it sends is a direction. */
+
+/*
+ * Which end of which connection. The sequence numbers make it unique where the same addresses and ports exist in several
+ * network namespaces, and the addresses keep a remote host that knows the numbers from being taken for somebody else.
+ * The other end's key is this one with left and right swapped.
+ */
+struct sockredir_key {
+	__u8 laddr[16];
+	__u8 raddr[16];
+	/* Of the first byte in each direction. */
+	__u32 lseq;
+	__u32 rseq;
+	__u16 lport;
+	__u16 rport;
+};
+
+enum sockredir_state {
+	/* Nothing has been sent yet. */
+	SOCKREDIR_IDLE,
+	SOCKREDIR_REDIRECT,
+	/* For good. */
+	SOCKREDIR_TCP,
+};
+
+/* Why a direction is left to TCP. */
+enum sockredir_reason {
+	SOCKREDIR_NONE,
+	SOCKREDIR_PEER_UNKNOWN,
+	SOCKREDIR_PRIOR_BYTES,
+	SOCKREDIR_BACKLOG,
+	SOCKREDIR_NOT_LOCAL,
+	SOCKREDIR_FILTERED,
+	SOCKREDIR_MAP_FULL,
+	SOCKREDIR_EXISTS,
+	SOCKREDIR_MPTCP,
+	SOCKREDIR_KERNEL,
+	SOCKREDIR_ULP,
+	SOCKREDIR_READER,
+	SOCKREDIR_REFUSED,
+	SOCKREDIR_PEER_CLOSED,
+	SOCKREDIR_STOPPED,
+	SOCKREDIR_REASONS,
+};
+
+struct sockredir_end {
+	/* Addresses of this socket and of the other one: only ever read with care, since they may be gone. */
+	__u64 sk;
+	__u64 peer;
+	/* Redirected. */
+	__u64 bytes;
+	__u64 messages;
+	/* Seen by the program, and left to TCP. */
+	__u64 tcp_bytes;
+	__u64 tcp_messages;
+	/* Redirected since the other end's queue was last seen empty: at least what waits in it. */
+	__u64 queued_bytes;
+	__u64 opened_ns;
+	__u32 queued_messages;
+	/* Whoever sent last. */
+	__u32 pid;
+	__u8 comm[BPFTK_COMM_LEN];
+	__u8 state;
+	__u8 reason;
+	/* This end connected. */
+	__u8 client;
+	__u8 _pad[5];
+};
+
+struct sockredir_event {
+	struct sockredir_key key;
+	__u32 _pad;
+	__u64 closed_ns;
+	struct sockredir_end end;
+};
+
+/* Cumulative, by CPU. */
+enum sockredir_count {
+	/* Ends of connections, established in scope. */
+	SOCKREDIR_CLIENTS,
+	SOCKREDIR_SERVERS,
+	/* Ends that went into the map. */
+	SOCKREDIR_ADMITTED,
+	/* Directions whose first byte was redirected. */
+	SOCKREDIR_REDIRECTED,
+	/* Of these, directions that TCP got later on. */
+	SOCKREDIR_FELL_BACK,
+	/* Ends of the map that closed without having sent. */
+	SOCKREDIR_SILENT,
+	SOCKREDIR_BYTES,
+	SOCKREDIR_MESSAGES,
+	SOCKREDIR_TCP_BYTES,
+	SOCKREDIR_TCP_MESSAGES,
+	/* The largest queue of a direction, in bytes. A maximum, not a sum. */
+	SOCKREDIR_HIGH_WATER,
+	/* SOCKREDIR_BY_REASON + n: directions left to TCP for the n-th reason. */
+	SOCKREDIR_BY_REASON,
+	SOCKREDIR_COUNTS = SOCKREDIR_BY_REASON + SOCKREDIR_REASONS,
+};
+
+/* Names that --comm can take. */
+#define SOCKREDIR_COMMS 8
+
+_Static_assert(sizeof(struct sockredir_key) == 44, "user space has the same");
+_Static_assert(sizeof(struct sockredir_end) == 96, "user space has the same");
+_Static_assert(sizeof(struct sockredir_event) == 152, "user space has the same");
+
+#endif

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `bpftk sockredir preflight`: which processes use what redirection changes, before anything is redirected.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::{KernelArgs, OutputArgs};
+use crate::commands::common::{TaskArgs, note};
+use crate::error::Status;
+use crate::kernel::btf::BtfSource;
+use crate::kernel::caps::{self, Cap};
+use crate::kernel::preflight::{Config, Missing, Process, Reason, Watch};
+use crate::kernel::run::{Flow, Timing, Turn, wait};
+use crate::kernel::signals::Signals;
+use crate::kernel::{cgroup, log};
+use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
+use crate::values::{PidList, PortSet, parse_duration};
+
+/// How often the addresses and listeners of the machine are looked up.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Watch which processes use, on local TCP connections, what redirection changes
+#[derive(Args, Debug)]
+pub(crate) struct Preflight {
+    /// Only processes in this cgroup (v2), given as a directory, or below it
+    #[arg(long, value_name = "PATH", conflicts_with = "pid", help_heading = "Filters")]
+    cgroup: Option<PathBuf>,
+
+    /// Only these processes (thread group ids), such as 1,22
+    #[arg(short, long, value_name = "LIST", help_heading = "Filters")]
+    pid: Option<PidList>,
+
+    /// How long to watch: long enough for the programs to do all that they do
+    #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Run")]
+    duration: Duration,
+
+    /// Instead of the table, print the options of sockredir that keep the unsafe processes' connections out
+    #[arg(long, conflicts_with_all = ["format", "no_header", "color"], help_heading = "Output")]
+    emit_excludes: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+/// The schema of a row.
+pub(crate) const FIELDS: &[Field] = &[
+    Field::new("pid", "process (thread group) id, in the initial PID namespace"),
+    Field::new("comm", "name of the process when it was first seen"),
+    Field::new("uid", "real user id of the thread that was seen first"),
+    Field::new("cgroup", "cgroup v2 path of the process; null when the cgroup is gone"),
+    Field::new("verdict", "safe or unsafe"),
+    Field::new("calls", "calls on local TCP connections that were looked at"),
+    Field::new("reasons", "list of what is unsafe, by name; empty when nothing is"),
+    Field::new("counts", "object of how many calls each reason was found in"),
+    Field::new(
+        "ports",
+        "ports that keep the unsafe connections out; empty when there are none or none could be found",
+    ),
+];
+
+pub(crate) const SUMMARY: &[Field] = &[
+    Field::new("command", "sockredir preflight"),
+    Field::new("processes", "that used local TCP connections or what can't be looked into"),
+    Field::new("safe", "of these, safe as far as was seen"),
+    Field::new("unsafe", "of these, unsafe"),
+    Field::new("excludes", "options that keep the unsafe connections out; null for none"),
+    Field::new("not_excluded", "process ids for which no port was found"),
+    Field::new("lost", "processes or ports for which a table had no room, as often as they came"),
+    Field::new(
+        "skipped",
+        "system calls, at most, that were not looked into: the kernel did not run the program",
+    ),
+    Field::new("namespaces_not_seen", "network namespaces, at most, that could not be looked into"),
+    Field::new("addresses_not_known", "addresses of this machine for which there was no room"),
+];
+
+/// Every reason, in the order of `Reason::ALL`: its name, and what is different for a program that does so.
+pub(crate) const REASONS: &[Field] = &[
+    Field::new(
+        "splice",
+        "splice(2) or sendfile(2) from the connection: it does not see redirected data, and says EAGAIN while poll says that there is some",
+    ),
+    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it does not see redirected data"),
+    Field::new("waitall", "a read with MSG_WAITALL: it can come back short"),
+    Field::new(
+        "oob",
+        "MSG_OOB, sent or received: urgent data is a byte of the stream, and reading it takes an ordinary one",
+    ),
+    Field::new("trunc", "a read with MSG_TRUNC, to discard data: it can fail with EFAULT"),
+    Field::new(
+        "zerocopy",
+        "SO_ZEROCOPY is set: of a send with MSG_ZEROCOPY it is never told when its data may be changed",
+    ),
+    Field::new(
+        "rcvlowat",
+        "a read, SO_RCVLOWAT being more than 1: poll says ready at the first byte",
+    ),
+    Field::new(
+        "rcvtimeo",
+        "a read that may block, SO_RCVTIMEO being set: EAGAIN can come before the time, by a signal or a reset",
+    ),
+    Field::new(
+        "signals",
+        "a read that may block, in a process with a handler of a signal (but for SIGSEGV and what else only faults raise): when one comes, the read fails with EAGAIN and isn't restarted",
+    ),
+    Field::new("ulp", "TCP_ULP is set, as for kernel TLS: it and redirection don't go together"),
+    Field::new(
+        "mptcp",
+        "MPTCP: such a connection stays on TCP; a listener is a danger on kernels without a fix",
+    ),
+    Field::new(
+        "io_uring",
+        "io_uring_setup or io_uring_enter: what goes through the ring is not looked into, so it may be anything",
+    ),
+    Field::new("32-bit", "a system call on sockets of a 32-bit program: they are not looked into"),
+];
+
+fn name(reason: Reason) -> &'static str {
+    Reason::ALL
+        .iter()
+        .zip(REASONS)
+        .find(|(it, _)| **it == reason)
+        .map_or("", |(_, field)| field.name)
+}
+
+const COLUMNS: [Column; 5] = [
+    Column::left("PID", "pid", 7),
+    Column::left("COMM", "comm", 15),
+    Column::left("VERDICT", "verdict", 7).alarming_if(is_unsafe),
+    Column::right("CALLS", "calls", 8),
+    Column::left("WHY", "counts", 40).shown_by(why),
+];
+
+fn is_unsafe(value: &Value) -> bool {
+    matches!(value, Value::Text(text) if text == "unsafe")
+}
+
+/// `splice (12), waitall (3)`
+fn why(value: &Value) -> String {
+    let Value::Map(entries) = value else { return value.text() };
+    let texts: Vec<String> =
+        entries.iter().map(|(name, count)| format!("{name} ({})", count.text())).collect();
+    texts.join(", ")
+}
+
+fn record(process: &Process, paths: &mut cgroup::Paths) -> Record {
+    let counts: Vec<(&'static str, Value)> =
+        process.reasons.iter().map(|&(reason, count)| (name(reason), count.into())).collect();
+    let reasons: Vec<String> = counts.iter().map(|(name, _)| (*name).to_string()).collect();
+    Record::new(Kind::Row)
+        .with("pid", process.pid)
+        .with("comm", bytes_to_string(&process.comm))
+        .with("uid", process.uid)
+        .with("cgroup", paths.get(process.cgroup_id))
+        .with("verdict", if reasons.is_empty() { "safe" } else { "unsafe" })
+        .with("calls", process.calls)
+        .with("reasons", reasons)
+        .with("counts", counts)
+        .with("ports", process.ports.iter().map(|port| u32::from(*port)).collect::<Vec<_>>())
+}
+
+/// What keeps the unsafe ones out, and which of them it can't.
+#[derive(Debug, PartialEq, Eq)]
+struct Excludes {
+    options: Option<String>,
+    without: Vec<(u32, String)>,
+}
+
+impl Excludes {
+    fn of(processes: &[Process]) -> Self {
+        let mut ports: Vec<u16> = Vec::new();
+        let mut without = Vec::new();
+        for process in processes.iter().filter(|process| !process.reasons.is_empty()) {
+            ports.extend(&process.ports);
+            // What can't be seen may be on connections of which no port is known.
+            let blind =
+                |(reason, _): &(Reason, u64)| matches!(reason, Reason::IoUring | Reason::Abi32);
+            if process.ports.is_empty() || process.reasons.iter().any(blind) {
+                without.push((process.pid, bytes_to_string(&process.comm)));
+            }
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        let set = PortSet(ranges(&ports));
+        let options = (!set.0.is_empty()).then(|| format!("--exclude-port {set}"));
+        Self { options, without }
+    }
+}
+
+/// Sorted ports without repetitions, as ranges.
+fn ranges(ports: &[u16]) -> Vec<(u16, u16)> {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for &port in ports {
+        match ranges.last_mut() {
+            Some((_, high)) if high.checked_add(1) == Some(port) => *high = port,
+            _ => ranges.push((port, port)),
+        }
+    }
+    ranges
+}
+
+impl Preflight {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        log::collect(self.kernel.verbose > 1);
+        let tasks =
+            TaskArgs { pid: self.pid.clone(), cgroup: self.cgroup.clone(), user: None, comm: None };
+        let config =
+            Config { btf: BtfSource::new(self.kernel.btf.as_deref())?, tasks: tasks.resolve()? };
+        caps::require(&[Cap::Bpf, Cap::Perfmon])?;
+        let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
+        let mut signals = Signals::take(self.output.output.is_some())?;
+        let mut watch = Watch::arm(&config)?;
+        note(self.kernel.verbose, || "armed".into());
+
+        let timing = Timing {
+            duration: Some(self.duration),
+            interval: Some(LOOK_EVERY),
+            to_stdout: self.output.output.is_none(),
+        };
+        wait(&mut signals, timing, |turn| match turn {
+            Turn::Event(never) => match never {},
+            Turn::Tick => watch.refresh().map(|()| Flow::Continue),
+            Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
+        })?;
+        watch.detach();
+        // Who began to listen just now.
+        watch.refresh()?;
+        self.tell(&watch.processes()?, watch.missing()?, &mut sink)
+    }
+
+    fn tell(&self, processes: &[Process], missing: Missing, sink: &mut Sink) -> Result<ExitCode> {
+        let excludes = Excludes::of(processes);
+        if self.emit_excludes {
+            if let Some(options) = &excludes.options {
+                sink.detail(&format!("{options}\n"))?;
+            }
+        } else {
+            let mut paths = cgroup::Paths::new();
+            let rows: Vec<Record> =
+                processes.iter().map(|process| record(process, &mut paths)).collect();
+            sink.section(&COLUMNS, &rows, "No process used local TCP connections.")?;
+        }
+
+        let bad = processes.iter().filter(|process| !process.reasons.is_empty()).count() as u64;
+        let all = processes.len() as u64;
+        let pids: Vec<u32> = excludes.without.iter().map(|(pid, _)| *pid).collect();
+        let summary = Record::new(Kind::Summary)
+            .with("command", "sockredir preflight")
+            .with("processes", all)
+            .with("safe", all - bad)
+            .with("unsafe", bad)
+            .with("excludes", excludes.options.clone())
+            .with("not_excluded", pids)
+            .with("lost", missing.table_full)
+            .with("skipped", missing.skipped)
+            .with("namespaces_not_seen", missing.namespaces)
+            .with("addresses_not_known", missing.addresses);
+        sink.summary(&summary, &sentence(all, bad, missing))?;
+
+        if !self.emit_excludes || excludes.without.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        // Who pastes the options must not believe that they are enough.
+        let list: Vec<String> =
+            excludes.without.iter().map(|(pid, comm)| format!("{pid} ({comm})")).collect();
+        let _ = writeln!(
+            std::io::stderr(),
+            "bpftk: no port is known that keeps all connections of these out: {}; leave them out by the scope \
+             (--cgroup, --port, --comm)",
+            crate::output::printable(&list.join(", "))
+        );
+        Ok(Status::Failed.into())
+    }
+}
+
+fn sentence(all: u64, bad: u64, missing: Missing) -> String {
+    let mut parts =
+        vec![format!("{all} processes with local TCP: {} safe, {bad} unsafe", all - bad)];
+    for (count, before, after) in [
+        (missing.table_full, "", " times a table was full: processes or ports are missing"),
+        (
+            missing.skipped,
+            "up to ",
+            " system calls were not looked into: the kernel skipped the program",
+        ),
+        (
+            missing.namespaces,
+            "up to ",
+            " network namespaces could not be looked into: connections with them are taken for others'",
+        ),
+        (
+            missing.addresses,
+            "",
+            " addresses of this machine had no room: connections with them are taken for others'",
+        ),
+    ] {
+        if count > 0 {
+            parts.push(format!("{before}{count}{after}"));
+        }
+    }
+    if parts.len() == 1 {
+        parts.push("0 lost".into());
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32, reasons: &[(Reason, u64)], ports: &[u16]) -> Process {
+        let mut comm = [0; 16];
+        comm[..4].copy_from_slice(b"name");
+        Process {
+            pid,
+            comm,
+            uid: 0,
+            cgroup_id: 1,
+            calls: 9,
+            reasons: reasons.to_vec(),
+            ports: ports.to_vec(),
+        }
+    }
+
+    #[test]
+    fn rows_have_the_schema_and_say_why() {
+        let it = process(7, &[(Reason::Splice, 12), (Reason::Waitall, 3)], &[5432]);
+        let record = record(&it, &mut cgroup::Paths::default());
+        let names: Vec<_> = record.fields.iter().map(|(name, _)| *name).collect();
+        let schema: Vec<_> = FIELDS.iter().map(|field| field.name).collect();
+        assert_eq!(names, schema);
+        assert_eq!(why(record.get("counts")), "splice (12), waitall (3)");
+        assert_eq!(record.get("verdict").text(), "unsafe");
+    }
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own() {
+        let mut names: Vec<_> = Reason::ALL.into_iter().map(name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), REASONS.len());
+        assert!(!names.contains(&""));
+        // The order is the same in both.
+        for (reason, text) in [
+            (Reason::Splice, "splice"),
+            (Reason::Rcvlowat, "rcvlowat"),
+            (Reason::Ulp, "ulp"),
+            (Reason::Abi32, "32-bit"),
+        ] {
+            assert_eq!(name(reason), text);
+        }
+    }
+
+    #[test]
+    fn ports_become_options_that_can_be_read_again() {
+        let excludes = Excludes::of(&[
+            process(1, &[(Reason::Splice, 1)], &[8080, 80]),
+            process(2, &[(Reason::Oob, 1)], &[8081, 80]),
+            process(3, &[], &[]),
+        ]);
+        assert_eq!(excludes.options.as_deref(), Some("--exclude-port 80,8080-8081"));
+        assert_eq!(excludes.without, []);
+        let list = excludes.options.unwrap();
+        let ports: PortSet = list.split_once(' ').unwrap().1.parse().unwrap();
+        assert_eq!(ports.0, [(80, 80), (8080, 8081)]);
+        assert_eq!(ranges(&[65535]), [(65535, 65535)]);
+    }
+
+    #[test]
+    fn what_no_port_keeps_out_is_named() {
+        let excludes = Excludes::of(&[
+            process(1, &[(Reason::IoUring, 1), (Reason::Splice, 1)], &[80]),
+            process(2, &[(Reason::Waitall, 1)], &[]),
+        ]);
+        assert_eq!(excludes.options.as_deref(), Some("--exclude-port 80"));
+        assert_eq!(excludes.without, [(1, "name".into()), (2, "name".into())]);
+        assert_eq!(Excludes::of(&[]).options, None);
+    }
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Programs of the world, with their own checks. On the host only: a guest has no libraries.
+
+use std::fs;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::work::PATIENCE;
+use super::*;
+use crate::support::stdout;
+
+/// Where a program is, if it is installed; a guest has none of them.
+fn found(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let postgres = ["15", "16", "17", "18"].map(|v| format!("/usr/lib/postgresql/{v}/bin"));
+    let more = ["/usr/local/bin", "/usr/sbin", "/sbin"].map(String::from);
+    let here = path
+        .split(':')
+        .map(String::from)
+        .chain(postgres)
+        .chain(more)
+        .map(|directory| Path::new(&directory).join(name))
+        .find(|path| path.is_file());
+    match here {
+        Some(path) if std::env::var_os("BPFTK_VM").is_none() => Some(path),
+        _ => {
+            println!("SKIP {name} is not installed here");
+            None
+        }
+    }
+}
+
+/// A server that ends with the test.
+struct Server(Child);
+
+impl Server {
+    fn start(place: &Place, command: &mut Command, port: u16) -> Self {
+        place.run(|| {
+            let child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("it starts");
+            let server = Self(child);
+            let begin = Instant::now();
+            while TcpStream::connect(("127.0.0.1", port)).is_err() {
+                assert!(begin.elapsed() < PATIENCE, "{command:?} does not listen");
+                thread::sleep(Duration::from_millis(20));
+            }
+            server
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SIGQUIT: PostgreSQL takes its children along.
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
+        for _ in 0..100 {
+            if self.0.try_wait().is_ok_and(|status| status.is_some()) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port(place: &Place) -> u16 {
+    place.run(|| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port())
+}
+
+fn run(place: &Place, command: &mut Command) -> Output {
+    let output = place.run(|| command.stdin(Stdio::null()).output().expect("it runs"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output
+}
+
+fn ended(run: Running) {
+    let summary = run.stop().summary();
+    println!("{summary}");
+    assert!(summary["redirected"].as_u64().unwrap() > 0, "{summary}");
+}
+
+#[test]
+fn curl_gets_what_a_web_server_has() {
+    let (Some(curl), Some(python)) = (found("curl"), found("python3")) else { return };
+    let Some(place) = Place::new() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(9_000_001).collect();
+    fs::write(directory.path().join("file"), &content).unwrap();
+    let bpftk = place.start(&[]);
+    let port = free_port(&place);
+    let mut command = Command::new(python);
+    command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()]);
+    let _server = Server::start(&place, command.current_dir(directory.path()), port);
+    for _ in 0..10 {
+        let url = format!("http://127.0.0.1:{port}/file");
+        let output = run(&place, Command::new(&curl).args(["-sS", "--max-time", "30", &url]));
+        assert!(output.stdout == content, "{} bytes of {}", output.stdout.len(), content.len());
+    }
+    ended(bpftk);
+}
+
+#[test]
+fn redis_answers_its_benchmark() {
+    let (Some(server), Some(benchmark), Some(cli)) =
+        (found("redis-check-rdb"), found("redis-benchmark"), found("redis-cli"))
+    else {
+        return;
+    };
+    let Some(place) = Place::new() else { return };
+    let bpftk = place.start(&[]);
+    let port = free_port(&place);
+    let text = port.to_string();
+    // They are one program, and the tools' package starts no service.
+    let mut command = Command::new(server);
+    command.arg0("redis-server").args(["--port", &text, "--bind", "127.0.0.1"]);
+    let directory = tempfile::tempdir().unwrap();
+    command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
+    let _server = Server::start(&place, command.current_dir(directory.path()), port);
+    let tests =
+        ["-p", &text, "-n", "20000", "-c", "20", "-d", "1000", "-q", "-t", "set,get,lpush,mset"];
+    let told = stdout(&run(&place, Command::new(benchmark).args(tests)));
+    assert!(told.contains("requests per second"), "{told}");
+    for number in 0..20 {
+        let (key, value) = (format!("key{number}"), "v".repeat(number * 1000 + 1));
+        run(&place, Command::new(&cli).args(["-p", &text, "set", &key, &value]));
+        let got = stdout(&run(&place, Command::new(&cli).args(["-p", &text, "get", &key])));
+        assert_eq!(got.trim_end(), value);
+    }
+    ended(bpftk);
+}
+
+/// The sums of pgbench's tables must agree.
+#[test]
+fn postgres_keeps_its_books() {
+    let (Some(postgres), Some(initdb), Some(pgbench)) =
+        (found("postgres"), found("initdb"), found("pgbench"))
+    else {
+        return;
+    };
+    let Some(psql) = found("psql") else { return };
+    let Some(place) = Place::new() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().expect("there is nobody");
+    nix::unistd::chown(directory.path(), Some(nobody.uid), Some(nobody.gid)).unwrap();
+    let as_nobody = |program: &Path| {
+        let mut command = Command::new(program);
+        command.uid(nobody.uid.as_raw()).gid(nobody.gid.as_raw()).current_dir("/");
+        command.env("HOME", directory.path()).env("LC_ALL", "C");
+        command
+    };
+    let data = directory.path().join("data");
+    run(&place, as_nobody(&initdb).args(["-A", "trust", "-U", "nobody", "-N", "-D"]).arg(&data));
+    let bpftk = place.start(&[]);
+    let port = free_port(&place).to_string();
+    let mut command = as_nobody(&postgres);
+    command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port, "-k", "", "-F"]);
+    let _server = Server::start(&place, &mut command, port.parse().unwrap());
+    let to = ["-h", "127.0.0.1", "-p", &port, "-U", "nobody"];
+    // It listens before it takes anybody.
+    let begin = Instant::now();
+    while !place.run(|| {
+        let mut ready = as_nobody(&psql);
+        ready.args(to).args(["-d", "postgres", "-c", "select 1"]);
+        ready.output().is_ok_and(|output| output.status.success())
+    }) {
+        assert!(begin.elapsed() < PATIENCE, "PostgreSQL is not ready");
+        thread::sleep(Duration::from_millis(100));
+    }
+    run(&place, as_nobody(&pgbench).args(to).args(["-i", "-q", "postgres"]));
+    let told =
+        stdout(&run(&place, as_nobody(&pgbench).args(to).args(["-c", "4", "-T", "4", "postgres"])));
+    assert!(told.contains("number of failed transactions: 0"), "{told}");
+    let query = "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), \
+                 (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)";
+    let sums =
+        stdout(&run(&place, as_nobody(&psql).args(to).args(["-d", "postgres", "-Atc", query])));
+    let sums: Vec<&str> = sums.trim().split('|').collect();
+    assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+    ended(bpftk);
+}
+
+#[test]
+fn iperf3_measures() {
+    let Some(iperf3) = found("iperf3") else { return };
+    let Some(place) = Place::new() else { return };
+    let bpftk = place.start(&[]);
+    let port = free_port(&place).to_string();
+    place.run(|| {
+        let mut server = Command::new(&iperf3)
+            .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It serves one client, which must not be a trial; a line says that it listens.
+        let mut line = [0; 60];
+        server.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let args = ["-c", "127.0.0.1", "-p", &port, "-t", "2", "-P", "2", "--bidir", "--json"];
+        let output = Command::new(&iperf3).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(server.wait().unwrap().success());
+    });
+    ended(bpftk);
+}
