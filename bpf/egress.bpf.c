@@ -116,7 +116,8 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 {
 	struct egress_key_count *known = bpf_map_lookup_elem(counts, key);
 	struct egress_key_count first = { { packets, bytes } };
-	long error;
+	/* Not longer: before Linux 6.4 the upper half is not of the error. */
+	int error;
 
 	if (known) {
 		egress_add(&known->count, packets, bytes);
@@ -150,7 +151,7 @@ static __always_inline void egress_tell(struct __sk_buff *skb, const struct pack
 	struct egress_event event = {};
 	struct egress_flow flow = {};
 	__u8 told = 1;
-	long error;
+	int error;
 
 	flow.family = packet->family;
 	egress_address(flow.src, packet->src, packet->family);

@@ -243,7 +243,7 @@ mod tests {
             names.answered(IpAddr::V4(i.into()), format!("n{i}"), TTL, None, now);
         }
         assert_eq!(names.answers.names.len(), MOST_KEYS);
-        assert!(names.answers(IpAddr::V4(0.into()), now).is_empty());
+        assert!(names.all(IpAddr::V4(0.into()), now).is_empty());
         for i in 0..20 {
             names.answered(addr("192.0.2.1"), format!("n{i}"), TTL, None, now);
         }

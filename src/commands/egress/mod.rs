@@ -580,13 +580,17 @@ impl Shares {
         let known = self.process.packets;
         let all = known + self.unknown.packets;
         // Rounded down: all of them are all of them.
-        let permille = (known * 1000).checked_div(all).unwrap_or(1000);
+        let share = match (known * 1000).checked_div(all) {
+            Some(permille) => format!(
+                "{}.{} % of {all} packets of processes attributed",
+                permille / 10,
+                permille % 10
+            ),
+            None => "no packets of processes".into(),
+        };
         format!(
-            "{}.{} % of {all} packets of processes attributed; {} the kernel's, {} forwarded",
-            permille / 10,
-            permille % 10,
-            self.kernel.packets,
-            self.forwarded.packets
+            "{share}; {} the kernel's, {} forwarded",
+            self.kernel.packets, self.forwarded.packets
         )
     }
 }
@@ -605,7 +609,7 @@ mod tests {
         };
         assert!(shares(1999, 1).starts_with("99.9 % of 2000 packets"), "{}", shares(1999, 1));
         assert!(shares(5, 0).starts_with("100.0 % of 5 packets"));
-        assert!(shares(0, 0).ends_with("3 the kernel's, 4 forwarded"));
+        assert_eq!(shares(0, 0), "no packets of processes; 3 the kernel's, 4 forwarded");
     }
 
     #[test]

@@ -2,9 +2,6 @@
 
 //! Names that real programs ask for: a resolver, TLS clients, HTTP clients. What needs none of them runs on every kernel.
 
-#[path = "../../../tests/host/support/netns.rs"]
-mod netns;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use self::netns::Netns;
 use super::*;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::names::Ear;
+use crate::kernel::netns;
 use crate::net::names::Source;
 
 fn root() -> bool {
@@ -37,6 +34,16 @@ fn installed(programs: &[&str]) -> bool {
         }
         found
     })
+}
+
+/// Where nobody else has port 53.
+fn in_new_network(work: impl FnOnce() + Send) {
+    netns::within_new(|| {
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.is_ok_and(|status| status.success()), "ip works");
+        work();
+    })
+    .expect("root may make a network namespace");
 }
 
 /// Takes in what was heard. Who asked is told apart by socket alone.
@@ -80,14 +87,24 @@ fn answers_of_a_real_resolver_name_addresses() {
     let many: String = (1..=60).map(|i| format!("192.0.2.{i} many.example\n")).collect();
     let hosts = file("hosts", &many);
     let switch = file("nsswitch.conf", "hosts: dns\n");
-    Netns::new().run(|| {
+    in_new_network(|| {
         let ear = Ear::start(&BtfSource::default()).unwrap();
         let mut resolver = Resolver::default();
         for (i, server) in ["127.0.0.1", "::1"].into_iter().enumerate() {
             let child = Command::new("dnsmasq")
                 .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-                .args(["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--keep-in-foreground"])
-                .args(["--bind-interfaces", "--except-interface=nothing", "--user=root", "--pid-file="])
+                .args([
+                    "--conf-file=/dev/null",
+                    "--no-resolv",
+                    "--no-hosts",
+                    "--keep-in-foreground",
+                ])
+                .args([
+                    "--bind-interfaces",
+                    "--except-interface=nothing",
+                    "--user=root",
+                    "--pid-file=",
+                ])
                 .arg(format!("--listen-address={server}"))
                 .arg(format!("--addn-hosts={hosts}"))
                 .args(["--host-record=pop.cdn.example,198.51.100.7,2001:db8::7"])
@@ -134,7 +151,7 @@ fn real_clients_say_where_they_want_to() {
     if !root() || !installed(&["openssl", "curl"]) {
         return;
     }
-    Netns::new().run(|| {
+    in_new_network(|| {
         let ear = Ear::start(&BtfSource::default()).unwrap();
         let mut resolver = Resolver::default();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -177,7 +194,7 @@ fn sockets_hear_answers_and_say_hosts() {
     if !root() {
         return;
     }
-    Netns::new().run(|| {
+    in_new_network(|| {
         let ear = Ear::start(&BtfSource::default()).unwrap();
         let mut resolver = Resolver::default();
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
@@ -218,7 +235,7 @@ fn only_beginnings_are_listened_to() {
     if !root() {
         return;
     }
-    Netns::new().run(|| {
+    in_new_network(|| {
         let ear = Ear::start(&BtfSource::default()).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();

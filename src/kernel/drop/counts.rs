@@ -62,7 +62,7 @@ impl Dropper {
                 let counts = self.per_cpu(place, *row)?;
                 sums.resize(counts.len(), Count::default());
                 for (sum, count) in sums.iter_mut().zip(counts) {
-                    *sum = *sum + count;
+                    *sum += count;
                 }
             }
         }
