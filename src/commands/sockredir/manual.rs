@@ -2,7 +2,7 @@
 
 //! What the manual page says of `sockredir`.
 
-use super::FIELDS;
+use super::{FIELDS, preflight};
 use crate::commands::man::Manual;
 use crate::output::Field;
 
@@ -25,6 +25,14 @@ pub(crate) const MANUAL: Manual = Manual {
             "bpftk sockredir --cgroup /sys/fs/cgroup/app --format json | jq 'select(.scope == \"totals\").reasons'",
             "Why what is not redirected is not.",
         ),
+        (
+            "bpftk sockredir preflight --cgroup /sys/fs/cgroup/app -d 5m",
+            "Which programs of this cgroup do what redirection changes, in five minutes of their work.",
+        ),
+        (
+            "bpftk sockredir --all $(bpftk sockredir preflight -d 5m --emit-excludes)",
+            "Redirect what was found to be safe.",
+        ),
     ],
     columns: &[
         ("CLIENT SERVER", "Who connected, and to whom."),
@@ -39,10 +47,19 @@ pub(crate) const MANUAL: Manual = Manual {
         ("BYTES→ BYTES←", "Sent to the server and to the client since the beginning, both ways."),
         ("MSGS", "In how many sends, as the kernel cut them."),
         ("TIME", "With --timestamp: local time at which the connection closed."),
+        (
+            "VERDICT",
+            "Of preflight: unsafe when the process did what redirection changes on a local TCP connection, or what can't be looked into; else safe, as far as it was seen.",
+        ),
+        ("CALLS", "Of preflight: calls on local TCP connections that were looked at."),
+        ("WHY", "Of preflight: reasons, each with the number of calls that it was found in."),
     ],
     fields: &[
         ("Fields of JSON lines of type row and event, and of CSV", FIELDS),
         ("Fields of the JSON line of type summary", SUMMARY),
+        ("Fields of JSON lines of type row, and of CSV, of preflight", preflight::FIELDS),
+        ("Fields of the JSON line of type summary of preflight", preflight::SUMMARY),
+        ("Reasons of preflight", preflight::REASONS),
     ],
     mechanism: &[
         "A program at the cgroup's socket operations puts the two ends of a connection into a map of sockets (SOCKHASH) when it is established. A second program sees each message before TCP does (sk_msg), and has the kernel put it into the queue of the socket at the other end.",
@@ -53,11 +70,16 @@ pub(crate) const MANUAL: Manual = Manual {
         "At the end, or when bpftk is killed, no new connection is taken, and no entry is removed: with it would go data that nobody has read. Connections that were taken keep the map and the program in the kernel until they close; after an orderly end what they send goes by TCP, after SIGKILL redirection goes on for those that were redirected. The last line says how many there are, and doctor lists the program.",
         "Redirection changes what programs see in these cases, and no BPF program can help it. A blocking read fails with EAGAIN when something else wakes it: a signal (also with SA_RESTART), a reset (the next read says so), another thread that waits to write to the same socket. MSG_WAITALL and SO_RCVLOWAT return early. splice(2) from the socket finds nothing. MSG_OOB has no urgent data. MSG_ZEROCOPY is never completed. recv with MSG_TRUNC and no buffer fails with EFAULT. Closing with unread data sends a FIN instead of a reset. TCP_INFO, ss and tcpdump don't see redirected bytes, nor do packet filters, traffic control and accounting. Under the system's limit of TCP memory (tcp_mem) a send fails with ENOMEM instead of waiting. Kernel TLS can't be used. Sockets that are in the map and were left to TCP have the first of these, too.",
         "Bytes are counted when their verdict is made: what the kernel could not deliver then, for want of memory or because the other end closed at that moment, is counted all the same.",
+        "The kernel gate: mistakes of Linux are known that let redirected connections crash the machine or lose data. bpftk has a table of them with the releases that mended them, for 5.10, 5.15, 6.1, 6.6, 6.12, 6.18 and 7.x, from the kernel's CVE records and changelogs. On a kernel that lacks such a fix sockredir ends with status 4 and names it; so it does where it is not known whether the kernel has it, as when a distribution doesn't tell which stable release its kernel is (Debian does in uname -v, Ubuntu in /proc/version_signature; Red Hat and SUSE do not). What a kernel doesn't have (MPTCP, TLS) can't hurt it, and what sockredir doesn't do can't either: doctor lists these too. --force goes on with a warning.",
+        "preflight: one program at the entry of all system calls (the raw tracepoint sys_enter, which works without kprobes and fentry). It looks into read, readv, preadv2, recvfrom, recvmsg, recvmmsg, sendto, sendmsg, sendmmsg, splice, sendfile and getsockopt, and there only if the descriptor is a TCP connection whose other end is of this machine: a loopback address, the socket's own address, or an address of any network namespace that a process is in or that is mounted. What a socket was set to is read from the socket at each use, so it does not matter when it was set. A connection to another machine with an address that a namespace here has as well is taken for local.",
+        "preflight can't see: what is done by io_uring (every process that uses it is unsafe) or by Linux AIO; system calls of 32-bit programs; processes that did nothing while it watched; who only writes with write(2), of which redirection changes nothing. A call counts when it begins, whether or not it succeeds. Nothing is lost by a slow reader: all is counted in tables, of 8192 processes and 16384 ports.",
+        "preflight --emit-excludes prints --exclude-port with the ports that were listened at among those of the unsafe connections. Where no port is known, or what can't be looked into may use any, it says so and ends with status 1.",
     ],
     overhead: &[
         "Requests and responses take about half the time that they take by TCP, large messages less. Many small messages in one direction on one processor get slower: TCP joins them, redirection wakes the reader for each.",
         "A socket that is in the map and was left to TCP sends slower than without bpftk, by a tenth for small messages and by up to two fifths for large ones on one processor: --port and --cgroup keep out what does not profit.",
         "An entry takes about 400 bytes and the kernel's own about 1 KiB a socket. What waits unread takes about its size, and for small messages about 1 KiB each.",
+        "preflight: while it watches, Linux sends every system call of every process through its slow path and runs a short program there; about 15 ns for a call that is of no interest, 150 to 300 ns for a read or a write of a file, half a microsecond for one of a local connection.",
     ],
     exit_status: &[],
 };

@@ -80,45 +80,53 @@ pub(crate) const SUMMARY: &[Field] = &[
     Field::new("addresses_not_known", "addresses of this machine for which there was no room"),
 ];
 
-/// Every reason: its name, and what is different for a program that does so.
-pub(crate) const REASONS: &[(Reason, &str, &str)] = &[
-    (
-        Reason::Splice,
+/// Every reason, in the order of `Reason::ALL`: its name, and what is different for a program that does so.
+pub(crate) const REASONS: &[Field] = &[
+    Field::new(
         "splice",
-        "splice or sendfile from the connection does not see redirected data: it says EAGAIN while poll says that there is some",
+        "splice(2) or sendfile(2) from the connection: it does not see redirected data, and says EAGAIN while poll says that there is some",
     ),
-    (Reason::ReceiveMap, "zerocopy-receive", "TCP_ZEROCOPY_RECEIVE does not see redirected data"),
-    (Reason::Waitall, "waitall", "a read with MSG_WAITALL can come back short"),
-    (
-        Reason::Oob,
+    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it does not see redirected data"),
+    Field::new("waitall", "a read with MSG_WAITALL: it can come back short"),
+    Field::new(
         "oob",
-        "urgent data (MSG_OOB) is in the stream, and a read of it takes an ordinary byte",
+        "MSG_OOB, sent or received: urgent data is a byte of the stream, and reading it takes an ordinary one",
     ),
-    (Reason::Trunc, "trunc", "discarding data by MSG_TRUNC fails with EFAULT"),
-    (
-        Reason::Zerocopy,
+    Field::new("trunc", "a read with MSG_TRUNC, to discard data: it can fail with EFAULT"),
+    Field::new(
         "zerocopy",
-        "SO_ZEROCOPY: it is never told that the data of a MSG_ZEROCOPY send may be changed",
+        "SO_ZEROCOPY is set: of a send with MSG_ZEROCOPY it is never told when its data may be changed",
     ),
-    (Reason::Rcvlowat, "rcvlowat", "SO_RCVLOWAT is not minded: poll says ready at the first byte"),
-    (
-        Reason::Rcvtimeo,
+    Field::new(
+        "rcvlowat",
+        "a read, SO_RCVLOWAT being more than 1: poll says ready at the first byte",
+    ),
+    Field::new(
         "rcvtimeo",
-        "SO_RCVTIMEO: EAGAIN can come before the time, of a signal or the peer's reset",
+        "a read that may block, SO_RCVTIMEO being set: EAGAIN can come before the time, by a signal or a reset",
     ),
-    (
-        Reason::Signals,
+    Field::new(
         "signals",
-        "a blocking read that a signal interrupts says EAGAIN, and is not started again",
+        "a read that may block, in a process with a handler of a signal (but for SIGSEGV and what else only faults raise): when one comes, the read fails with EAGAIN and isn't restarted",
     ),
-    (Reason::Ulp, "ulp", "TCP_ULP, such as kernel TLS, and redirection don't go together"),
-    (Reason::Mptcp, "mptcp", "MPTCP connections stay on TCP, and are a danger on some kernels"),
-    (Reason::IoUring, "io_uring", "what it does by io_uring can't be seen here: not looked into"),
-    (Reason::Abi32, "32-bit", "system calls of 32-bit programs are not looked into"),
+    Field::new("ulp", "TCP_ULP is set, as for kernel TLS: it and redirection don't go together"),
+    Field::new(
+        "mptcp",
+        "MPTCP: such a connection stays on TCP; a listener is a danger on kernels without a fix",
+    ),
+    Field::new(
+        "io_uring",
+        "io_uring_setup or io_uring_enter: what goes through the ring is not looked into, so it may be anything",
+    ),
+    Field::new("32-bit", "a system call on sockets of a 32-bit program: they are not looked into"),
 ];
 
 fn name(reason: Reason) -> &'static str {
-    REASONS.iter().find(|(it, _, _)| *it == reason).map_or("", |(_, name, _)| name)
+    Reason::ALL
+        .iter()
+        .zip(REASONS)
+        .find(|(it, _)| **it == reason)
+        .map_or("", |(_, field)| field.name)
 }
 
 const COLUMNS: [Column; 5] = [
@@ -330,8 +338,17 @@ mod tests {
         let mut names: Vec<_> = Reason::ALL.into_iter().map(name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Reason::ALL.len());
+        assert_eq!(names.len(), REASONS.len());
         assert!(!names.contains(&""));
+        // The order is the same in both.
+        for (reason, text) in [
+            (Reason::Splice, "splice"),
+            (Reason::Rcvlowat, "rcvlowat"),
+            (Reason::Ulp, "ulp"),
+            (Reason::Abi32, "32-bit"),
+        ] {
+            assert_eq!(name(reason), text);
+        }
     }
 
     #[test]

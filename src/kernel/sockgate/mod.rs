@@ -11,13 +11,16 @@ mod table;
 
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
 pub(crate) use self::release::{Patch, Release, Series};
 use self::table::{FIXES, Fix, Reach, Stable};
 use crate::error::unsupported;
+
+/// The oldest kernels that bpftk is for.
+const OLDEST: Series = Series(5, 10);
 
 /// How it stands with a fix that isn't known to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +99,9 @@ impl Abilities {
     }
 }
 
+/// include/linux/proc_ns.h, PROC_PID_INIT_INO
+const INITIAL: &str = "pid:[4026531836]";
+
 /// Whether the kernel has TLS, built in or as a module that it would load when asked.
 fn has_tls(release: &str) -> bool {
     let loaded = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_ulp").unwrap_or_default();
@@ -106,15 +112,15 @@ fn has_tls(release: &str) -> bool {
         // A kernel without modules has all that it will ever have.
         return false;
     }
-    // As the kernel's own modprobe sees them, whatever root directory we have.
-    let lists = ["/proc/1/root/lib/modules", "/lib/modules"].map(|root| {
-        let dir = PathBuf::from(root).join(release);
-        fs::read_to_string(dir.join("modules.dep"))
-    });
-    lists
-        .into_iter()
-        .find_map(Result::ok)
-        .is_none_or(|list| list.lines().any(|line| is_module(line, "tls")))
+    // The kernel calls modprobe in the first process's root directory. If we can't tell which that is, there may be one.
+    let sees_the_host = fs::read_link("/proc/self/ns/pid").is_ok_and(|it| it == Path::new(INITIAL));
+    let modules = Path::new("/proc/1/root/lib/modules");
+    if !sees_the_host || fs::metadata("/proc/1/root/.").is_err() {
+        return true;
+    }
+    // Without the list modprobe finds none.
+    fs::read_to_string(modules.join(release).join("modules.dep"))
+        .is_ok_and(|list| list.lines().any(|line| is_module(line, "tls")))
 }
 
 /// Whether a line of modules.dep is of this module: `kernel/net/tls/tls.ko.xz: …`
@@ -208,6 +214,10 @@ impl Gate {
 /// How it stands with `fix`; nothing when it is there or isn't needed.
 fn lack(fix: &Fix, release: &Release) -> Option<Lack> {
     let series = release.series;
+    // bpftk doesn't run on such a kernel: it hides what it is (personality(2), UNAME26).
+    if series < OLDEST {
+        return Some(Lack::UnknownSeries);
+    }
     if series < fix.broken_since {
         return None;
     }
@@ -293,6 +303,7 @@ mod tests {
         assert!(text.contains("does not say which release of 5.15 it is"), "{text}");
         let text = format!("{:#}", gate("7.2.0-rc1", ALL).pass(false).unwrap_err());
         assert!(text.contains("not known whether this release candidate has it"), "{text}");
+        assert_eq!(titles(&gate("2.6.78", NONE)).len(), 4, "all that need nothing else");
         // A series that is older than the fix and has no entry.
         assert!(titles(&gate("6.13.2", ALL)).len() == 2);
     }

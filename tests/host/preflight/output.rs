@@ -141,6 +141,46 @@ fn the_scope_is_a_cgroup_or_processes() {
     assert!(rows(&run).iter().all(|row| row["pid"] != other), "{}", run.stdout);
 }
 
+/// A kernel that says that it is another one: that it isn't known to be sound is why it is refused.
+#[test]
+fn a_kernel_that_may_lack_a_fix_is_refused_and_force_goes_on() {
+    if !support::root() {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new(&format!("bpftk-gate-{}", std::process::id())) else {
+        println!("SKIP cgroup v2 is not mounted here");
+        return;
+    };
+    let run = |args: &[&str]| {
+        let path = cgroup.path().to_str().unwrap();
+        let all = [&["sockredir", "--cgroup", path, "-d", "10ms"], args].concat();
+        let mut command = support::bpftk(&all);
+        // SAFETY: between fork and exec there is one system call.
+        unsafe {
+            command.pre_exec(|| {
+                // include/uapi/linux/personality.h: uname(2) says 2.6.
+                const UNAME26: libc::c_ulong = 0x002_0000;
+                libc::personality(UNAME26);
+                Ok(())
+            });
+        }
+        command.output().unwrap()
+    };
+    let refused = run(&[]);
+    let text = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(4), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        text.contains("tcp_bpf: Fix one concurrency problem") && text.contains("--force"),
+        "{text}"
+    );
+    // Where it can't be done at all, that is status 4, too: then the warning comes first all the same.
+    let forced = run(&["--force"]);
+    let text = stderr(&forced);
+    assert!(text.starts_with("bpftk: warning: Linux 2.6."), "{text}");
+    assert!(matches!(forced.status.code(), Some(0 | 4)), "{text}");
+}
+
 #[test]
 fn wrong_usage() {
     for (args, part) in [
@@ -165,7 +205,7 @@ fn nothing_is_left_after_a_kill() {
     }
     let running = Running::start(&["sockredir", "preflight", "-d", "300s"]);
     let ids = programs(running.pid());
-    assert_eq!(ids.len(), 1);
+    assert!(!ids.is_empty());
     running.kill();
     assert_eq!(programs_left(&ids), [0; 0]);
 }

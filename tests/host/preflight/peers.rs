@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use super::calls::{Pair, accept, addr, recv, send};
 use super::{actor, row, rows, watch};
-use crate::support::{self, Netns, Tcp, ip, silent_network};
+use crate::support::{self, Actor, Netns, Stage, Tcp, ip, silent_network};
 
 /// Sends and receives so that a local connection is told to be unsafe.
 fn exchange(pair: &Pair) {
@@ -79,7 +79,9 @@ fn between_namespaces_is_local() {
         ip("addr add 198.51.100.2/24 dev far");
         ip("link set far up");
     });
+    // Somebody is in the other namespace, as in a container.
     let (listener, addr) = there.run(|| Tcp::listen("198.51.100.2"));
+    let mut server = there.run(|| Actor::new(Stage::pause));
     here.run(|| {
         let (pids, run) = watch(vec![actor(move || {
             let client = Tcp::v4();
@@ -93,6 +95,9 @@ fn between_namespaces_is_local() {
         assert_eq!(row["ports"], serde_json::json!([addr.port()]), "{row}");
     });
     drop(listener);
+    server.go();
+    server.go();
+    server.finish();
 }
 
 #[test]
