@@ -5,6 +5,7 @@
 mod array;
 pub(crate) mod classic;
 pub(crate) mod ebpf;
+mod labels;
 pub(crate) mod libpcap;
 pub(crate) mod savefile;
 pub(crate) mod text;

@@ -2,28 +2,19 @@
 
 //! The assembler, in the syntax of the kernel's bpf_asm (Documentation/networking/filter.rst).
 
-use std::collections::HashMap;
-
 use super::insn::{
     BPF_A, BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JA, BPF_JMP, BPF_K, BPF_LD,
     BPF_LDX, BPF_LEN, BPF_MAXINSNS, BPF_MEM, BPF_MEMWORDS, BPF_MISC, BPF_MSH, BPF_NEG, BPF_RET,
     BPF_ST, BPF_STX, BPF_TAX, BPF_TXA, BPF_W, BPF_X, Ext, Insn,
 };
 use super::names::{ALU_NAMES, JUMP_NAMES};
-use crate::filter::text::{Comments, Kind, Place, Reader, TextError};
+use crate::filter::labels::{Jump, Labels};
+use crate::filter::text::{Comments, Kind, Reader, TextError};
 
 const MNEMONICS: &str =
     "an instruction such as ld, ldh, ldb, ldx, st, stx, jeq, jmp, add, ret or tax";
 
-/// A jump that waits for its label.
-#[derive(Debug)]
-struct Jump {
-    at: usize,
-    field: Field,
-    label: String,
-    place: Place,
-}
-
+/// What of a jump gets the distance.
 #[derive(Clone, Copy, Debug)]
 enum Field {
     True,
@@ -35,15 +26,13 @@ enum Field {
 struct Assembler {
     reader: Reader,
     program: Vec<Insn>,
-    labels: HashMap<String, usize>,
-    jumps: Vec<Jump>,
+    labels: Labels<Field>,
 }
 
 /// Assembles a text. What comes out has the syntax's meaning; whether Linux takes it is for `check` to say.
 pub(crate) fn assemble(text: &str) -> Result<Vec<Insn>, TextError> {
     let reader = Reader::new(text, Comments::Kernel)?;
-    let mut assembler =
-        Assembler { reader, program: Vec::new(), labels: HashMap::new(), jumps: Vec::new() };
+    let mut assembler = Assembler { reader, program: Vec::new(), labels: Labels::default() };
     while !assembler.reader.ended() {
         assembler.line()?;
     }
@@ -83,9 +72,7 @@ impl Assembler {
         if self.reader.peek_at(1).kind == Kind::Sign(':') && !is_reserved(&word) {
             self.reader.next();
             self.reader.next();
-            if self.labels.insert(word.clone(), self.program.len()).is_some() {
-                return Err(place.error(format!("the label `{word}` is here for the second time")));
-            }
+            self.labels.define(word, self.program.len(), place)?;
             if self.reader.ended() {
                 return self.reader.expected("an instruction for the label before it");
             }
@@ -298,7 +285,7 @@ impl Assembler {
             Kind::Word(label) if !is_reserved(&label) => {
                 self.reader.next();
                 let at = self.program.len();
-                self.jumps.push(Jump { at, field, label, place: token.place });
+                self.labels.refer(Jump { at, field, label, place: token.place });
                 Ok(())
             }
             _ => self.reader.expected("a label"),
@@ -306,11 +293,8 @@ impl Assembler {
     }
 
     fn link(&mut self) -> Result<(), TextError> {
-        for jump in &self.jumps {
-            let Jump { at, label, place, .. } = jump;
-            let Some(&target) = self.labels.get(label) else {
-                return Err(place.error(format!("there is no label `{label}`")));
-            };
+        for found in self.labels.resolve() {
+            let (Jump { at, field, label, place }, target) = found?;
             let Some(by) = target.checked_sub(at + 1) else {
                 return Err(place.error(format!(
                     "`{label}` is before the jump; classic BPF only jumps forward"
@@ -323,7 +307,7 @@ impl Assembler {
                     ))
                 })
             };
-            match jump.field {
+            match field {
                 Field::True => self.program[*at].jt = near()?,
                 Field::False => self.program[*at].jf = near()?,
                 Field::Always => self.program[*at].k = by as u32,

@@ -2,17 +2,16 @@
 
 //! The assembler, for the mnemonics of ubpf and bpf_conformance.
 
-use std::collections::HashMap;
-
 use super::insn::{Insn, K, X, alu, atomic, class, jmp, mode, pseudo, size};
 use super::names::{ALU, ATOMICS, JUMPS, PSEUDO, SIZES, number};
-use crate::filter::text::{Comments, Kind, Place, Reader, TextError};
+use crate::filter::labels::{Jump, Labels};
+use crate::filter::text::{Comments, Kind, Reader, TextError};
 
 const MNEMONICS: &str =
     "an instruction such as mov, add32, ldxw, stxdw, lddw, jeq, ja, call, lock or exit";
 
-/// What Linux takes from the privileged.
-const MOST: usize = 1_000_000;
+/// What Linux takes from the privileged (include/linux/bpf.h, BPF_COMPLEXITY_LIMIT_INSNS).
+pub(super) const MOST: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug)]
 enum Field {
@@ -21,26 +20,16 @@ enum Field {
 }
 
 #[derive(Debug)]
-struct Jump {
-    at: usize,
-    field: Field,
-    label: String,
-    place: Place,
-}
-
-#[derive(Debug)]
 struct Assembler {
     reader: Reader,
     program: Vec<Insn>,
-    labels: HashMap<String, usize>,
-    jumps: Vec<Jump>,
+    labels: Labels<Field>,
 }
 
 /// Assembles a text. What comes out has the syntax's meaning; whether Linux takes it is for its verifier to say.
 pub(crate) fn assemble(text: &str) -> Result<Vec<Insn>, TextError> {
     let reader = Reader::new(text, Comments::Hash)?;
-    let mut assembler =
-        Assembler { reader, program: Vec::new(), labels: HashMap::new(), jumps: Vec::new() };
+    let mut assembler = Assembler { reader, program: Vec::new(), labels: Labels::default() };
     while !assembler.reader.ended() {
         assembler.line()?;
     }
@@ -69,12 +58,7 @@ impl Assembler {
                 let label = label.clone();
                 self.reader.next();
                 self.reader.next();
-                match self.labels.insert(label.clone(), self.program.len()) {
-                    Some(_) => {
-                        Err(place.error(format!("the label `{label}` is here for the second time")))
-                    }
-                    None => Ok(()),
-                }
+                self.labels.define(label, self.program.len(), place)
             }
             Kind::Word(_) if self.program.len() >= MOST => {
                 Err(place.error(format!("Linux takes at most {MOST} instructions")))
@@ -206,7 +190,7 @@ impl Assembler {
         if let Kind::Word(label) = token.kind {
             self.reader.next();
             let at = self.program.len();
-            self.jumps.push(Jump { at, field, label, place: token.place });
+            self.labels.refer(Jump { at, field, label, place: token.place });
             return Ok(0);
         }
         let (least, most) = match field {
@@ -379,10 +363,8 @@ impl Assembler {
     }
 
     fn link(&mut self) -> Result<(), TextError> {
-        for Jump { at, field, label, place } in &self.jumps {
-            let Some(&target) = self.labels.get(label) else {
-                return Err(place.error(format!("there is no label `{label}`")));
-            };
+        for found in self.labels.resolve() {
+            let (Jump { at, field, label, place }, target) = found?;
             let by = target as i64 - *at as i64 - 1;
             match field {
                 Field::Off => {

@@ -2,7 +2,7 @@
 
 //! Reads a program as assembly or as a C array.
 
-use super::asm::assemble;
+use super::asm::{MOST, assemble};
 use super::insn::Insn;
 use crate::filter::array;
 use crate::filter::text::{Comments, Reader, TextError};
@@ -14,9 +14,6 @@ pub(crate) fn read(text: &str) -> Result<Vec<Insn>, TextError> {
         _ => assemble(text),
     }
 }
-
-/// The verifier's limit (include/linux/bpf.h, BPF_COMPLEXITY_LIMIT_INSNS).
-const MOST: usize = 1_000_000;
 
 fn insn(reader: &mut Reader) -> Result<Insn, TextError> {
     let code = field(reader, "code", 0, u8::MAX.into())? as u8;

@@ -60,11 +60,7 @@ fn sigkill_under_load_leaves_nothing_that_drops() {
 
 #[test]
 fn a_clean_end_removes_filter_and_qdisc() {
-    if !root() {
-        return;
-    }
-    if !backends().contains(&"clsact") {
-        println!("SKIP this kernel has no clsact");
+    if !root() || !has_clsact() {
         return;
     }
     let wire = Wire::new();
@@ -78,6 +74,14 @@ fn a_clean_end_removes_filter_and_qdisc() {
     }
 }
 
+fn has_clsact() -> bool {
+    let has = backends().contains(&"clsact");
+    if !has {
+        println!("SKIP this kernel has no clsact");
+    }
+    has
+}
+
 fn qdiscs(wire: &Wire) -> String {
     let show = || {
         let mut tc = std::process::Command::new("tc");
@@ -89,11 +93,7 @@ fn qdiscs(wire: &Wire) -> String {
 /// Whichever of two ends first, and if the one that made the qdisc is killed and only `doctor` cleans up behind it.
 #[test]
 fn the_last_one_removes_the_qdisc_that_the_first_one_made() {
-    if !root() {
-        return;
-    }
-    if !backends().contains(&"clsact") {
-        println!("SKIP this kernel has no clsact");
+    if !root() || !has_clsact() {
         return;
     }
     let wire = Wire::new();
@@ -142,11 +142,7 @@ fn the_deadline_holds_with_bpftk_stopped() {
 /// Without a deadline, a stopped bpftk holds its links, and loses its heartbeat.
 #[test]
 fn without_a_heartbeat_a_filter_lets_pass() {
-    if !root() {
-        return;
-    }
-    if !backends().contains(&"clsact") {
-        println!("SKIP this kernel has no clsact");
+    if !root() || !has_clsact() {
         return;
     }
     let wire = Wire::new();
