@@ -54,4 +54,8 @@ echo
 BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::addrset::tests::figures kernel::drop::tests::figures | grep -E '^(V4|V6|xdp|tc)' || status=1
 echo
 tests/bench/xdp-filter.sh "$bpftk" || status=1
+echo
+"$figures" sockredir "$bpftk" || status=1
+echo
+tests/bench/sockredir.sh "$bpftk" || status=1
 exit $status
