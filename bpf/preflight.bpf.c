@@ -110,6 +110,20 @@ struct {
 	__type(value, __u8[SIGNALS * SIGACTION_BYTES]);
 } handlers SEC(".maps");
 
+/*
+ * Set where the kernel may preempt a program at a tracepoint (Linux 7), and skips it meanwhile for whoever comes to the same
+ * place on this CPU. Then there are two of them, and the second does what the first was skipped for.
+ */
+const volatile bool twice;
+
+/* Threads whose call the first program has looked at, until the second has seen that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PREFLIGHT_THREADS);
+	__type(key, __u32);
+	__type(value, __u8);
+} looked_at SEC(".maps");
+
 /* For the skeleton: the enums have no map whose BTF would name them. */
 enum preflight_reason _reason;
 enum preflight_port_role _role;
@@ -371,8 +385,21 @@ static __always_inline bool is_32bit(void)
 #endif
 }
 
-SEC("raw_tp/sys_enter")
-int bpftk_call(struct bpf_raw_tracepoint_args *ctx)
+/* Whether this call is for the other one of the two programs. */
+static __always_inline bool is_done(bool second)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u8 yes = 1;
+
+	if (!twice)
+		return false;
+	if (second)
+		return !bpf_map_delete_elem(&looked_at, &tid);
+	bpf_map_update_elem(&looked_at, &tid, &yes, BPF_ANY);
+	return false;
+}
+
+static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second)
 {
 	struct pt_regs *regs = (void *)ctx->args[0];
 	struct preflight_process *process;
@@ -397,11 +424,11 @@ int bpftk_call(struct bpf_raw_tracepoint_args *ctx)
 	case NR_IO_URING_ENTER:
 		break;
 	default:
-		if (IS_SOCKET_CALL32(number) && is_32bit() && in_scope())
+		if (IS_SOCKET_CALL32(number) && is_32bit() && in_scope() && !is_done(second))
 			is_not_seen(PREFLIGHT_ABI32);
 		return 0;
 	}
-	if (!in_scope() || is_32bit())
+	if (!in_scope() || is_32bit() || is_done(second))
 		return 0;
 
 	call.fd = PT_REGS_PARM1_CORE_SYSCALL(regs);
@@ -452,4 +479,16 @@ int bpftk_call(struct bpf_raw_tracepoint_args *ctx)
 	if (look_at(process, &conn, &call))
 		note_ports(&conn);
 	return 0;
+}
+
+SEC("raw_tp/sys_enter")
+int bpftk_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	return look(ctx, false);
+}
+
+SEC("raw_tp/sys_enter")
+int bpftk_call2(struct bpf_raw_tracepoint_args *ctx)
+{
+	return look(ctx, true);
 }

@@ -55,6 +55,7 @@ enum preflight_port_role {
 
 #define PREFLIGHT_PROCESSES 8192
 #define PREFLIGHT_PORTS 16384
+#define PREFLIGHT_THREADS 16384
 #define PREFLIGHT_ADDRESSES 16384
 
 _Static_assert(sizeof(struct preflight_key) == 16, "src/kernel/preflight decodes 16 bytes");

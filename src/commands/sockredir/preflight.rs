@@ -75,7 +75,10 @@ pub(crate) const SUMMARY: &[Field] = &[
     Field::new("excludes", "options that keep the unsafe connections out; null for none"),
     Field::new("not_excluded", "process ids for which no port was found"),
     Field::new("lost", "processes or ports for which a table had no room, as often as they came"),
-    Field::new("skipped", "system calls that may be missing: the kernel did not run the program"),
+    Field::new(
+        "skipped",
+        "system calls, at most, that were not looked into: the kernel did not run the program",
+    ),
     Field::new("namespaces_not_seen", "network namespaces, at most, that could not be looked into"),
     Field::new("addresses_not_known", "addresses of this machine for which there was no room"),
 ];
@@ -282,20 +285,26 @@ impl Preflight {
 fn sentence(all: u64, bad: u64, missing: Missing) -> String {
     let mut parts =
         vec![format!("{all} processes with local TCP: {} safe, {bad} unsafe", all - bad)];
-    for (count, what) in [
-        (missing.table_full, "times a table was full: processes or ports are missing"),
-        (missing.skipped, "calls may be missing: the kernel skipped the program"),
+    for (count, before, after) in [
+        (missing.table_full, "", " times a table was full: processes or ports are missing"),
+        (
+            missing.skipped,
+            "up to ",
+            " system calls were not looked into: the kernel skipped the program",
+        ),
         (
             missing.namespaces,
-            "network namespaces, at most, could not be looked into: connections with them are taken for others'",
+            "up to ",
+            " network namespaces could not be looked into: connections with them are taken for others'",
         ),
         (
             missing.addresses,
-            "addresses of this machine had no room: connections with them are taken for others'",
+            "",
+            " addresses of this machine had no room: connections with them are taken for others'",
         ),
     ] {
         if count > 0 {
-            parts.push(format!("{count} {what}"));
+            parts.push(format!("{before}{count}{after}"));
         }
     }
     if parts.len() == 1 {

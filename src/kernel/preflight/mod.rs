@@ -83,10 +83,10 @@ pub(crate) struct Config {
     pub(crate) tasks: TaskFilter,
 }
 
-/// The program, attached. Dropping it detaches it.
+/// The programs, attached. Dropping it detaches them.
 pub(crate) struct Watch {
-    /// Dropped before the program that it attaches.
-    link: Option<Link>,
+    /// Dropped before the programs that they attach.
+    links: Vec<Link>,
     skel: PreflightSkel<'static>,
     /// Every port that was ever seen to be listened at.
     listening: BTreeSet<u16>,
@@ -154,6 +154,11 @@ impl Watch {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the program: {}", log::explain(error)))?;
         configure_task_filter!(open, &config.tasks);
+        let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
+        let twice = probes::may_preempt_tracepoints();
+        rodata.twice = twice;
+        open.progs.bpftk_call2.set_autoload(twice);
+        open.maps.looked_at.set_autocreate(twice).context("cannot leave out a map")?;
         // Everything is in tables.
         open.maps.events.set_autocreate(false).context("cannot leave out a map")?;
         log::clear();
@@ -163,7 +168,7 @@ impl Watch {
         let maps = &skel.maps;
         config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;
         let mut watch = Self {
-            link: None,
+            links: Vec::new(),
             skel,
             listening: BTreeSet::new(),
             addresses: BTreeSet::new(),
@@ -171,7 +176,12 @@ impl Watch {
             unseen_namespaces: 0,
         };
         watch.refresh()?;
-        watch.link = Some(attach::auto(&watch.skel.progs.bpftk_call)?);
+        let progs = &watch.skel.progs;
+        // The kernel runs those that came first first: with the second alone, it does it all.
+        watch.links.push(attach::auto(&progs.bpftk_call)?);
+        if twice {
+            watch.links.push(attach::auto(&progs.bpftk_call2)?);
+        }
         Ok(watch)
     }
 
@@ -215,7 +225,7 @@ impl Watch {
 
     /// Nothing is counted from now on.
     pub(crate) fn detach(&mut self) {
-        self.link = None;
+        self.links.clear();
     }
 
     /// After `detach`: what was seen, the unsafe ones first.
@@ -269,10 +279,21 @@ impl Watch {
             .collect()
     }
 
+    /// A call is missed when both programs were skipped for it.
+    fn skipped(&self) -> u64 {
+        let progs = &self.skel.progs;
+        let first = attach::times_skipped(&progs.bpftk_call);
+        if progs.bpftk_call2.autoload() {
+            first.min(attach::times_skipped(&progs.bpftk_call2))
+        } else {
+            first
+        }
+    }
+
     pub(crate) fn missing(&self) -> Result<Missing> {
         Ok(Missing {
             table_full: Losses::read(&self.skel.maps.losses)?.table_full,
-            skipped: attach::times_skipped(&self.skel.progs.bpftk_call),
+            skipped: self.skipped(),
             namespaces: self.unseen_namespaces,
             addresses: self.addresses_lost,
         })

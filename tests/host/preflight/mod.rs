@@ -29,8 +29,18 @@ fn perform(mut actors: Vec<Actor>, running: Running) -> Run {
     let run = running.stop();
     assert!(run.status.success(), "{}", run.stderr);
     let summary = run.summary();
-    assert_eq!((&summary["lost"], &summary["skipped"]), (&0.into(), &0.into()), "{summary}");
+    assert_eq!(summary["lost"], 0, "{summary}");
+    // Where the kernel preempts programs it is told how many calls may be missing, at most.
+    if !preempts() {
+        assert_eq!(summary["skipped"], 0, "{summary}");
+    }
     run
+}
+
+/// Linux 7 preempts programs at tracepoints.
+fn preempts() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    release.split('.').next().unwrap().parse::<u32>().unwrap() >= 7
 }
 
 fn rows(run: &Run) -> Vec<Value> {

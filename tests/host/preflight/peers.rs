@@ -79,25 +79,26 @@ fn between_namespaces_is_local() {
         ip("addr add 198.51.100.2/24 dev far");
         ip("link set far up");
     });
-    // Somebody is in the other namespace, as in a container.
-    let (listener, addr) = there.run(|| Tcp::listen("198.51.100.2"));
-    let mut server = there.run(|| Actor::new(Stage::pause));
-    here.run(|| {
-        let (pids, run) = watch(vec![actor(move || {
-            let client = Tcp::v4();
-            client.connect(addr).unwrap();
-            send(client.0.as_raw_fd(), b"abc", 0).unwrap();
-            let _ = recv(client.0.as_raw_fd(), 1, libc::MSG_WAITALL | libc::MSG_DONTWAIT);
-        })]);
-        let row = row(&run, pids[0]);
-        assert_eq!(row["counts"]["waitall"], 1, "{row}");
-        // Who listens in the other namespace is known by its port.
-        assert_eq!(row["ports"], serde_json::json!([addr.port()]), "{row}");
+    // Somebody is in the other namespace, as in a container. An actor lives as long as the thread that made it.
+    there.run(|| {
+        let (_listener, addr) = Tcp::listen("198.51.100.2");
+        let mut server = Actor::new(Stage::pause);
+        here.run(|| {
+            let (pids, run) = watch(vec![actor(move || {
+                let client = Tcp::v4();
+                client.connect(addr).unwrap();
+                send(client.0.as_raw_fd(), b"abc", 0).unwrap();
+                let _ = recv(client.0.as_raw_fd(), 1, libc::MSG_WAITALL | libc::MSG_DONTWAIT);
+            })]);
+            let row = row(&run, pids[0]);
+            assert_eq!(row["counts"]["waitall"], 1, "{row}");
+            // Who listens in the other namespace is known by its port.
+            assert_eq!(row["ports"], serde_json::json!([addr.port()]), "{row}");
+        });
+        server.go();
+        server.go();
+        server.finish();
     });
-    drop(listener);
-    server.go();
-    server.go();
-    server.finish();
 }
 
 #[test]
