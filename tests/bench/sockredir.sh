@@ -76,7 +76,7 @@ if command -v redis-benchmark >/dev/null; then
     compare 'Redis GET, 1 client' redis get 1 64
     compare 'Redis GET, 50 clients' redis get 50 64
     compare 'Redis SET 4 KB, 10 clients' redis set 10 4096
-    kill -QUIT "$server"
+    kill "$server"
     wait "$server" || true
     server=''
 else
