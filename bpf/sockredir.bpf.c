@@ -254,7 +254,8 @@ static __always_inline __u32 unfit(struct tcp_sock *tp, bool client)
 	return SOCKREDIR_NONE;
 }
 
-static __always_inline __u32 why_not_inserted(long error)
+/* An int, since that is what some of the kernel's functions return before Linux 6.4: the upper half is not its sign. */
+static __always_inline __u32 why_not_inserted(int error)
 {
 	switch (error) {
 	case -EEXIST:
@@ -275,7 +276,7 @@ static __always_inline __u32 admit(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	struct sockredir_end *end;
 	struct tcp_sock *tp;
 	__u32 reason;
-	long error;
+	int error;
 
 	if (!tuple(ops, &key))
 		return SOCKREDIR_NOT_LOCAL;
@@ -456,7 +457,7 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	if (!enabled)
 		return SOCKREDIR_STOPPED;
 	/* A thread may have waited for the connection in TCP's own function, or sent urgent data. */
-	if (BPF_CORE_READ(tp, write_seq) != key->lseq)
+	if (tp->write_seq != key->lseq)
 		return SOCKREDIR_PRIOR_BYTES;
 	swap(&other, key);
 	if (end->state == SOCKREDIR_IDLE) {
@@ -466,7 +467,7 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	}
 	/* Either may have got one since it was established. */
 	peer_sk = (void *)end->peer;
-	if (BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops) ||
+	if (tp->inet_conn.icsk_ulp_ops ||
 	    BPF_CORE_READ((struct inet_connection_sock *)peer_sk, icsk_ulp_ops))
 		return SOCKREDIR_ULP;
 	if (!has_room(end, size))
@@ -510,7 +511,7 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 	if (!tp)
 		return SK_PASS;
 	/* After it said that it would send no more, it is for TCP to refuse it. */
-	state = BPF_CORE_READ((struct sock *)tp, __sk_common.skc_state);
+	state = tp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
 	if (state != BPF_TCP_ESTABLISHED && state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;
 	reason = redirect(msg, end, tp, &key, size);

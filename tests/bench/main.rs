@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The figures of `make bench`: `figures guest BPFTK [NAME COMMAND...]...` on the kernel where all tools run, and `figures host
-//! BPFTK` on this machine's own. Peers are separated by `--`. See README.md here.
+//! BPFTK` and `figures sockredir BPFTK` on this machine's own. Peers are separated by `--`. See README.md here.
 
+#[path = "../host/sockredir/naive.rs"]
+mod naive;
+mod sockredir;
 mod tool;
 
 use std::fs;
@@ -39,8 +42,11 @@ fn main() -> ExitCode {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["guest", bpftk, ref peers @ ..] => guest(bpftk, peers),
         ["host", bpftk] => host(bpftk),
+        ["sockredir", bpftk] => sockredir::figures(bpftk),
         _ => {
-            eprintln!("usage: figures guest BPFTK [-- NAME COMMAND...]... | figures host BPFTK");
+            eprintln!(
+                "usage: figures guest BPFTK [-- NAME COMMAND...]... | figures host BPFTK | figures sockredir BPFTK"
+            );
             return ExitCode::from(2);
         }
     };

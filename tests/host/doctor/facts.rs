@@ -30,7 +30,7 @@ fn is_yes(output: &Output, name: &str) -> bool {
     }
 }
 
-const FACTS: [&str; 20] = [
+const FACTS: [&str; 21] = [
     "kernel",
     "architecture",
     "capabilities",
@@ -51,6 +51,7 @@ const FACTS: [&str; 20] = [
     "tracefs",
     "IPv6",
     "io_uring",
+    "sockmap fixes",
 ];
 
 #[test]
@@ -134,6 +135,8 @@ fn names_the_back_end_that_is_used() {
             }
             "xdp-drop" | "tc-drop" => &["lo", "--dry-run"],
             "tc-egress" => &["lo"],
+            // Nobody's connections are to be changed by this.
+            "sockredir" => &["--all", "--exclude-port", "1-65535"],
             _ => &[],
         };
         let run = support::output(&[&[name, "-d", "10ms", "--format", "json"][..], more].concat());

@@ -10,14 +10,14 @@ use libbpf_rs::{Link, MapCore, MapMut, Object, ObjectBuilder, OpenObject, Progra
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sockmap_naive.bpf.o"));
 
-pub(super) struct Naive {
+pub(crate) struct Naive {
     /// Dropped before the object.
     _link: Link,
     object: Object,
 }
 
 impl Naive {
-    pub(super) fn attach(cgroup: &Path, lenient: bool) -> Self {
+    pub(crate) fn attach(cgroup: &Path, lenient: bool) -> Self {
         let mut open: OpenObject = ObjectBuilder::default().open_memory(OBJECT).expect("an object");
         let mut constants = open
             .maps_mut()
@@ -37,7 +37,8 @@ impl Naive {
     }
 
     /// Cleans up, as the examples do at their end.
-    pub(super) fn delete_entries(&mut self) {
+    #[allow(dead_code, reason = "not what the figures are about")]
+    pub(crate) fn delete_entries(&mut self) {
         let map: MapMut<'_> = self.object.maps_mut().find(|m| m.name() == "naive_socks").unwrap();
         let keys: Vec<Vec<u8>> = map.keys().collect();
         assert!(!keys.is_empty(), "the sockets are in the map");

@@ -199,7 +199,7 @@ fn iperf3_measures() {
     let port = free_port(&place).to_string();
     place.run(|| {
         let mut server = Command::new(&iperf3)
-            .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+            .args(["-s", "-1", "--forceflush", "-B", "127.0.0.1", "-p", &port])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
