@@ -427,9 +427,27 @@ fn is_idle(insn: Insn, read_later: u16) -> bool {
     computes && read_later >> insn.dst & 1 == 0
 }
 
+/// How many arguments a call has, from r1 on; all that there can be, where it isn't known.
+fn arguments(insn: Insn) -> u32 {
+    if insn.src != 0 {
+        return 5;
+    }
+    // include/uapi/linux/bpf.h, __BPF_FUNC_MAPPER
+    match insn.imm {
+        // ktime_get_ns, get_smp_processor_id, ktime_get_boot_ns
+        5 | 8 | 125 => 0,
+        // spin_lock, spin_unlock
+        93 | 94 => 1,
+        // map_lookup_elem, map_delete_elem
+        1 | 3 => 2,
+        // map_update_elem, ringbuf_output
+        2 | 130 => 4,
+        _ => 5,
+    }
+}
+
 /// One bit a register: those that it reads, and those that it writes. What isn't known well reads all.
 fn uses(insn: Insn) -> (u16, u16) {
-    const ARGUMENTS: u16 = 0b11_1110;
     const CLOBBERED: u16 = 0b11_1111;
     let (dst, src) = (1 << insn.dst, 1 << insn.src);
     let second = if insn.code & X == X { src } else { 0 };
@@ -448,7 +466,7 @@ fn uses(insn: Insn) -> (u16, u16) {
             _ => (dst | second, dst),
         },
         _ => match insn.op() {
-            jmp::CALL => (ARGUMENTS, CLOBBERED),
+            jmp::CALL => (((1 << arguments(insn)) - 1) << 1, CLOBBERED),
             jmp::EXIT => (1, 0),
             jmp::JA => (0, 0),
             _ => (dst | second, 0),

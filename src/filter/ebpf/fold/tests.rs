@@ -102,7 +102,7 @@ fn what_may_change_stays() {
         // What a call brings.
         vec![
             mov(1, 3),
-            Insn::new(class::JMP | jmp::CALL, 0, 0, 0, 8),
+            Insn::new(class::JMP | jmp::CALL, 0, 0, 0, 6),
             branch(jmp::JEQ, 0, -2, 0),
             EXIT,
         ],
@@ -114,6 +114,14 @@ fn what_may_change_stays() {
             insns.iter().map(same).collect::<Vec<_>>()
         );
     }
+}
+
+#[test]
+fn what_a_call_does_not_read_goes() {
+    // map_lookup_elem has two arguments.
+    let lookup = Insn::new(class::JMP | jmp::CALL, 0, 0, 0, 1);
+    let program = folded(&[&[mov(1, 1), mov(2, 2), mov(3, 3), lookup, EXIT]], &[0], &[0]);
+    assert_eq!(program.insns, [number(1, 1), number(2, 2), lookup, EXIT]);
 }
 
 #[test]
