@@ -2,6 +2,7 @@
 
 //! `bpftk tc-egress`: where packets go, and how many.
 
+mod args;
 mod book;
 mod by;
 mod exclude;
@@ -12,24 +13,21 @@ mod whose;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use clap::{Args, ValueEnum};
 
-use self::book::{Book, Share, Sort, View};
-use self::by::{ByList, Columns};
-use self::exclude::ExcludeArgs;
+pub(crate) use self::args::TcEgress;
+use self::args::{Top, Way};
+use self::book::{Book, Share, View};
+use self::by::Columns;
 pub(crate) use self::manual::MANUAL;
 use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
-use self::whose::{RowKey, SendersArg, Sources};
+use self::whose::{RowKey, Sources};
 use super::common::{clock, interval, losses_sentence, note};
 use super::watch::{Change, Watch};
-use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
@@ -44,131 +42,9 @@ use crate::kernel::owners::{Options, Owners, SendersBy};
 use crate::kernel::run::{Flow, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::output::{Format, Kind, Record, Sink};
-use crate::values::parse_duration;
 
 /// Rows of a table, if nothing else is asked for: what a terminal holds.
 const TOP: usize = 20;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Way {
-    /// Where packets go
-    Egress,
-    /// Where packets come from
-    Ingress,
-}
-
-/// How many keys have rows of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Top {
-    All,
-    Most(usize),
-}
-
-impl FromStr for Top {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "all" => Ok(Self::All),
-            _ => match text.parse() {
-                Ok(most) if most > 0 && text.bytes().all(|byte| byte.is_ascii_digit()) => {
-                    Ok(Self::Most(most))
-                }
-                _ => Err("expected a number of rows from 1, or all".into()),
-            },
-        }
-    }
-}
-
-/// Count packets by where they go, or tell of each flow; nothing is changed
-#[derive(Args, Debug)]
-pub(crate) struct TcEgress {
-    /// Interfaces to look at, and behind them perhaps a tcpdump expression of what to look at
-    #[arg(required = true, value_name = "IFACE|EXPR")]
-    interfaces: Vec<String>,
-
-    /// Where packets go to, or where they come from
-    #[arg(long, value_name = "DIRECTION", default_value = "egress")]
-    direction: Way,
-
-    #[command(flatten)]
-    excludes: ExcludeArgs,
-
-    /// What makes rows differ, such as dst,port or net/24,net6/64,proto (default: dst; at ingress src)
-    #[arg(long, value_name = "LIST", help_heading = "Rows")]
-    by: Option<ByList>,
-
-    /// So many rows, and the rest in one row `other`; or all (default: 20 in tables, all in JSON and CSV)
-    #[arg(long, value_name = "N", help_heading = "Rows")]
-    top: Option<Top>,
-
-    /// What is first
-    #[arg(long, value_name = "WHAT", default_value = "packets", help_heading = "Rows")]
-    sort: Sort,
-
-    /// A table every so often, such as 500ms or 10s (default: 1s)
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Rows")]
-    interval: Option<Duration>,
-
-    /// Room in the kernel for so many different rows in an interval; what has none is counted in `other`
-    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=1 << 22), help_heading = "Rows")]
-    max_entries: u32,
-
-    /// Add a NAME column, from DNS answers, TLS server names and HTTP hosts that this machine's sockets heard and said
-    #[arg(long, help_heading = "Rows")]
-    names: bool,
-
-    /// Instead of tables, a row for the first packet of each flow
-    #[arg(long, conflicts_with_all = ["by", "top", "sort", "interval", "max_entries"], help_heading = "Rows")]
-    events: bool,
-
-    /// With --events: a row for every packet
-    #[arg(long, requires = "events", help_heading = "Rows")]
-    all_packets: bool,
-
-    /// Stop after N rows of --events
-    #[arg(short = 'n', long, value_name = "N", requires = "events", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
-    max_events: Option<u64>,
-
-    /// Add a TIME column to the rows of --events: local time of day, in ms
-    #[arg(short = 'T', long, requires = "events", help_heading = "Rows")]
-    timestamp: bool,
-
-    /// Stop after this long, such as 30s or 5m
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Run")]
-    duration: Option<Duration>,
-
-    /// Attach again when an interface of the same name comes back
-    #[arg(long, help_heading = "Run")]
-    follow: bool,
-
-    #[command(flatten)]
-    output: OutputArgs,
-
-    /// Stand before the programs of others, and see what they may drop; this is the default
-    #[arg(long, conflicts_with = "last", help_heading = "Kernel")]
-    first: bool,
-
-    /// Stand behind the programs of others, and see only what they pass on
-    #[arg(long, help_heading = "Kernel")]
-    last: bool,
-
-    /// Use this way of attaching, instead of the first that works here
-    #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
-    backend: Option<TcBackend>,
-
-    /// With --by process, user or cgroup: use this way to see who sends, instead of the first that works here
-    #[arg(long, value_name = "WAY", help_heading = "Kernel")]
-    senders: Option<SendersArg>,
-
-    /// With --by process, user or cgroup: take the kernel's type information (BTF) from FILE instead of /sys/kernel/btf/vmlinux
-    #[arg(long, value_name = "FILE", help_heading = "Kernel")]
-    btf: Option<PathBuf>,
-
-    /// Say on standard error how it is attached, and when it is; -vv adds libbpf's log
-    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Kernel")]
-    verbose: u8,
-}
 
 impl TcEgress {
     pub(crate) fn run(self) -> Result<ExitCode> {
@@ -610,14 +486,5 @@ mod tests {
         assert!(shares(1999, 1).starts_with("99.9 % of 2000 packets"), "{}", shares(1999, 1));
         assert!(shares(5, 0).starts_with("100.0 % of 5 packets"));
         assert_eq!(shares(0, 0), "no packets of processes; 3 the kernel's, 4 forwarded");
-    }
-
-    #[test]
-    fn numbers_of_rows() {
-        assert_eq!("all".parse(), Ok(Top::All));
-        assert_eq!("7".parse(), Ok(Top::Most(7)));
-        for bad in ["0", "-1", "+1", "", "ALL", "7 "] {
-            assert!(bad.parse::<Top>().is_err(), "{bad}");
-        }
     }
 }
