@@ -88,7 +88,7 @@ test-bin:
 	@test -s $(build)/test-binaries
 
 fuzz: deps-test ## The random tests of all that reads text and files, ROUNDS=100 times as long as in `make test`
-	BPFTK_ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --release --bin bpftk fuzz_ -- --nocapture
+	RUST_TEST_THREADS=$$(nproc) BPFTK_ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --release --bin bpftk fuzz_ -- --nocapture
 
 check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
 	@tests/bpf-compile.sh

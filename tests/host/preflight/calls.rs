@@ -103,6 +103,13 @@ pub(super) fn splice(from: RawFd, to: RawFd, length: usize) -> Result<usize, i32
     result(unsafe { libc::splice(from, no_from, to, no_to, length, 0) })
 }
 
+/// On a busy machine it may come after the send has returned.
+pub(super) fn wait_for_data(fd: RawFd) {
+    let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+    // SAFETY: one descriptor.
+    assert_eq!(unsafe { libc::poll(fds.as_mut_ptr(), 1, 30_000) }, 1, "data comes");
+}
+
 pub(super) fn nonblocking(fd: RawFd) {
     // SAFETY: a descriptor of ours and a documented command.
     assert_eq!(unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) }, 0);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::calls::{
     Pair, accept, addr, handle, io_uring, nonblocking, option, pipe, read, receive_map, recv,
-    recvmsg, send, splice, write,
+    recvmsg, send, splice, wait_for_data, write,
 };
 use super::{actor, row, rows, steadily, watch};
 use crate::support::{self, Actor, Tcp};
@@ -212,6 +212,7 @@ fn what_it_does_not_change_is_safe() {
                     option(pair.server(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, &time).unwrap();
                     nonblocking(pair.server());
                     send(pair.client(), b"abc", 0).unwrap();
+                    wait_for_data(pair.server());
                     assert_eq!(recv(pair.server(), 3, 0), Ok(3));
                 }),
                 2,

@@ -53,6 +53,12 @@ impl Actor {
                 stage.pause();
                 work(&mut stage);
             }));
+            if let Err(panic) = &done {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+                // What the harness captures of this process is lost.
+                let _ = writeln!(std::io::stderr(), "an actor panicked: {text}");
+            }
             // SAFETY: ends this process, without the test harness's clean-up.
             unsafe { libc::_exit(if done.is_ok() { 0 } else { 101 }) };
         }
