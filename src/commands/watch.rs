@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What becomes of the interfaces meanwhile: gone, back, renamed, down, of another MTU.
+//! What becomes of the interfaces meanwhile: gone, back, renamed, down, of another MTU. And the run of a command whose
+//! programs are at interfaces: it follows what they tell, and leaves that for a moment when something is to be changed.
 
 use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::kernel::netlink::{Interface, Netlink};
+use crate::kernel::run::{Flow, Timing};
 
 /// What is new of the interface `at`, by the name that it was asked for by.
 #[derive(Clone, Debug)]
@@ -60,6 +65,11 @@ impl Watch {
     pub(crate) fn attached(&mut self, at: usize, interface: &Interface) {
         self.asked[at] = interface.clone();
         self.known[at] = Some(interface.clone());
+    }
+
+    /// The interface that was told of last is told of again.
+    fn tell_again(&mut self, at: usize) {
+        self.told[at] = 0;
     }
 
     /// Whether `look` has something to tell.
@@ -120,4 +130,131 @@ impl Watch {
         }
         Ok((changes, known, told))
     }
+}
+
+/// What `Following` has its command do.
+#[derive(Debug)]
+pub(crate) enum Step<'a> {
+    /// Follow, with `kernel::run::follow`, until that ends. At each tick there comes `Following::tick`.
+    Follow,
+    /// Change in the kernel what else the loop was left for.
+    Change,
+    /// Attach again, at the place `at`. Why that failed is told, and ends nothing.
+    Attach { at: usize, interface: &'a Interface },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    AsAsked,
+    AllGone,
+}
+
+impl Ended {
+    /// What the command returns when everything has been said.
+    pub(crate) fn status(self) -> Result<ExitCode> {
+        match self {
+            Self::AsAsked => Ok(ExitCode::SUCCESS),
+            Self::AllGone => Err(anyhow!("every interface is gone")),
+        }
+    }
+}
+
+/// The run of a command whose programs are at interfaces.
+#[derive(Debug)]
+pub(crate) struct Following {
+    watch: Watch,
+    /// Whether to attach to new interfaces of the same name.
+    again: bool,
+    end: Option<Instant>,
+    /// Something is to be changed in the kernel; then it goes on.
+    due: bool,
+    /// Interfaces that came back and could not be attached to: place, index, and why, as it was said.
+    refused: Vec<(usize, i32, String)>,
+}
+
+impl Following {
+    pub(crate) fn new<'a>(
+        interfaces: impl Iterator<Item = &'a Interface>,
+        again: bool,
+        duration: Option<Duration>,
+    ) -> Self {
+        let end = duration.map(|duration| Instant::now() + duration);
+        Self { watch: Watch::new(interfaces), again, end, due: false, refused: Vec::new() }
+    }
+
+    /// Of what is left of the run.
+    pub(crate) fn timing(&self, interval: Duration, to_stdout: bool) -> Timing {
+        let left = self.end.map(|end| end.saturating_duration_since(Instant::now()));
+        let duration = left.map(|left| left.max(Duration::from_nanos(1)));
+        Timing { duration, interval: Some(interval), to_stdout }
+    }
+
+    /// Leaves the loop when an interface has changed.
+    pub(crate) fn tick(&mut self) -> Result<Flow> {
+        Ok(if self.watch.changed()? { self.leave() } else { Flow::Continue })
+    }
+
+    /// Leaves the loop for a change.
+    pub(crate) fn leave(&mut self) -> Flow {
+        self.due = true;
+        Flow::Stop
+    }
+
+    /// Follows, with changes in between, to the end.
+    pub(crate) fn run(
+        &mut self,
+        mut step: impl FnMut(&mut Self, Step<'_>) -> Result<()>,
+    ) -> Result<Ended> {
+        loop {
+            step(self, Step::Follow)?;
+            if !std::mem::take(&mut self.due) {
+                return Ok(Ended::AsAsked);
+            }
+            step(self, Step::Change)?;
+            for change in self.watch.look()? {
+                self.change(&change, &mut step);
+            }
+            if self.watch.all_gone() && !self.again {
+                return Ok(Ended::AllGone);
+            }
+        }
+    }
+
+    fn change(
+        &mut self,
+        change: &Change,
+        step: &mut impl FnMut(&mut Self, Step<'_>) -> Result<()>,
+    ) {
+        let Change::Back { at, interface } = change else { return tell(&change.to_string()) };
+        let at = *at;
+        let before = self.refused.iter().position(|refused| refused.0 == at);
+        let before = before.map(|place| self.refused.swap_remove(place));
+        let before = before.filter(|(_, index, _)| *index == interface.index);
+        if before.is_none() {
+            tell(&change.to_string());
+        }
+        if !self.again {
+            return;
+        }
+        match step(self, Step::Attach { at, interface }) {
+            Ok(()) => {
+                self.watch.attached(at, interface);
+                tell(&format!("{}: attached again", interface.name));
+            }
+            // It is tried again at the next look; the same words are said once.
+            Err(error) => {
+                let text = format!("{error:#}");
+                if before.is_none_or(|(.., said)| said != text) {
+                    tell(&text);
+                }
+                self.refused.push((at, interface.index, text));
+                self.watch.tell_again(at);
+            }
+        }
+    }
+}
+
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "bpftk: {text}");
 }

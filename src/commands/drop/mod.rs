@@ -10,9 +10,9 @@ mod xdp;
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 
 pub(crate) use self::manual::{TC_MANUAL, XDP_MANUAL};
@@ -22,7 +22,7 @@ pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 pub(crate) use self::xdp::XdpDrop;
 use super::common::{interval, losses_sentence, note};
-use super::watch::{Change, Watch};
+use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::attach::tc::Order;
@@ -34,7 +34,7 @@ use crate::kernel::filter::inject::xdp_may_miss_tags;
 use crate::kernel::interfaces::{interfaces_and_expression, not_an_interface_either};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
-use crate::kernel::run::{Flow, Timing, Turn, follow};
+use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::net::ranges::Ranges;
 use crate::output::{Kind, Record, Sink};
@@ -192,32 +192,29 @@ impl DropArgs {
         if self.sample.is_some() {
             sink.start()?;
         }
-        let mut session = Session {
-            args: self,
-            attaching,
-            watch: Watch::new(dropper.places().iter().map(|place| &place.interface)),
-            tables,
-            samples: 0,
-            undecodable: 0,
-            reread: None,
-            refusal: None,
-            gone: None,
-        };
-        let outcome = session.follow(&mut dropper, &mut signals, &mut sink);
+        let interfaces = dropper.places().iter().map(|place| &place.interface);
+        let mut following = Following::new(interfaces, self.follow, self.duration);
+        let mut session = Session { args: self, tables, samples: 0, undecodable: 0, reread: None };
+        let Attaching { mode, order } = attaching;
+        let ended = following.run(|following, step| match step {
+            Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
+            Step::Change => match session.reread.take() {
+                Some(ranges) => dropper.replace_blocklist(&ranges),
+                None => Ok(()),
+            },
+            Step::Attach { at, interface } => {
+                dropper.attach_again(at, interface.clone(), mode, order)
+            }
+        });
         dropper.detach();
-        outcome?;
+        let ended = ended?;
         session.finish(command, how, &dropper, &mut sink)?;
-        match session.gone {
-            Some(gone) => Err(gone),
-            None => Ok(ExitCode::SUCCESS),
-        }
+        ended.status()
     }
 }
 
 struct Session<'a> {
     args: &'a DropArgs,
-    attaching: Attaching,
-    watch: Watch,
     tables: Tables,
     /// Rows of --sample.
     samples: u64,
@@ -225,83 +222,35 @@ struct Session<'a> {
     undecodable: u64,
     /// What SIGHUP brought, to be put into the kernel.
     reread: Option<Ranges>,
-    /// Why an interface that came back could not be attached to, when that was said last.
-    refusal: Option<String>,
-    /// Why the run ended by itself.
-    gone: Option<anyhow::Error>,
-}
-
-/// Why the loop was left.
-enum Left {
-    Done,
-    /// The block list, or an interface, is to be changed in the kernel, and then it goes on.
-    ForChange,
 }
 
 impl Session<'_> {
+    /// Until the end, or until something is to be changed in the kernel.
     fn follow(
         &mut self,
-        dropper: &mut Dropper,
-        signals: &mut Signals,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let end = self.args.duration.map(|duration| Instant::now() + duration);
-        loop {
-            let left = self.follow_until_change(dropper, signals, sink, end)?;
-            if let Left::Done = left {
-                return Ok(());
-            }
-            if let Some(ranges) = self.reread.take() {
-                dropper.replace_blocklist(&ranges)?;
-            }
-            for change in self.watch.look()? {
-                self.change(&change, dropper);
-            }
-            if self.watch.all_gone() && !self.args.follow {
-                self.gone = Some(anyhow!("every interface is gone"));
-                return Ok(());
-            }
-        }
-    }
-
-    fn follow_until_change(
-        &mut self,
+        following: &mut Following,
         dropper: &Dropper,
         signals: &mut Signals,
         sink: &mut Sink,
-        end: Option<Instant>,
-    ) -> Result<Left> {
+    ) -> Result<()> {
         let ring = dropper.samples()?;
-        let duration = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let timing = Timing {
-            duration: duration.map(|left| left.max(Duration::from_nanos(1))),
-            interval: Some(interval(self.args.interval)?),
-            to_stdout: self.args.output.output.is_none(),
-        };
-        let mut left = Left::Done;
+        let interval = interval(self.args.interval)?;
+        let timing = following.timing(interval, self.args.output.output.is_none());
         follow(&ring, signals, timing, |turn| match turn {
             Turn::Event(sample) => self.sample(&sample, dropper, sink),
             Turn::Tick => {
                 if self.args.sample.is_none() {
                     self.tables.interval(dropper, sink)?;
                 }
-                if self.watch.changed()? {
-                    left = Left::ForChange;
-                    return Ok(Flow::Stop);
-                }
-                Ok(Flow::Continue)
+                following.tick()
             }
             Turn::Reopen => {
                 sink.reopen()?;
-                if self.reread() {
-                    left = Left::ForChange;
-                    return Ok(Flow::Stop);
-                }
-                Ok(Flow::Continue)
+                Ok(if self.reread() { following.leave() } else { Flow::Continue })
             }
         })?;
         self.undecodable += ring.undecodable();
-        Ok(left)
+        Ok(())
     }
 
     /// Whether there is a new block list. A bad one is told of, and the old one stays.
@@ -319,32 +268,6 @@ impl Session<'_> {
                 let _ =
                     writeln!(std::io::stderr(), "bpftk: the block list stays as it was: {error:#}");
                 false
-            }
-        }
-    }
-
-    fn change(&mut self, change: &Change, dropper: &mut Dropper) {
-        let tell = |text: &str| {
-            let _ = writeln!(std::io::stderr(), "bpftk: {text}");
-        };
-        tell(&change.to_string());
-        if let Change::Back { at, interface } = change
-            && self.args.follow
-        {
-            let Attaching { mode, order } = self.attaching;
-            match dropper.attach_again(*at, interface.clone(), mode, order) {
-                Ok(()) => {
-                    self.watch.attached(*at, interface);
-                    tell(&format!("{}: attached again", interface.name));
-                }
-                // It is tried again at the next look; the same words are said once.
-                Err(error) => {
-                    let text = format!("{error:#}");
-                    if self.refusal.as_ref() != Some(&text) {
-                        tell(&text);
-                        self.refusal = Some(text);
-                    }
-                }
             }
         }
     }
