@@ -165,12 +165,13 @@ fn an_interface_that_goes_away_is_told_of() {
         let wire = Wire::new();
         let run = wire.start(&[command, "near", "--proto", "udp", "-i", "100ms"]);
         wire.near.run(|| ip("link set near mtu 1400"));
-        thread::sleep(Duration::from_millis(500));
+        run.until_told("near: MTU 1500 is now 1400");
         wire.near.run(|| {
             ip("link set near down");
             ip("link set near name other");
         });
-        thread::sleep(Duration::from_millis(500));
+        run.until_told("near is called other now");
+        run.until_told("link is down");
         wire.near.run(|| ip("link del other"));
         let run = run.wait();
         assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
@@ -197,18 +198,50 @@ fn a_new_interface_of_the_name_is_followed() {
         let run = wire.start(&[command, "near", "--proto", "udp", "-i", "100ms", "--follow"]);
         assert_eq!(wire.exchange(NEAR4, 10), 0);
         wire.near.run(|| ip("link del near"));
-        thread::sleep(Duration::from_millis(500));
+        run.until_told("near is gone");
         wire.near.run(|| {
             ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
             addresses("near", NEAR4, NEAR6);
         });
         wire.far.run(|| addresses("far", FAR4, FAR6));
-        thread::sleep(Duration::from_millis(700));
+        run.until_told("near: attached again");
         assert_eq!(wire.exchange(NEAR4, 10), 0, "{command}");
         let run = run.stop();
-        assert!(run.stderr.contains("near: attached again"), "{}", run.stderr);
         // The counts go on.
         assert_eq!(packets(&run, "udp"), 20, "{command}");
         assert_eq!(wire.exchange(NEAR4, 10), 10, "{command}");
+    }
+}
+
+/// Somebody else's program on the new interface stays, and when it is gone it is bpftk's turn.
+#[test]
+fn a_new_interface_that_is_taken_is_tried_again() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let run = wire.start(&["xdp-drop", "near", "--proto", "udp", "-i", "50ms", "--follow"]);
+    wire.near.run(|| {
+        ip("link del near");
+        ip(&format!("link add other type veth peer name far netns {}", wire.far.path()));
+    });
+    run.until_told("near is gone");
+    let there = wire.start(&["xdp-drop", "other", "--proto", "tcp"]);
+    wire.near.run(|| {
+        ip("link set other name near");
+        addresses("near", NEAR4, NEAR6);
+    });
+    wire.far.run(|| addresses("far", FAR4, FAR6));
+    run.until_told("there is a new near");
+    run.until_told("near has an XDP program already");
+    assert!(soon(|| wire.exchange(NEAR4, 10) == 10));
+    assert!(there.stop().status.success());
+    run.until_told("near: attached again");
+    assert_eq!(wire.exchange(NEAR4, 10), 0);
+    let run = run.stop();
+    assert_eq!(packets(&run, "udp"), 10, "{}", run.stdout);
+    // However often it was tried.
+    for once in ["there is a new near", "near has an XDP program already"] {
+        assert_eq!(run.stderr.matches(once).count(), 1, "{}", run.stderr);
     }
 }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use super::*;
+use crate::support::{BARE_BYTES, BEHIND_BARE, Bare};
 
 #[test]
 fn n_packets_give_n_and_all_of_them_arrive() {
@@ -334,38 +335,26 @@ fn an_interface_without_ethernet() {
     if !root() {
         return;
     }
-    let namespace = Netns::new();
-    let made = namespace.run(|| {
-        let made = std::process::Command::new("ip")
-            .args("tuntap add dev tun0 mode tun".split(' '))
-            .output()
-            .unwrap();
-        if made.status.success() {
-            ip("addr add 192.0.2.1/24 dev tun0");
-            ip("link set tun0 up");
-        }
-        made.status.success()
-    });
-    if !made {
-        println!("SKIP this kernel has no tun devices");
-        return;
-    }
-    for backend in backends() {
-        // The loopback has Ethernet headers: both at once.
-        let args = ["tc-egress", "tun0", "lo", "--backend", backend];
-        let run = namespace.run(|| crate::support::Running::json(&args));
-        namespace.run(|| {
-            send(SocketAddr::from(([192, 0, 2, 9], 9)), 15);
-            send(SocketAddr::from(([127, 0, 0, 9], 9)), 16);
-        });
-        settle();
-        let run = run.stop();
-        adds_up(&run);
-        assert_eq!(total(&run, "127.0.0.9"), (16, 16 * 49), "{backend}");
-        let rows = totals(&run);
-        // Without a reader, the device has no carrier, and some kernels send nothing to it then.
-        if let Some(row) = rows.iter().find(|row| row["daddr"] == "192.0.2.9") {
-            assert_eq!((&row["packets"], &row["bytes"]), (&15.into(), &(15 * 35).into()));
+    for kind in Bare::kinds() {
+        let namespace = Netns::new();
+        let mut bare = namespace.run(|| Bare::new(kind)).unwrap();
+        for backend in backends() {
+            // The loopback has Ethernet headers: both at once.
+            let args = ["tc-egress", bare.name, "lo", "--backend", backend];
+            let run = namespace.run(|| Running::json(&args));
+            namespace.run(|| {
+                bare.send(15);
+                send(SocketAddr::from(([127, 0, 0, 9], 9)), 16);
+            });
+            settle();
+            let run = run.stop();
+            adds_up(&run);
+            assert_eq!(total(&run, "127.0.0.9"), (16, 16 * 49), "{kind} {backend}");
+            let expected = (15, 15 * BARE_BYTES);
+            assert_eq!(total(&run, BEHIND_BARE), expected, "{kind} {backend} {}", run.stdout);
+            if let Some(packets) = bare.came_out() {
+                assert_eq!(packets, 15, "{backend}");
+            }
         }
     }
 }
@@ -376,19 +365,7 @@ fn what_is_forwarded_is_counted() {
         return;
     }
     let wire = wire();
-    let inner = Netns::new();
-    wire.near.run(|| {
-        ip(&format!("link add inside type veth peer name eth0 netns {}", inner.path()));
-        addresses("inside", "172.20.0.1", "fd00:20::1");
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-    });
-    inner.run(|| {
-        addresses("eth0", "172.20.0.2", "fd00:20::2");
-        ip("route add default via 172.20.0.1");
-        // Neighbours are found before anything is counted.
-        send(SocketAddr::from(([10, 9, 9, 9], 9)), 3);
-    });
-    thread::sleep(Duration::from_millis(500));
+    let inner = wire.forwards();
     for backend in backends() {
         let run = wire.start(&["tc-egress", "near", "--backend", backend]);
         inner.run(|| send(SocketAddr::from(([10, 9, 9, 8], 9)), 25));

@@ -114,18 +114,7 @@ fn what_no_process_sent_is_the_kernels_or_forwarded() {
         return;
     }
     let wire = wire();
-    let inner = Netns::new();
-    wire.near.run(|| {
-        ip(&format!("link add inside type veth peer name eth0 netns {}", inner.path()));
-        addresses("inside", "172.20.0.1", "fd00:20::1");
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-    });
-    inner.run(|| {
-        addresses("eth0", "172.20.0.2", "fd00:20::2");
-        ip("route add default via 172.20.0.1");
-        send(SocketAddr::from(([10, 9, 9, 9], 9)), 3);
-    });
-    thread::sleep(Duration::from_millis(500));
+    let inner = wire.forwards();
     for backend in backends() {
         let args = ["tc-egress", "near", "--by", "dst,proto,process", "--backend", backend];
         let run = wire.start(&args);

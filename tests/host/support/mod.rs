@@ -3,6 +3,7 @@
 //! Running bpftk as its user would, and places to make traffic in.
 
 mod actor;
+mod bare;
 mod cgroup;
 pub(crate) mod dns;
 mod netns;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 pub(crate) use actor::{Actor, Stage};
+pub(crate) use bare::{BARE_BYTES, BEHIND_BARE, Bare};
 pub(crate) use cgroup::Cgroup;
 pub(crate) use netns::{Netns, ip, silent_network};
 pub(crate) use objects::{map_entries, programs, programs_left};

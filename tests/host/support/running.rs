@@ -21,6 +21,7 @@ pub(crate) struct Running {
     child: Child,
     stdout: Option<JoinHandle<String>>,
     lines: Receiver<String>,
+    told: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -63,25 +64,34 @@ impl Running {
             }
             all
         });
-        let (armed_sender, armed) = mpsc::channel();
+        let (told_sender, told) = mpsc::channel();
         let stderr = thread::spawn(move || {
             let mut all = String::new();
             for line in err.lines() {
                 let Ok(line) = line else { break };
-                if line.contains("armed") {
-                    let _ = armed_sender.send(());
-                }
                 all.push_str(&line);
                 all.push('\n');
+                let _ = told_sender.send(line);
             }
             all
         });
-        let running = Self { child, stdout: Some(stdout), lines, stderr: Some(stderr) };
-        if armed.recv_timeout(PATIENCE).is_err() {
+        let running = Self { child, stdout: Some(stdout), lines, told, stderr: Some(stderr) };
+        if !running.tells("armed") {
             let run = running.kill();
             panic!("bpftk did not arm: {} {}", run.status, run.stderr);
         }
         running
+    }
+
+    /// Waits for a line with these words on standard error, behind the last one that was waited for.
+    fn tells(&self, words: &str) -> bool {
+        std::iter::from_fn(|| self.told.recv_timeout(PATIENCE).ok())
+            .any(|line| line.contains(words))
+    }
+
+    /// The same; it has to come.
+    pub(crate) fn until_told(&self, words: &str) {
+        assert!(self.tells(words), "bpftk does not say `{words}`");
     }
 
     pub(crate) fn pid(&self) -> u32 {

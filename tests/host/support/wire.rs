@@ -64,6 +64,39 @@ impl Wire {
         })
     }
 
+    /// A namespace behind near, which forwards what it sends.
+    pub(crate) fn forwards(&self) -> Netns {
+        const INSIDE_MAC: &str = "02:00:00:00:00:11";
+        const INNER_MAC: &str = "02:00:00:00:00:12";
+        let inner = Netns::new();
+        self.near.run(|| {
+            let path = inner.path();
+            ip(&format!(
+                "link add inside address {INSIDE_MAC} type veth peer name eth0 address {INNER_MAC} netns {path}"
+            ));
+            addresses("inside", "172.20.0.1", "fd00:20::1");
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        });
+        inner.run(|| {
+            addresses("eth0", "172.20.0.2", "fd00:20::2");
+            neighbours("eth0", INSIDE_MAC, ["172.20.0.1", "fd00:20::1"]);
+            ip("route add default via 172.20.0.1");
+        });
+        self.near.run(|| {
+            neighbours("inside", INNER_MAC, ["172.20.0.2", "fd00:20::2"]);
+            // The links are up before anything is counted.
+            let to = SocketAddr::from(([172, 20, 0, 1], 9999));
+            let receiver = UdpSocket::bind(to).expect("near has the address");
+            receiver.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            let works = (0..500).any(|_| {
+                inner.run(|| send(to, 1));
+                receiver.recv(&mut [0; 64]).is_ok()
+            });
+            assert!(works, "nothing gets to near from behind it");
+        });
+        inner
+    }
+
     /// A bpftk in the near namespace, with rows as JSON.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         self.near.run(|| Running::json(args))
