@@ -12,11 +12,17 @@ pub(crate) fn seeded() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// How often a random test tries: `usual`, times BPFTK_ROUNDS. `make fuzz` has more of it.
+/// Where processors are emulated, in a guest of the kernel matrix (`tests/vm`), random tests are shorter.
+pub(crate) fn here_or_guest<T>(here: T, guest: T) -> T {
+    if std::env::var_os("BPFTK_VM").is_some() { guest } else { here }
+}
+
+/// How often a random test tries that has nothing to do with the kernel: `usual`, times BPFTK_ROUNDS. `make fuzz` has more of
+/// it; a guest of the kernel matrix does the same as the machine around it, so that little of it has to do there.
 pub(crate) fn rounds(usual: usize) -> usize {
     match std::env::var("BPFTK_ROUNDS") {
         Ok(text) => usual * text.parse::<usize>().expect("BPFTK_ROUNDS is a number"),
-        Err(_) => usual,
+        Err(_) => here_or_guest(usual, usual / 50),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::filter::libpcap::{Source, compile};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::frames::{PROTOS, Seen, address4, address6, frame, seen};
 use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
-use crate::random::seeded;
+use crate::random::{here_or_guest, seeded};
 
 fn nets(random: &mut Rng) -> Vec<IpNet> {
     // Few and many: they are looked for in different ways.
@@ -202,13 +202,13 @@ fn a_million_verdicts_as_the_reference_has_them() {
     }
     crate::kernel::log::collect(false);
     let mut random = seeded();
-    // Under emulation a tenth has to do.
-    let rounds = if std::env::var_os("BPFTK_VM").is_some() { 12 } else { 120 };
+    // Under emulation a part has to do.
+    let (rounds, frames) = here_or_guest((120, 3000), (12, 1000));
     let (mut verdicts, mut dropped, mut refused) = (0_u64, 0_u64, 0_u64);
     for round in 0..rounds {
         let options = Options::random(&mut random);
         let droppers = WAYS.map(|(how, direction)| load(&options, how, direction));
-        for _ in 0..3000 {
+        for _ in 0..frames {
             let frame = frame(&mut random);
             let seen = seen(&frame);
             for (dropper, (how, direction)) in droppers.iter().zip(WAYS) {
@@ -230,7 +230,7 @@ fn a_million_verdicts_as_the_reference_has_them() {
     println!(
         "{verdicts} verdicts, {dropped} of them to drop; {refused} frames refused by the kernel"
     );
-    assert!(verdicts > 3000 * rounds * 2 && dropped > verdicts / 100 && dropped < verdicts / 2);
+    assert!(verdicts > frames * rounds * 2 && dropped > verdicts / 100 && dropped < verdicts / 2);
 }
 
 /// The comparison sees a parser that takes the first bytes of a later fragment for ports, and one that stops at extension headers.

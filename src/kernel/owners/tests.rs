@@ -31,6 +31,7 @@ use crate::error::{Status, status_of};
 use crate::kernel::skel::socket_kind_probe::{
     SocketKindProbeSkel, SocketKindProbeSkelBuilder, types as probe_types,
 };
+use crate::random::here_or_guest;
 
 /// A process: its id, and its start time as /proc has it.
 type Who = (u32, u64);
@@ -161,10 +162,10 @@ fn processes_that_live_for_a_millisecond_are_known() {
         return;
     }
     each_way(|mut owners, _| {
-        const PROCESSES: usize = 50;
+        let processes = here_or_guest(50, 15);
         let rounds = owners.figures().1;
         let mut told = Vec::new();
-        for _ in 0..PROCESSES {
+        for _ in 0..processes {
             let mut actor = Actor::new(|stage| {
                 for socket in of_all_kinds() {
                     put(stage, &socket);
@@ -175,7 +176,7 @@ fn processes_that_live_for_a_millisecond_are_known() {
             let numbers = actor.finish();
             told.extend(numbers.chunks_exact(3).map(|n| (n[0] as u64, (n[1] as u32, n[2] as u64))));
         }
-        assert!(told.len() >= 3 * PROCESSES);
+        assert!(told.len() >= 3 * processes);
         owners.take().unwrap();
         let uid = nix::unistd::getuid().as_raw();
         for (cookie, who) in told {
@@ -649,11 +650,11 @@ fn nearly_all_packets_of_short_lived_clients_and_an_old_server_have_an_owner() {
         return;
     }
     each_way(|_, way| {
-        const CLIENTS: usize = 60;
+        let clients = here_or_guest(60, 25);
         let mut server = Actor::new(|stage| {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             stage.put(listener.local_addr().unwrap().port().into());
-            for _ in 0..CLIENTS {
+            for _ in 0..clients {
                 let (mut accepted, _) = listener.accept().unwrap();
                 let mut request = [0; 5];
                 std::io::Read::read_exact(&mut accepted, &mut request).unwrap();
@@ -667,7 +668,7 @@ fn nearly_all_packets_of_short_lived_clients_and_an_old_server_have_an_owner() {
         let mut owners = start(senders);
         let probe = Probe::new();
         let mut pids = vec![server.pid()];
-        for _ in 0..CLIENTS {
+        for _ in 0..clients {
             let mut client = Actor::new(|_| {
                 let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
                 std::io::Write::write_all(&mut stream, b"hello").unwrap();
@@ -700,7 +701,7 @@ fn nearly_all_packets_of_short_lived_clients_and_an_old_server_have_an_owner() {
             }
         }
         println!("{right} of {all} packets have an owner; {kernel} of the kernel's; {way:?}");
-        assert!(right >= CLIENTS as u64 * 8, "{right} of {all}");
+        assert!(right >= clients as u64 * 8, "{right} of {all}");
         assert!(right * 100 >= all * 99, "{right} of {all}");
         server.go();
         server.finish();

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::{by_value, generate, in_guest, loaded, packets, root};
+use super::{by_value, generate, here_or_guest, loaded, packets, root};
 use crate::filter::classic::insn::{Insn, Op, SKF_LL_OFF, SKF_NET_OFF};
 use crate::filter::classic::interp::{Packet, Rules, run, trace};
 use crate::filter::ebpf::translate::Hook;
@@ -87,7 +87,7 @@ fn random_programs() {
     }
     let mut rng = seeded();
     let begin = Instant::now();
-    let (programs, frames) = if in_guest() { (60, 40) } else { (2400, 160) };
+    let (programs, frames) = here_or_guest((2400, 160), (60, 40));
     let mut tally = Tally::default();
     for _ in 0..programs {
         let program = generate::program(&mut rng);

@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::differential::{Tally, compare};
 use super::packets::PORTS;
-use super::{in_guest, packets, root};
+use super::{here_or_guest, packets, root};
 use crate::filter::classic::check::check;
 use crate::filter::libpcap::{Link, Source, available, compile};
 use crate::random::seeded;
@@ -130,7 +130,7 @@ fn random_expressions() {
     }
     let mut rng = seeded();
     let begin = Instant::now();
-    let (wanted, count) = if in_guest() { (40, 30) } else { (1000, 100) };
+    let (wanted, count) = here_or_guest((1000, 100), (40, 30));
     let (mut refused, mut loops) = (0, 0);
     let mut tally = Tally::default();
     while tally.programs < wanted {
@@ -174,7 +174,7 @@ fn what_tcpdump_takes() {
     }
     let mut rng = seeded();
     let mut tally = Tally::default();
-    let count = if in_guest() { 30 } else { 300 };
+    let count = here_or_guest(300, 30);
     for text in EXPRESSIONS {
         for optimize in [true, false] {
             let source =

@@ -15,11 +15,7 @@ mod traffic;
 use super::engine::{HookFilter, load};
 use crate::filter::classic;
 use crate::filter::ebpf::translate::{Hook, Link, Options, Returns, translate};
-
-/// Emulated processors are slow.
-fn in_guest() -> bool {
-    std::env::var_os("BPFTK_VM").is_some()
-}
+use crate::random::here_or_guest;
 
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();

@@ -3,7 +3,7 @@
 //! The slow way: VLAN tags beside the packet, and packets in several pieces.
 
 use super::super::engine::{HookFilter, Outcome};
-use super::{by_value, generate, in_guest, packets, root};
+use super::{by_value, generate, here_or_guest, packets, root};
 use crate::filter::classic::insn::*;
 use crate::filter::classic::interp::{Packet, Rules, run};
 use crate::filter::ebpf::insn::{Insn as Ebpf, class, jmp, mode, pseudo, size};
@@ -59,7 +59,7 @@ fn tags_beside_the_packet_are_where_they_were() {
         return;
     }
     let mut rng = seeded();
-    let (programs, count) = if in_guest() { (60, 20) } else { (1200, 60) };
+    let (programs, count) = here_or_guest((1200, 60), (60, 20));
     let mut verdicts = 0_u32;
     for _ in 0..programs {
         let program = generate::program(&mut rng);
@@ -176,7 +176,7 @@ fn packets_in_several_buffers_at_xdp() {
     }
     let mut rng = seeded();
     let options = Options { frags: true, ..by_value(Hook::Xdp) };
-    let (programs, count) = if in_guest() { (30, 10) } else { (600, 30) };
+    let (programs, count) = here_or_guest((600, 30), (30, 10));
     let (mut verdicts, mut split) = (0_u32, 0_u32);
     for _ in 0..programs {
         let length = *rng.choice(&[64, 200, 5000, 9000]).unwrap();
@@ -224,7 +224,7 @@ fn packets_in_several_pieces_at_tc() {
         return;
     }
     let mut rng = seeded();
-    let programs = if in_guest() { 30 } else { 600 };
+    let programs = here_or_guest(600, 30);
     let mut verdicts = 0;
     for _ in 0..programs {
         let program = far(&mut rng, 200);
