@@ -39,9 +39,32 @@ const SAFETY: &str = "Before anything is attached, the loaded rules are asked ab
 
 const RATE: &str = "--rate N/s: each rule lets N packets a second through, and a tenth of a second's worth at once; they are counted as passed. Several interfaces share it.";
 
-pub(crate) const XDP_MANUAL: Manual = Manual {
-    command: "xdp-drop",
-    examples: &[
+type Examples = &'static [(&'static str, &'static str)];
+
+/// What both pages have, with what only one of them has to say.
+const fn page(
+    command: &'static str,
+    examples: Examples,
+    mechanism: &'static [&'static str],
+) -> Manual {
+    Manual {
+        command,
+        examples,
+        columns: COLUMNS,
+        fields: FIELDS_OF_ROWS,
+        mechanism,
+        overhead: OVERHEAD,
+        exit_status: &[],
+    }
+}
+
+macro_rules! mechanism {
+    ($($own:literal),* $(,)?) => { &[RULES, EXPRESSIONS, BLOCKLIST, RATE, SAFETY, $($own),*] };
+}
+
+pub(crate) const XDP_MANUAL: Manual = page(
+    "xdp-drop",
+    &[
         ("bpftk xdp-drop eth0", "Drop ICMP, and show how much of it comes."),
         (
             "bpftk xdp-drop eth0 --proto udp --sport 53,123 --rate 1000/s",
@@ -60,25 +83,16 @@ pub(crate) const XDP_MANUAL: Manual = Manual {
             "One of every hundred dropped packets.",
         ),
     ],
-    columns: COLUMNS,
-    fields: FIELDS_OF_ROWS,
-    mechanism: &[
-        RULES,
-        EXPRESSIONS,
-        BLOCKLIST,
-        RATE,
-        SAFETY,
+    mechanism![
         "The program is attached by a link, which the kernel removes when bpftk ends, however it ends. Native mode (in the driver) is tried first, then generic mode (behind it); which one it is, and why, is printed. Virtual devices (veth, bridge and the like) get generic mode: native XDP on veth turns segmentation offload off, which makes TCP between containers several times slower. --mode insists. Programs say that they can do with packets in several buffers where the kernel knows that (Linux 5.18), so that a large MTU is no obstacle.",
         "A program of somebody else on the interface is named, and stays; bpftk ends. Packets that are dropped here are seen by no capture and no packet filter of this machine. An interface that hands VLAN tags over beside the packet is no matter: only what the packet carries is looked at.",
         "An interface that goes away takes what is attached with it: that is told, and --follow attaches again to a new one of the same name. When all are gone, and without --follow, bpftk ends with status 1.",
     ],
-    overhead: OVERHEAD,
-    exit_status: &[],
-};
+);
 
-pub(crate) const TC_MANUAL: Manual = Manual {
-    command: "tc-drop",
-    examples: &[
+pub(crate) const TC_MANUAL: Manual = page(
+    "tc-drop",
+    &[
         ("bpftk tc-drop eth0", "Drop ICMP that comes in."),
         (
             "bpftk tc-drop eth0 --direction egress --proto tcp --dport 25",
@@ -90,21 +104,12 @@ pub(crate) const TC_MANUAL: Manual = Manual {
         ),
         ("bpftk tc-drop wg0 --src 10.9.0.0/16", "An interface without Ethernet headers."),
     ],
-    columns: COLUMNS,
-    fields: FIELDS_OF_ROWS,
-    mechanism: &[
-        RULES,
-        EXPRESSIONS,
-        BLOCKLIST,
-        RATE,
-        SAFETY,
+    mechanism![
         "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Names of filters in such a qdisc end in +clsact. A filter outlives a bpftk that is killed, but drops nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one.",
         "The programs of others stay where they are, and bpftk's stands before them (--first) or behind (--last). What passes goes on to the next one. tcx programs run before filters. Behind a program that accepts a packet for good (TC_ACT_OK), bpftk does not see it.",
         "Packets and bytes are those on the wire: what the kernel handles as one large packet (GSO, GRO) is counted as its segments. At ingress the kernel does not keep the length of the headers that GRO took away, so bytes are a little too few there.",
     ],
-    overhead: OVERHEAD,
-    exit_status: &[],
-};
+);
 
 const OVERHEAD: &[&str] = &[
     "A packet costs the program's time: some tens of nanoseconds; a block list adds two or three look-ups that may miss the cache. `make bench` prints look-up times beside the kernel's own trie.",

@@ -10,7 +10,7 @@ use super::*;
 use crate::filter::ebpf::translate::Link;
 use crate::filter::libpcap::{Source, compile};
 use crate::kernel::attach::tc::TcBackend;
-use crate::kernel::frames::{PROTOS, Seen, address4, address6, frame, seen};
+use crate::kernel::frames::{PROTOS, Seen, address4, address6, frame, seen, time};
 use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
 use crate::random::{here_or_guest, seeded};
 
@@ -252,15 +252,6 @@ fn wrong_parsers_are_caught() {
         }
     }
     assert!(fragments > 100 && extensions > 100, "{fragments}, {extensions}");
-}
-
-/// The best of some rounds.
-fn time(program: &libbpf_rs::ProgramMut<'_>, packet: &[u8]) -> Duration {
-    let round = || {
-        let input = ProgramInput { data_in: Some(packet), repeat: 1_000_000, ..Default::default() };
-        program.test_run(input).unwrap().duration
-    };
-    (0..7).map(|_| round()).min().unwrap()
 }
 
 /// For `make bench`: what a packet costs.

@@ -15,7 +15,7 @@ use libbpf_rs::{ProgramInput, ProgramMut};
 
 use super::*;
 use crate::kernel::count::Count;
-use crate::kernel::frames::{Seen, address4, address6, frame, seen};
+use crate::kernel::frames::{Seen, address4, address6, frame, seen, time};
 use crate::kernel::skel::egress_peer::EgressPeerSkelBuilder;
 use crate::kernel::sys::filter::test_run;
 use crate::random::{here_or_guest, seeded};
@@ -336,15 +336,6 @@ fn what_is_excluded_is_what_a_list_says() {
         assert_eq!(taken.rows.excluded.packets, left_out);
         assert_eq!(counted, expected, "{exclude:?} {only:?} {uses_only}");
     }
-}
-
-/// The best of some rounds.
-fn time(program: &ProgramMut<'_>, packet: &[u8]) -> Duration {
-    let round = || {
-        let input = ProgramInput { data_in: Some(packet), repeat: 1_000_000, ..Default::default() };
-        program.test_run(input).unwrap().duration
-    };
-    (0..7).map(|_| round()).min().unwrap()
 }
 
 /// For `make bench`: what a packet costs, and an interval.

@@ -239,12 +239,13 @@ fn what_exceeds_the_rate_is_dropped() {
         while begin.elapsed() < Duration::from_secs(2) {
             passed += wire.exchange(NEAR4, 100);
             bursts += 1;
+            thread::sleep(Duration::from_millis(120));
         }
         let seconds = begin.elapsed().as_secs_f64();
         let run = run.stop();
         let dropped = packets(&run, "udp");
         assert!(dropped > 100, "{way:?} {}", run.stdout);
-        // Five may come at once, and then one each fiftieth of a second; each exchange ends with a pause.
+        // Five may come at once, and then one each fiftieth of a second; there is a pause behind each exchange.
         assert!(
             passed >= 5 * bursts && passed as f64 <= 50.0 * seconds + 6.0,
             "{passed} in {seconds} s"
@@ -349,11 +350,10 @@ fn a_block_list_is_replaced_under_traffic() {
             blocked += 20;
             free += 20;
         }
-        thread::sleep(Duration::from_millis(300));
         // A bad list changes nothing.
         write(path, "198.51.100.2\nnonsense\n");
         run.signal(Signal::SIGHUP);
-        thread::sleep(Duration::from_millis(300));
+        run.until_told("the block list stays as it was");
         assert_eq!(wire.exchange(NEAR4, 20), 0, "{way:?}");
         // Another one that is good.
         write(path, "2001:db8::2\n");
@@ -367,7 +367,6 @@ fn a_block_list_is_replaced_under_traffic() {
         assert!((expected..expected + 4).contains(&counted), "{way:?} {counted} of {expected}");
         assert!(packets(&run, "passed") >= free + 20, "{way:?}");
         assert!(run.stderr.contains(":2: `nonsense`"), "{}", run.stderr);
-        assert!(run.stderr.contains("the block list stays as it was"), "{}", run.stderr);
     }
 }
 

@@ -2,12 +2,15 @@
 
 //! Two network namespaces with a wire between them, for commands that attach to interfaces.
 
+mod marks;
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
+use self::marks::{Marks, stay_on_this_processor};
 use super::{Netns, Running, bpftk, ip, output, stderr};
 
 /// A pair of veth: `near` in the namespace where bpftk runs, `far` in the sender's.
@@ -54,11 +57,15 @@ impl Wire {
             let receiver = UdpSocket::bind(to).expect("near has the address");
             // A packet that native XDP let through has a page of its own, and counts as that: 49 fill what a socket usually has.
             setsockopt(&receiver, RcvBufForce, &(4 << 20)).expect("root may");
-            self.far.run(|| send(to, count));
-            // What still comes, comes soon; under emulation, later.
-            let emulated = std::env::var_os("BPFTK_VM").is_some();
-            let pause = Duration::from_millis(if emulated { 1000 } else { 200 });
-            receiver.set_read_timeout(Some(pause)).unwrap();
+            let behind = Marks::at("near");
+            self.far.run(|| {
+                // All by the same processor, whose queue keeps their order.
+                stay_on_this_processor();
+                send(to, count);
+                Marks::at("far").send(NEAR_MAC);
+            });
+            behind.wait();
+            receiver.set_nonblocking(true).unwrap();
             let mut buffer = [0; 64];
             std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count()
         })
