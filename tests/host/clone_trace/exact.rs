@@ -55,7 +55,7 @@ fn a_storm_is_exact() {
     if !support::root() {
         return;
     }
-    let count = if vm() { 5_000 } else { 100_000 };
+    let count = if vm() { 1_500 } else { 100_000 };
     for backend in backends() {
         let begin = Instant::now();
         let (_, _, run) = follow(backend, &[], |_| storm(count));
@@ -75,7 +75,7 @@ fn many_storms_at_once_are_exact() {
         return;
     }
     const STORMS: usize = 7;
-    let each = if vm() { 211 } else { 1_009 };
+    let each = if vm() { 101 } else { 1_009 };
     for backend in backends() {
         let name = format!("storm{}", std::process::id());
         let mut actor = Actor::new(|stage| {

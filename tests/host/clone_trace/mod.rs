@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::support::{self, Actor, Run, Running, Stage};
+use crate::support::{self, Actor, Run, Running, Stage, emulated};
 
 fn backends() -> &'static [&'static str] {
     static HERE: OnceLock<Vec<&'static str>> = OnceLock::new();
@@ -26,7 +26,7 @@ fn call_backends() -> impl Iterator<Item = &'static str> {
 }
 
 fn vm() -> bool {
-    std::env::var_os("BPFTK_VM").is_some()
+    emulated()
 }
 
 /// Follows one actor with these options, lets it do its work, and returns its numbers and the run.

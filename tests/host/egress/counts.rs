@@ -55,7 +55,7 @@ fn thousands_of_destinations_are_exact_whatever_room_there_is() {
         return;
     }
     let wire = wire();
-    let each = if std::env::var_os("BPFTK_VM").is_some() { 400 } else { 2500 };
+    let each = if crate::support::emulated() { 400 } else { 2500 };
     let sent = many(each);
     let all: u64 = sent.iter().map(|(_, count)| *count as u64).sum();
     for backend in backends() {

@@ -14,7 +14,7 @@ fn rows_of(run: &Run, daddr: &str) -> Vec<Value> {
 
 /// How long it takes until a packet's socket has an owner, at most: an interval or two.
 fn learned() {
-    let emulated = std::env::var_os("BPFTK_VM").is_some();
+    let emulated = crate::support::emulated();
     thread::sleep(Duration::from_millis(if emulated { 6000 } else { 1500 }));
 }
 

@@ -35,7 +35,7 @@ impl Bare {
             println!("SKIP this kernel has none of {}", kinds.join(", "));
         }
         // The matrix loads the modules: there it is a mistake.
-        let guest = std::env::var_os("BPFTK_VM").is_some();
+        let guest = super::emulated();
         assert!(!guest || found.len() == kinds.len(), "only {found:?} of {kinds:?}");
         found
     }

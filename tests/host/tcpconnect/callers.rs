@@ -53,7 +53,7 @@ fn the_row_names_the_calling_thread() {
 #[test]
 fn fifty_threads_at_once() {
     // Under software emulation a connect takes long enough.
-    let each = if std::env::var_os("BPFTK_VM").is_some() { 40 } else { 200 };
+    let each = if crate::support::emulated() { 40 } else { 200 };
     with_backends(|traced| {
         let (mut made, rows, _) = traced.trace(&[], || {
             let (listener, to) = Tcp::listen("127.0.0.1");

@@ -64,7 +64,7 @@ impl Marks {
 
     /// Until the mark is there, which rules may have dropped: then for as long as packets may take.
     pub(super) fn wait(&self) {
-        let emulated = std::env::var_os("BPFTK_VM").is_some();
+        let emulated = crate::support::emulated();
         let most = Duration::from_millis(if emulated { 1000 } else { 200 });
         let most = TimeVal::new(most.as_secs() as i64, most.subsec_micros().into());
         setsockopt(&self.socket, ReceiveTimeout, &most).expect("a socket has a time limit");
