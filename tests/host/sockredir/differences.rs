@@ -114,6 +114,8 @@ fn wait_for_all(client: TcpStream, server: TcpStream) -> String {
 fn splice(client: TcpStream, server: TcpStream) -> String {
     send(&client, &[1; 1000], 0).unwrap();
     assert!(readable(&server, SOON));
+    // Redirected, it waits for TCP, to which nothing comes.
+    server.set_read_timeout(Some(SOON)).unwrap();
     let (_read, write) = nix::unistd::pipe().unwrap();
     // SAFETY: descriptors of ours, no offsets.
     let moved = unsafe {
