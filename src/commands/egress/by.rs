@@ -94,6 +94,15 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Everything of the owner, as events have it.
+    pub(super) const OWNER: Self = Self {
+        by: By { addr: None, proto: false, port: false, cookie: true },
+        nets: false,
+        process: true,
+        user: true,
+        cgroup: true,
+    };
+
     /// Whether it is asked whose packets they are.
     pub(super) fn whose(self) -> bool {
         self.process || self.user || self.cgroup

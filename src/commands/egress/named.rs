@@ -12,9 +12,9 @@ use super::whose::RowKey;
 use crate::commands::resolver::Resolver;
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::btf::BtfSource;
-use crate::kernel::egress::Event;
+use crate::kernel::egress::{Event, Key};
 use crate::kernel::names::Ear;
-use crate::kernel::owners::{Owner, Owners};
+use crate::kernel::owners::{Identity, Owner, Owners};
 use crate::net::names::{Asker, Name, Packet};
 
 /// Pieces taken in at a time, so that a flood does not keep the loop from its other duties.
@@ -55,13 +55,25 @@ impl Named {
         self.find(addr, row.key.port, asker)
     }
 
-    /// Names of the far end.
-    pub(super) fn of_event(&self, event: &Event, direction: Direction) -> Vec<Name> {
-        let (sport, dport) = event.ports.unzip();
+    /// Names of the far end: those that `process` asked for first.
+    pub(super) fn of_event(
+        &self,
+        event: &Event,
+        direction: Direction,
+        process: Option<Identity>,
+    ) -> Vec<Name> {
+        let asker = process.map(|process| (process.tgid, process.start_ns));
         match direction {
-            Direction::Egress => self.find(event.daddr, dport, None),
-            Direction::Ingress => self.find(event.saddr, sport, None),
+            Direction::Egress => self.find(event.daddr, event.dport, asker),
+            Direction::Ingress => {
+                event.saddr.map_or_else(Vec::new, |saddr| self.find(saddr, event.sport, asker))
+            }
         }
+    }
+
+    /// Whoever asked for them.
+    pub(super) fn of_key(&self, key: &Key) -> Vec<Name> {
+        key.addr.map_or_else(Vec::new, |addr| self.find(addr, key.port, None))
     }
 
     fn find(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Vec<Name> {

@@ -34,7 +34,7 @@ pub(super) struct ProcessName {
 }
 
 impl Whose {
-    fn of(owner: Owner, shown: Columns) -> Self {
+    pub(super) fn of(owner: Owner, shown: Columns) -> Self {
         let nobody = |share| Self { share, process: None, user: None, cgroup: None };
         match owner {
             Owner::Process(process, _) => Self {
@@ -92,16 +92,20 @@ impl Row for RowKey {
     }
 }
 
+/// Who owns a socket, by what is known now. Nothing where that was not asked for.
+pub(super) fn owner(socket: Option<Socket>, owners: Option<&RefCell<Owners>>) -> Option<Owner> {
+    let owners = owners?;
+    Some(match socket {
+        Some(Socket::Process(cookie)) => owners.borrow_mut().of(cookie),
+        Some(Socket::Forwarded) => Owner::Forwarded,
+        Some(Socket::Kernel) | None => Owner::Kernel,
+    })
+}
+
 /// Which row a key belongs to, by what is known now.
 pub(super) fn row(key: &Key, owners: Option<&RefCell<Owners>>, shown: Columns) -> RowKey {
-    let whose = owners.map(|owners| {
-        let owner = match key.socket {
-            Some(Socket::Process(cookie)) => owners.borrow_mut().of(cookie),
-            Some(Socket::Forwarded) => Owner::Forwarded,
-            Some(Socket::Kernel) | None => Owner::Kernel,
-        };
-        Whose::of(owner, shown)
-    });
+    let owner = owner(key.socket, owners.filter(|_| shown.whose()));
+    let whose = owner.map(|owner| Whose::of(owner, shown));
     RowKey { key: Key { socket: None, ..*key }, whose }
 }
 

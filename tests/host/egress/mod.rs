@@ -2,6 +2,8 @@
 
 //! `tc-egress`, between two network namespaces: ours, and a peer's that gets whatever is sent.
 
+mod audit;
+mod block;
 mod counts;
 mod events;
 mod lifecycle;
