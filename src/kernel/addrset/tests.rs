@@ -251,7 +251,7 @@ fn a_million_addresses_as_the_reference_has_them() {
     let mut probe = Probe::new(1);
     for family in FAMILIES {
         // Under emulation a part has to do.
-        let (prefixes, addresses) = here_or_guest((200_000, ADDRESSES), (10_000, ADDRESSES / 16));
+        let (prefixes, addresses) = here_or_guest((200_000, ADDRESSES), (10_000, 4 * BATCH));
         let nets = all_lengths(&mut random, family, 8, prefixes);
         let questions = questions(&mut random, family, &nets, addresses);
         probe.load(&nets);
@@ -293,7 +293,8 @@ fn small_sets_and_odd_ones() {
             sets.push(all_lengths(&mut random, family, 8, count));
         }
         for nets in &sets {
-            let questions = questions(&mut random, family, nets, here_or_guest(2, 1) * BATCH);
+            let questions =
+                questions(&mut random, family, nets, here_or_guest(2 * BATCH, BATCH / 4));
             probe.load(nets);
             let (wrong, _) = probe.check(family, nets, &questions);
             assert_eq!(wrong.len(), 0, "{family:?}, {} prefixes: {:x}", nets.len(), wrong[0]);
@@ -330,15 +331,20 @@ fn a_set_is_replaced_without_a_gap() {
         return;
     }
     let mut random = seeded();
-    let (replacements, most, batches) = here_or_guest((100, 30_000, 16), (30, 5000, 2));
+    let (replacements, least, most, batches) =
+        here_or_guest((100, 3000, 30_000, 16), (30, 300, 3000, 1));
     for family in FAMILIES {
         let mut probe = Probe::new(1);
-        let always = all_lengths(&mut random, family, 12, 3000);
+        let always = all_lengths(&mut random, family, 12, least);
         let some: Vec<Vec<IpNet>> = [0, 10, most]
             .map(|count| [always.clone(), all_lengths(&mut random, family, 12, count)].concat())
             .into();
         let references = [&always, &some[1], &some[2]].map(|nets| Reference::new(family, nets));
         let questions = questions(&mut random, family, &some[2], batches * BATCH);
+        let possible: Vec<[bool; 3]> = questions
+            .iter()
+            .map(|&question| references.each_ref().map(|list| list.has(family, question)))
+            .collect();
         probe.ask(&questions);
         probe.load(&always);
 
@@ -357,9 +363,8 @@ fn a_set_is_replaced_without_a_gap() {
             while !done.load(Ordering::Acquire) {
                 probe.run(Asked::Ours(family), questions.len());
                 rounds += 1;
-                for (&question, answer) in questions.iter().zip(probe.answers(questions.len())) {
-                    let possible: Vec<bool> =
-                        references.iter().map(|r| r.has(family, question)).collect();
+                let answers = probe.answers(questions.len());
+                for ((question, possible), answer) in questions.iter().zip(&possible).zip(answers) {
                     assert!(
                         possible.contains(&answer),
                         "{family:?} {question:x}: {answer}, {possible:?}"
@@ -399,7 +404,7 @@ fn wrong_layouts_are_caught() {
         // The first boundary of each node is missing.
         (Family::V6, |lines| lines[1..].iter_mut().for_each(|line| line.copy_within(8..128, 0))),
     ];
-    let (many, few, batches) = here_or_guest((20_000, 2000, 16), (6000, 500, 4));
+    let (many, few, batches) = here_or_guest((20_000, 2000, 16), (6000, 125, 1));
     for (i, (family, spoil)) in wrong.into_iter().enumerate() {
         let nets = all_lengths(&mut random, family, 8, many);
         let questions = questions(&mut random, family, &nets, batches * BATCH);
