@@ -24,7 +24,7 @@ fn a_prime_number_of_forks_is_as_many_rows() {
     }
     for backend in backends() {
         let (pid, children, run) = follow(backend, &[], |stage| {
-            for _ in 0..211 {
+            for _ in 0..if vm() { 53 } else { 211 } {
                 stage.put(clone_exit(libc::SIGCHLD as u64));
             }
         });
@@ -319,7 +319,7 @@ fn a_call_that_a_signal_interrupts_is_one_row() {
                 let timer = libc::itimerval { it_interval: often, it_value: often };
                 libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut());
             }
-            for _ in 0..500 {
+            for _ in 0..if vm() { 150 } else { 500 } {
                 stage.put(clone_exit(libc::SIGCHLD as u64));
             }
         });
