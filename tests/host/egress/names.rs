@@ -155,7 +155,8 @@ fn flows_are_named_and_tables_show_it() {
         return;
     }
     let wire = wire();
-    let run = wire.start(&["tc-egress", "near", "--names", "--events", "-n", "1"]);
+    let args = ["tc-egress", "near", "--names", "--events", "--only", "203.0.113.0/24", "-n", "1"];
+    let run = wire.start(&args);
     wire.near.run(|| {
         ask("127.0.0.1", "flow.example", "203.0.113.7");
         send("203.0.113.7:9".parse().unwrap(), 1);
