@@ -69,7 +69,7 @@ pub(crate) struct TcEgress {
     #[arg(long, value_name = "FILE", help_heading = "Blocking")]
     pub(super) suggest: Option<PathBuf>,
 
-    /// What makes rows differ, such as dst,port or net/24,net6/64,proto (default: dst; at ingress src)
+    /// What makes rows differ, such as dst,port, name,process or net/24,net6/64,proto (default: dst; at ingress src)
     #[arg(long, value_name = "LIST", help_heading = "Rows")]
     pub(super) by: Option<ByList>,
 

@@ -65,7 +65,8 @@ impl TcEgress {
         };
         let shown = Columns::resolve(self.by, direction)?;
         self.check(direction, shown)?;
-        let needs_btf = shown.whose() || self.names || self.btf.is_some();
+        let names = self.names || shown.name;
+        let needs_btf = shown.whose() || names || self.btf.is_some();
         let btf = needs_btf.then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
         let excluded = self.excludes.resolve()?;
         let needed = if shown.whose() {
@@ -104,7 +105,7 @@ impl TcEgress {
         let mut signals = Signals::take(self.output.output.is_some() || rereads)?;
 
         // Before the first packet is counted.
-        let named = btf.as_ref().filter(|_| self.names).map(Named::start).transpose()?;
+        let named = btf.as_ref().filter(|_| names).map(Named::start).transpose()?;
         let owners = if shown.whose() {
             btf.clone().map(|btf| self.owners(btf)).transpose()?
         } else if direction == Direction::Egress && (events.is_some() || suggestions.is_some()) {
@@ -138,9 +139,9 @@ impl TcEgress {
         let blocks = blocking.is_some();
         sink.set_columns(if self.events {
             let several = interfaces.len() > 1;
-            rows::event_columns(self.timestamp, several, self.names, owners.is_some(), blocks)
+            rows::event_columns(self.timestamp, several, names, owners.is_some(), blocks)
         } else {
-            rows::columns(shown, direction, self.names, blocks)
+            rows::columns(shown, direction, names, blocks)
         });
         if self.events {
             sink.start()?;
@@ -181,10 +182,11 @@ impl TcEgress {
                 "--senders: nothing needs it but --by process, user or cgroup, --events and --suggest",
             ));
         }
-        let needs_btf = shown.whose() || self.names || self.events || self.suggest.is_some();
+        let needs_btf =
+            shown.whose() || shown.name || self.names || self.events || self.suggest.is_some();
         if self.btf.is_some() && !needs_btf {
             return Err(usage(
-                "--btf: nothing needs it but --names, --by process, user or cgroup, --events and --suggest",
+                "--btf: nothing needs it but --names, --by process, user, cgroup or name, --events and --suggest",
             ));
         }
         let without_addresses = shown.by.addr.is_none();

@@ -49,10 +49,11 @@ impl Named {
 
     /// Names of a row's address: those that its process asked for first.
     pub(super) fn of(&self, row: &RowKey) -> Vec<Name> {
-        let Some(addr) = row.key.addr else { return Vec::new() };
+        if let Some(name) = &row.name {
+            return vec![name.clone()];
+        }
         let process = row.whose.as_ref().and_then(|whose| whose.process.as_ref());
-        let asker = process.map(|process| (process.id.tgid, process.id.start_ns));
-        self.find(addr, row.key.port, asker)
+        self.of_key(&row.key, process.map(|process| process.id))
     }
 
     /// Names of the far end: those that `process` asked for first.
@@ -71,9 +72,10 @@ impl Named {
         }
     }
 
-    /// Whoever asked for them.
-    pub(super) fn of_key(&self, key: &Key) -> Vec<Name> {
-        key.addr.map_or_else(Vec::new, |addr| self.find(addr, key.port, None))
+    /// Names of a key's address: those that `process` asked for first.
+    pub(super) fn of_key(&self, key: &Key, process: Option<Identity>) -> Vec<Name> {
+        let asker = process.map(|process| (process.tgid, process.start_ns));
+        key.addr.map_or_else(Vec::new, |addr| self.find(addr, key.port, asker))
     }
 
     fn find(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Vec<Name> {

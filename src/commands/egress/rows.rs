@@ -137,6 +137,7 @@ fn fields(direction: Direction) -> (&'static str, &'static str) {
 
 /// Widths of 0 fit the rows.
 const NAME: Column = Column::left("NAME", "name", 20);
+const NAME_KEY: Column = Column::left("NAME", "named", 0);
 const SOURCE: Column = Column::left("BY", "name_source", 4);
 const DECISION: [Column; 2] =
     [Column::left("VERDICT", "verdict", 0), Column::left("RULE", "rule", 0)];
@@ -149,11 +150,15 @@ pub(super) fn columns(
 ) -> Vec<Column> {
     let (addr, port) = fields(direction);
     let mut columns = Vec::new();
-    if shown.by.addr.is_some() {
+    if shown.name {
+        columns.push(NAME_KEY.or("row"));
+    }
+    if shown.addr {
         let field = if shown.nets { "net" } else { addr };
         let header = if direction == Direction::Egress { "DESTINATION" } else { "SOURCE" };
-        columns.push(Column::left(header, field, 0).or("row"));
-    } else if !shown.by.proto && !shown.process {
+        let column = Column::left(header, field, 0);
+        columns.push(if columns.is_empty() { column.or("row") } else { column });
+    } else if !shown.by.proto && !shown.process && !shown.name {
         columns.push(Column::left("ROW", "row", 0));
     }
     if shown.by.proto {
@@ -186,7 +191,10 @@ pub(super) fn columns(
         columns.push(Column::right("CALLS", "calls_total", 0));
     }
     if names {
-        columns.extend([SOURCE, NAME]);
+        columns.push(SOURCE);
+        if !shown.name {
+            columns.push(NAME);
+        }
     }
     columns
 }
@@ -240,6 +248,14 @@ pub(super) fn process_cell(whose: &Whose) -> String {
     match &whose.process {
         Some(process) => format!("{}/{}", process.comm, process.id.tgid),
         None => owner(whose.share).into(),
+    }
+}
+
+/// What the table shows of an address by name: that, if it has none.
+pub(super) fn name_cell(row: &RowKey) -> Option<String> {
+    match &row.name {
+        Some(name) => Some(name.text.clone()),
+        None => row.key.addr.map(|addr| addr.to_string()),
     }
 }
 

@@ -249,10 +249,10 @@ impl<'a> Session<'a> {
         }
         let (owners, named, shown) = (self.owners, self.named, self.shown);
         let now = Instant::now();
-        let row = |key: &Key| whose::row(key, owners, shown);
+        let row = |key: &Key| whose::row(key, owners, named, shown);
         if let Some(suggestions) = &mut self.suggestions {
             let owner = |key: &Key| whose::owner(key.socket, owners);
-            let names = |key: &Key| named.map(|named| named.of_key(key)).unwrap_or_default();
+            let names = |key: &Key| named.map(|named| named.of_key(key, None)).unwrap_or_default();
             suggestions.add(&taken.keys, &taken.calls, owner, names);
         }
         self.book.add(taken.keys.into_iter(), taken.rows, now, row);
@@ -261,7 +261,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn row(&self, key: &Key) -> RowKey {
-        whose::row(key, self.owners, self.shown)
+        whose::row(key, self.owners, self.named, self.shown)
     }
 
     pub(super) fn write(&self, title: &str, view: View, sink: &mut Sink) -> Result<()> {
@@ -292,13 +292,14 @@ impl<'a> Session<'a> {
                 let row = line.what.row();
                 let names = self.named.and_then(|named| Some(named.of(row?)));
                 let record = rows::record(line, style, names);
-                // A column of tables, in which the fields of the others are one.
-                if table && self.shown.process {
-                    let whose = row.and_then(|row| row.whose.as_ref());
-                    record.with("process", whose.map(rows::process_cell))
-                } else {
-                    record
+                if !table {
+                    return record;
                 }
+                // Columns in which several fields are one.
+                let whose = row.and_then(|row| row.whose.as_ref());
+                record
+                    .with("process", whose.map(rows::process_cell))
+                    .with("named", row.and_then(rows::name_cell))
             })
             .collect()
     }

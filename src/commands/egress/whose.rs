@@ -16,6 +16,7 @@ use crate::kernel::egress::{Event, Key, Socket};
 use crate::kernel::owners::{Identity, Owner, Owners, Senders, SendersBy};
 use crate::kernel::ring::EventRing;
 use crate::kernel::run::Source;
+use crate::net::names::Name;
 
 /// What was asked for of a packet's owner; the rest is the same for all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +85,8 @@ pub(super) struct RowKey {
     /// What does not depend on the socket.
     pub(super) key: Key,
     pub(super) whose: Option<Whose>,
+    /// Of rows by name: then the address is not in the key, unless it has none.
+    pub(super) name: Option<Name>,
 }
 
 impl Row for RowKey {
@@ -103,10 +106,25 @@ pub(super) fn owner(socket: Option<Socket>, owners: Option<&RefCell<Owners>>) ->
 }
 
 /// Which row a key belongs to, by what is known now.
-pub(super) fn row(key: &Key, owners: Option<&RefCell<Owners>>, shown: Columns) -> RowKey {
+pub(super) fn row(
+    key: &Key,
+    owners: Option<&RefCell<Owners>>,
+    named: Option<&Named>,
+    shown: Columns,
+) -> RowKey {
     let owner = owner(key.socket, owners.filter(|_| shown.whose()));
+    let asker = match &owner {
+        Some(Owner::Process(process, _)) => Some(process.id),
+        _ => None,
+    };
     let whose = owner.map(|owner| Whose::of(owner, shown));
-    RowKey { key: Key { socket: None, ..*key }, whose }
+    let mut key = Key { socket: None, ..*key };
+    let name =
+        named.filter(|_| shown.name).and_then(|named| named.of_key(&key, asker).into_iter().next());
+    if name.is_some() && !shown.addr {
+        key.addr = None;
+    }
+    RowKey { key, whose, name }
 }
 
 /// Events, and beside them what is to be learned of owners and names at once: a moment later a process may be gone.

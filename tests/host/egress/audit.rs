@@ -4,8 +4,6 @@
 
 use std::net::UdpSocket;
 
-use nix::sys::signal::Signal;
-
 use super::*;
 use crate::support::wire::outcome;
 
@@ -81,15 +79,15 @@ fn a_gap_shows() {
     }
     let wire = wire();
     let run = wire.start(&["tc-egress", "near", "--block", "10.50.0.0/16", "--events"]);
-    run.signal(Signal::SIGSTOP);
+    run.pause_reading(true);
     let socket = wire.near.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
     // More than the ring buffer holds.
     for i in 0..30_000_u32 {
         let to = std::net::Ipv4Addr::from_bits(0x0a00_0000 + i);
         socket.send_to(b"x", (to, 9)).unwrap();
     }
-    run.signal(Signal::SIGCONT);
-    thread::sleep(Duration::from_millis(500));
+    run.pause_reading(false);
+    read_up();
     wire.near.run(|| assert!(datagrams("10.50.0.9", 1)));
     settle();
     let run = run.stop();

@@ -39,6 +39,12 @@ fn settle() {
     thread::sleep(Duration::from_millis(100));
 }
 
+/// Until a ring buffer that was full is empty again.
+fn read_up() {
+    let emulated = std::env::var_os("BPFTK_VM").is_some();
+    thread::sleep(Duration::from_millis(if emulated { 6000 } else { 1000 }));
+}
+
 /// The rows of the last table.
 fn totals(run: &Run) -> Vec<Value> {
     assert!(run.status.success(), "{}", run.stderr);
