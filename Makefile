@@ -8,8 +8,9 @@ ARGS    ?=
 CARGO   ?= cargo
 
 # KERNELS=6.1 make vm-test, and make vm-test KERNELS=6.1, are the same.
-# A guest has two processors and often waits: two guests fill a small machine.
-JOBS ?= 2
+# A guest keeps half a processor busy, since it often waits, and takes up to 3 GB: two guests a processor, if there is room.
+JOBS ?= $(shell awk -v most=$$(( 2 * $$(nproc) )) \
+	'/^MemAvailable:/ { jobs = int($$2 / 3000000); if (jobs > most) jobs = most; print (jobs > 1 ? jobs : 1) }' /proc/meminfo)
 export KERNELS JOBS
 
 arch     := $(shell uname -m)
