@@ -2,6 +2,7 @@
 
 //! A bpftk in the background.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) struct Running {
     pausing: Arc<AtomicBool>,
     lines: Receiver<String>,
     told: Receiver<String>,
+    /// What it said on standard error, as far as anybody waited for it.
+    heard: RefCell<String>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -84,8 +87,9 @@ impl Running {
             }
             all
         });
+        let (stdout, stderr) = (Some(stdout), Some(stderr));
         let running =
-            Self { child, stdout: Some(stdout), pausing, lines, told, stderr: Some(stderr) };
+            Self { child, stdout, pausing, lines, told, heard: RefCell::default(), stderr };
         if !running.tells("armed") {
             let run = running.kill();
             panic!("bpftk did not arm: {} {}", run.status, run.stderr);
@@ -93,15 +97,20 @@ impl Running {
         running
     }
 
-    /// Waits for a line with these words on standard error, behind the last one that was waited for.
+    /// Whether these words are in a line on standard error. Waits for it.
     fn tells(&self, words: &str) -> bool {
-        std::iter::from_fn(|| self.told.recv_timeout(PATIENCE).ok())
-            .any(|line| line.contains(words))
+        let mut heard = self.heard.borrow_mut();
+        while !heard.contains(words) {
+            let Ok(line) = self.told.recv_timeout(PATIENCE) else { return false };
+            *heard += &line;
+            heard.push('\n');
+        }
+        true
     }
 
-    /// The same; it has to come.
+    /// Waits for these words on standard error, unless they were there before.
     pub(crate) fn until_told(&self, words: &str) {
-        assert!(self.tells(words), "bpftk does not say `{words}`");
+        assert!(self.tells(words), "no `{words}` in {}", self.heard.borrow());
     }
 
     pub(crate) fn pid(&self) -> u32 {
