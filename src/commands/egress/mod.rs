@@ -32,6 +32,7 @@ use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
 use super::common::{interval, note};
+use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
@@ -161,18 +162,21 @@ impl TcEgress {
             suggestions,
             shown,
             direction,
-            order,
             interval,
-            ..Session::new(&self, view, &counter)
+            ..Session::new(&self, view)
         };
-        let outcome = session.follow(&mut counter, &mut signals, &mut sink);
+        let places = counter.interfaces().iter();
+        let mut following = Following::new(places, self.follow, self.duration);
+        let outcome = following.run(|following, step| match step {
+            Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
+            // The lists are changed at once.
+            Step::Change => Ok(()),
+            Step::Attach { at, interface } => counter.attach_again(at, interface.clone(), order),
+        });
         counter.detach()?;
-        outcome?;
+        let ended = outcome?;
         session.finish(backend, &counter, &mut sink)?;
-        match session.gone {
-            Some(gone) => Err(gone),
-            None => Ok(ExitCode::SUCCESS),
-        }
+        ended.status()
     }
 
     /// What contradicts itself.

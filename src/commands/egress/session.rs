@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use super::args::TcEgress;
 use super::block::RuleNames;
@@ -17,11 +17,11 @@ use super::suggest::Suggestions;
 use super::tell;
 use super::whose::{self, RowKey, Sources, Whose};
 use crate::commands::common::clock;
-use crate::commands::watch::{Change, Watch};
-use crate::kernel::attach::tc::{Direction, Order};
+use crate::commands::watch::Following;
+use crate::kernel::attach::tc::Direction;
 use crate::kernel::egress::{Counter, Event, Key, RuleHook};
 use crate::kernel::owners::{Owner, Owners};
-use crate::kernel::run::{Flow, Timing, Turn, follow};
+use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::output::{Record, Sink};
 
@@ -30,13 +30,11 @@ const LOSSES_ARE_FRESH: Duration = Duration::from_millis(20);
 
 pub(super) struct Session<'a> {
     pub(super) args: &'a TcEgress,
-    pub(super) order: Order,
     pub(super) direction: Direction,
     pub(super) shown: Columns,
     pub(super) interval: Duration,
     pub(super) view: View,
     pub(super) title: String,
-    pub(super) watch: Watch,
     pub(super) book: Book<Key, RowKey>,
     /// Calls that were refused, as if they were packets.
     pub(super) calls: Book<Key, RowKey>,
@@ -52,30 +50,18 @@ pub(super) struct Session<'a> {
     pub(super) lost: (u64, Option<Instant>),
     /// Records that were not understood.
     pub(super) undecodable: u64,
-    /// Why the run ended by itself.
-    pub(super) gone: Option<anyhow::Error>,
-}
-
-/// Why the loop was left.
-#[derive(PartialEq, Eq)]
-enum Left {
-    Done,
-    /// Something is to be changed in the kernel, and then it goes on.
-    ForChange,
 }
 
 impl<'a> Session<'a> {
     /// Of the command's own defaults; the rest is to be filled in.
-    pub(super) fn new(args: &'a TcEgress, view: View, counter: &Counter) -> Self {
+    pub(super) fn new(args: &'a TcEgress, view: View) -> Self {
         Self {
             args,
-            order: Order::First,
             direction: Direction::Egress,
             shown: Columns::OWNER,
             interval: Duration::from_secs(1),
             view,
             title: String::new(),
-            watch: Watch::new(counter.interfaces().iter()),
             book: Book::new(),
             calls: Book::new(),
             names: None,
@@ -86,55 +72,26 @@ impl<'a> Session<'a> {
             events: 0,
             lost: (0, None),
             undecodable: 0,
-            gone: None,
         }
     }
 
+    /// Until the end, or until something is to be changed in the kernel.
     pub(super) fn follow(
         &mut self,
-        counter: &mut Counter,
-        signals: &mut Signals,
-        sink: &mut Sink,
-    ) -> Result<()> {
-        let end = self.args.duration.map(|duration| Instant::now() + duration);
-        while self.follow_until_change(counter, signals, sink, end)? == Left::ForChange {
-            for change in self.watch.look()? {
-                self.change(&change, counter);
-            }
-            if self.watch.all_gone() && !self.args.follow {
-                self.gone = Some(anyhow!("every interface is gone"));
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn follow_until_change(
-        &mut self,
+        following: &mut Following,
         counter: &Counter,
         signals: &mut Signals,
         sink: &mut Sink,
-        end: Option<Instant>,
-    ) -> Result<Left> {
+    ) -> Result<()> {
         let ring = counter.events()?;
-        let duration = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let timing = Timing {
-            duration: duration.map(|left| left.max(Duration::from_nanos(1))),
-            interval: Some(self.interval),
-            to_stdout: self.args.output.output.is_none(),
-        };
-        let mut left = Left::Done;
+        let timing = following.timing(self.interval, self.args.output.output.is_none());
         let sources = Sources::new(&ring, self.owners, self.named)?;
         follow(&sources, signals, timing, |turn| match turn {
             Turn::Event(event) => self.event(&event, counter, sink),
             Turn::Tick => {
                 self.tick(counter, sink)?;
                 counter.follow_routes()?;
-                if self.watch.changed()? {
-                    left = Left::ForChange;
-                    return Ok(Flow::Stop);
-                }
-                Ok(Flow::Continue)
+                following.tick()
             }
             Turn::Reopen => {
                 sink.reopen()?;
@@ -143,7 +100,7 @@ impl<'a> Session<'a> {
             }
         })?;
         self.undecodable += ring.undecodable();
-        Ok(left)
+        Ok(())
     }
 
     /// Lists that can't be read are told of, and the old ones stay.
@@ -159,21 +116,6 @@ impl<'a> Session<'a> {
             Err(error) => tell(&format!("the lists stay as they were: {error:#}")),
         }
         Ok(())
-    }
-
-    fn change(&mut self, change: &Change, counter: &mut Counter) {
-        tell(&change.to_string());
-        if let Change::Back { at, interface } = change
-            && self.args.follow
-        {
-            match counter.attach_again(*at, interface.clone(), self.order) {
-                Ok(()) => {
-                    self.watch.attached(*at, interface);
-                    tell(&format!("{}: attached again", interface.name));
-                }
-                Err(error) => tell(&format!("{error:#}")),
-            }
-        }
     }
 
     pub(super) fn event(
