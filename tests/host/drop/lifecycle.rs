@@ -202,11 +202,8 @@ fn a_new_interface_of_the_name_is_followed() {
         assert_eq!(wire.exchange(NEAR4, 10), 0);
         wire.near.run(|| ip("link del near"));
         run.until_told("near is gone");
-        wire.near.run(|| {
-            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
-            addresses("near", NEAR4, NEAR6);
-        });
-        wire.far.run(|| addresses("far", FAR4, FAR6));
+        wire.add("near");
+        wire.configure();
         run.until_told("near: attached again");
         assert_eq!(wire.exchange(NEAR4, 10), 0, "{command}");
         let run = run.stop();
@@ -224,17 +221,12 @@ fn a_new_interface_that_is_taken_is_tried_again() {
     }
     let wire = Wire::new();
     let run = wire.start(&["xdp-drop", "near", "--proto", "udp", "-i", "50ms", "--follow"]);
-    wire.near.run(|| {
-        ip("link del near");
-        ip(&format!("link add other type veth peer name far netns {}", wire.far.path()));
-    });
+    wire.near.run(|| ip("link del near"));
+    wire.add("other");
     run.until_told("near is gone");
     let there = wire.start(&["xdp-drop", "other", "--proto", "tcp"]);
-    wire.near.run(|| {
-        ip("link set other name near");
-        addresses("near", NEAR4, NEAR6);
-    });
-    wire.far.run(|| addresses("far", FAR4, FAR6));
+    wire.near.run(|| ip("link set other name near"));
+    wire.configure();
     run.until_told("there is a new near");
     run.until_told("near has an XDP program already");
     assert!(soon(|| wire.exchange(NEAR4, 10) == 10));

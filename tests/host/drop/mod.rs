@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::wire::{FAR4, FAR6, NEAR4, NEAR6, Wire, addresses, outcome, send, tc_backends};
+use crate::support::wire::{FAR4, FAR6, NEAR4, NEAR6, Wire, outcome, send, tc_backends};
 use crate::support::{Netns, Run, Running, ip, output, root, stderr};
 
 /// The last table's row for `rule`, at the place whose `iface` and `direction` it has.

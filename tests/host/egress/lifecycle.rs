@@ -155,13 +155,9 @@ fn interfaces_go_and_come() {
         settle();
         wire.near.run(|| ip("link del near"));
         run.until_told("near is gone");
-        wire.near.run(|| {
-            ip(&format!("link add near type veth peer name far netns {}", wire.far.path()));
-            addresses("near", NEAR4, NEAR6);
-            ip(&format!("neigh replace {FAR4} lladdr 02:00:00:00:00:02 dev near nud permanent"));
-            ip(&format!("route add default via {FAR4}"));
-        });
-        wire.far.run(|| addresses("far", FAR4, FAR6));
+        wire.add("near");
+        wire.configure();
+        wire.near.run(|| ip(&format!("route add default via {FAR4}")));
         run.until_told("near: attached again");
         wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 1], 9)), 6));
         settle();

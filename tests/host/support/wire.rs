@@ -30,24 +30,33 @@ pub(crate) const FAR_MAC: &str = "02:00:00:00:00:02";
 impl Wire {
     pub(crate) fn new() -> Self {
         let wire = Self { near: Netns::new(), far: Netns::new() };
-        wire.near.run(|| {
-            let far = wire.far.path();
-            ip(&format!(
-                "link add near address {NEAR_MAC} type veth peer name far address {FAR_MAC} netns {far}"
-            ));
-            addresses("near", NEAR4, NEAR6);
-            neighbours("near", FAR_MAC, [FAR4, FAR6]);
-        });
-        wire.far.run(|| {
-            addresses("far", FAR4, FAR6);
-            neighbours("far", NEAR_MAC, [NEAR4, NEAR6]);
-        });
+        wire.add("near");
+        wire.configure();
         // The links are up before anything is counted.
         for to in [NEAR4, NEAR6] {
             let works = (0..50).any(|_| wire.exchange(to, 3) == 3);
             assert!(works, "nothing gets to {to}");
         }
         wire
+    }
+
+    /// Makes the pair, also anew, with the near end by this name.
+    pub(crate) fn add(&self, near: &str) {
+        let far = self.far.path();
+        let far = format!("peer name far address {FAR_MAC} netns {far}");
+        self.near.run(|| ip(&format!("link add {near} address {NEAR_MAC} type veth {far}")));
+    }
+
+    /// Gives both ends of a new pair what they need.
+    pub(crate) fn configure(&self) {
+        self.near.run(|| {
+            addresses("near", NEAR4, NEAR6);
+            neighbours("near", FAR_MAC, [FAR4, FAR6]);
+        });
+        self.far.run(|| {
+            addresses("far", FAR4, FAR6);
+            neighbours("far", NEAR_MAC, [NEAR4, NEAR6]);
+        });
     }
 
     /// Sends so many datagrams from far to port 9999 of `to`, and tells how many arrive.
