@@ -15,7 +15,7 @@ use crate::kernel::run::{Flow, Timing};
 
 /// What is new of the interface `at`, by the name that it was asked for by.
 #[derive(Clone, Debug)]
-pub(crate) enum Change {
+enum Change {
     Gone(String),
     /// One of the same name is there, which isn't the same.
     Back {
@@ -43,7 +43,7 @@ impl fmt::Display for Change {
 
 /// The interfaces as they were at the last look; nothing of one that is gone.
 #[derive(Debug)]
-pub(crate) struct Watch {
+struct Watch {
     /// Those that there are programs for: one that is asked for in both directions is there twice.
     asked: Vec<Interface>,
     known: Vec<Option<Interface>>,
@@ -52,17 +52,17 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Self {
+    fn new<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Self {
         let asked: Vec<Interface> = interfaces.cloned().collect();
         let known: Vec<_> = asked.iter().cloned().map(Some).collect();
         Self { told: vec![0; asked.len()], known, asked }
     }
 
-    pub(crate) fn all_gone(&self) -> bool {
+    fn all_gone(&self) -> bool {
         self.known.iter().all(Option::is_none)
     }
 
-    pub(crate) fn attached(&mut self, at: usize, interface: &Interface) {
+    fn attached(&mut self, at: usize, interface: &Interface) {
         self.asked[at] = interface.clone();
         self.known[at] = Some(interface.clone());
     }
@@ -73,12 +73,12 @@ impl Watch {
     }
 
     /// Whether `look` has something to tell.
-    pub(crate) fn changed(&self) -> Result<bool> {
+    fn changed(&self) -> Result<bool> {
         let (changes, ..) = self.compare()?;
         Ok(!changes.is_empty())
     }
 
-    pub(crate) fn look(&mut self) -> Result<Vec<Change>> {
+    fn look(&mut self) -> Result<Vec<Change>> {
         let (changes, known, told) = self.compare()?;
         self.known = known;
         self.told = told;
