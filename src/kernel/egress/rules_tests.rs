@@ -113,8 +113,10 @@ fn random_packets_are_blocked_as_the_reference_would() {
     let mut random = seeded();
     let rounds = if std::env::var_os("BPFTK_VM").is_some() { 6 } else { 30 };
     let (mut dropped, mut passed, mut refused) = (0, 0, 0);
-    for _ in 0..rounds {
+    for round in 0..rounds {
         let frames: Vec<Vec<u8>> = (0..600).map(|_| interesting(&mut random)).collect();
+        // Lists of both kinds, of either and of none.
+        let (blocks, allows) = (round % 2 == 0, round % 3 == 0);
         let matches_udp = random.bool();
         let udp = || {
             libpcap::compile(&Source {
@@ -127,8 +129,8 @@ fn random_packets_are_blocked_as_the_reference_would() {
         };
         let peer = seen(&frames[random.usize(..frames.len())]).addresses.map(|(_, dst)| dst);
         let rules = Rules {
-            blocked: random.bool().then(|| random_set(&mut random, &frames)),
-            allowed: random.bool().then(|| random_set(&mut random, &frames)),
+            blocked: blocks.then(|| random_set(&mut random, &frames)),
+            allowed: allows.then(|| random_set(&mut random, &frames)),
             matches: if matches_udp { vec![udp()] } else { Vec::new() },
             spares: random.bool(),
             ssh: peer.map(|peer| Ssh {
@@ -177,5 +179,5 @@ fn random_packets_are_blocked_as_the_reference_would() {
         assert!(taken.calls.is_empty());
     }
     println!("{dropped} dropped, {passed} passed; {refused} frames refused by the kernel");
-    assert!(dropped > 100 * rounds && passed > 100 * rounds);
+    assert!(dropped > 20 * rounds && passed > 20 * rounds);
 }

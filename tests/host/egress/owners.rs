@@ -213,8 +213,9 @@ fn processes_of_other_pid_namespaces_have_the_ids_of_ours() {
     let wire = wire();
     for backend in backends() {
         let run = wire.start(&["tc-egress", "near", "--by", "dst,process", "--backend", backend]);
-        let mut actor = wire.near.run(|| {
-            Actor::new(|stage| {
+        // All in one thread: an actor ends with the thread that made it.
+        let child = wire.near.run(|| {
+            let mut actor = Actor::new(|stage| {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).unwrap();
                 // SAFETY: the child makes system calls and ends.
                 match unsafe { nix::unistd::fork() }.unwrap() {
@@ -231,11 +232,12 @@ fn processes_of_other_pid_namespaces_have_the_ids_of_ours() {
                         assert_eq!(status, good, "it calls itself 1");
                     }
                 }
-            })
+            });
+            actor.go();
+            let child = actor.get() as u64;
+            actor.finish();
+            child
         });
-        actor.go();
-        let child = actor.get() as u64;
-        actor.finish();
         learned();
         let run = run.stop();
         assert_eq!(owner_of(&run, "10.0.0.4"), (child, 5), "{backend}");
