@@ -38,7 +38,10 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("reason_to_client", "why it is tcp; else null"),
     Field::new("bytes_to_server", "bytes of the interval, redirected or not; with --events, all"),
     Field::new("bytes_to_client", "the same of the other direction"),
-    Field::new("messages", "sends of the interval in both directions, as the kernel cut them"),
+    Field::new(
+        "messages",
+        "sends of the interval in both directions, as the kernel cut them; of ends that were not refused",
+    ),
     Field::new("redirected_to_server", "bytes that were redirected, since the connection began"),
     Field::new("redirected_to_client", "the same of the other direction"),
     Field::new("tcp_to_server", "bytes that went by TCP, since the connection began"),
@@ -49,6 +52,10 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("redirected", "in the row totals: of these, redirected from their first byte on"),
     Field::new("reasons", "in the row totals: object of how many were left to TCP, by reason"),
     Field::new("high_water", "in the row totals: largest queue of a direction, in bytes"),
+    Field::new(
+        "waiting",
+        "in the row totals: what waits unread in all directions, as --max-memory counts it: its bytes, and 1 KiB for each message",
+    ),
 ];
 
 pub(super) fn columns(events: bool, timestamp: bool) -> Vec<Column> {
@@ -242,6 +249,7 @@ pub(super) fn record(
         .with("redirected", None::<u64>)
         .with("reasons", None::<&str>)
         .with("high_water", None::<u64>)
+        .with("waiting", None::<u64>)
         .shown("client", address(key.local))
         .shown("server", address(key.remote))
         .shown("comm", comms(connection))
@@ -271,6 +279,7 @@ pub(super) fn totals(totals: &Totals, open: usize) -> Record {
         .with("redirected", totals.redirected)
         .with("reasons", reasons)
         .with("high_water", totals.high_water)
+        .with("waiting", totals.waiting)
 }
 
 /// Totals for people.
@@ -285,8 +294,12 @@ pub(super) fn sentence(totals: &Totals) -> String {
         true => String::new(),
         false => format!(": {}", reasons.join(", ")),
     };
+    let waiting = match totals.waiting {
+        0 => String::new(),
+        waiting => format!(", unread {}", bytes(waiting)),
+    };
     format!(
-        "{} of {} directions redirected, {} in {} messages, largest queue {}; {} by TCP{left}",
+        "{} of {} directions redirected, {} in {} messages, largest queue {}{waiting}; {} by TCP{left}",
         totals.redirected,
         totals.clients + totals.servers,
         bytes(totals.bytes),

@@ -5,10 +5,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use crate::kernel::addr::mapped;
 use crate::kernel::mounts::Mount;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns;
@@ -106,13 +106,6 @@ fn here() -> (Vec<[u8; 16]>, Vec<u16>) {
     let addresses = Netlink::open().and_then(|netlink| netlink.addresses()).unwrap_or_default();
     let ports = ["tcp", "tcp6"].into_iter().flat_map(listeners).collect();
     (addresses.into_iter().map(mapped).collect(), ports)
-}
-
-fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => Ipv6Addr::octets(&v6),
-    }
 }
 
 fn listeners(table: &str) -> Vec<u16> {
