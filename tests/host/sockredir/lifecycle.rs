@@ -188,9 +188,15 @@ fn a_peer_out_of_scope_stays_on_tcp() {
             outside.finish();
         }
     });
+    let left = || map_entries(run.pid(), "refused");
+    assert!((0..100).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        left() == 0
+    }));
     let summary = run.stop().summary();
     assert_eq!(summary["redirected"], 0, "{summary}");
     assert_eq!(summary["reasons"]["peer-unknown"], 2, "{summary}");
+    assert_eq!(summary["tcp_bytes"], 10, "{summary}");
 }
 
 #[test]
