@@ -18,6 +18,7 @@
 #include "common.bpf.h"
 #include "sockredir.h"
 #include "sockredir_queue.bpf.h"
+#include "waiters.bpf.h"
 
 /* include/uapi/asm-generic/fcntl.h */
 #define O_NONBLOCK 00004000
@@ -202,34 +203,17 @@ static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
 
 /*
  * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes by TCP
- * for ever: it is in TCP's own function. Beside it there wait the thread that connects, if it does so blocking, and whoever
- * polls, which is told by the file in front of its entry.
+ * for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
  */
 static __always_inline bool reader_waits(struct sock *sk)
 {
-	struct socket_wq *wq = BPF_CORE_READ(sk, sk_wq);
 	struct file *file = BPF_CORE_READ(sk, sk_socket, file);
-	struct list_head *head = (void *)wq + bpf_core_field_offset(struct socket_wq, wait.head);
-	struct list_head *at = BPF_CORE_READ(wq, wait.head.next);
-	int expected, waiting = 0, i;
+	int connecting;
 
-	if (!wq || !file)
+	if (!file)
 		return false;
-	expected = BPF_CORE_READ(file, f_flags) & O_NONBLOCK ? 0 : 1;
-	for (i = 0; i < 8; i++) {
-		struct wait_queue_entry *entry;
-		struct poll_table_entry *poll;
-
-		if (at == head)
-			return waiting > expected;
-		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
-		poll = (void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
-		/* Those of epoll and io_uring have none. */
-		if (BPF_CORE_READ(entry, private) && BPF_CORE_READ(poll, filp) != file)
-			waiting++;
-		at = BPF_CORE_READ(at, next);
-	}
-	return true;
+	connecting = BPF_CORE_READ(file, f_flags) & O_NONBLOCK ? 0 : 1;
+	return count_waiters(sk, file) > connecting;
 }
 
 /* What a socket is that must not be redirected, whatever its connection; or nothing. */

@@ -121,31 +121,69 @@ fn mptcp_with_tcp_stays_as_it_is() {
     assert_eq!(rows[0]["reason_to_client"], "kernel", "{summary}");
 }
 
-/// A socket in the map gets no TLS from a kernel that is sound; a kernel that would give it is refused by the gate.
+/// TCP_ULP: the protocol alone, without keys. Then nothing is different yet.
+fn tls(stream: &TcpStream) -> std::io::Result<()> {
+    // SAFETY: a name of the length that is stated.
+    let status = unsafe {
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_ULP);
+        libc::setsockopt(stream.as_raw_fd(), level, option, c"tls".as_ptr().cast(), 3)
+    };
+    if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// include/uapi/linux/tls.h: AES-GCM with 128 bits, for what is sent.
+fn tls_key(stream: &TcpStream) -> i32 {
+    const SOL_TLS: i32 = 282;
+    const TLS_TX: i32 = 1;
+    let mut key = [7_u8; 40];
+    key[..2].copy_from_slice(&0x0303_u16.to_ne_bytes());
+    key[2..4].copy_from_slice(&51_u16.to_ne_bytes());
+    // SAFETY: as many bytes as are stated.
+    let status = unsafe {
+        let length = key.len() as u32;
+        libc::setsockopt(stream.as_raw_fd(), SOL_TLS, TLS_TX, key.as_ptr().cast(), length)
+    };
+    if status == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap() }
+}
+
+/// A socket with an upper layer protocol goes on by TCP, and gets no keys from a kernel that is sound; one that would give them is
+/// refused by the gate.
 #[test]
 fn kernel_tls_and_redirection_exclude_each_other() {
     let Some(place) = Place::new() else { return };
-    let tls = |stream: &TcpStream| {
-        // SAFETY: a name of the length that is stated.
-        let status = unsafe {
-            let (level, option) = (libc::IPPROTO_TCP, libc::TCP_ULP);
-            libc::setsockopt(stream.as_raw_fd(), level, option, c"tls".as_ptr().cast(), 3)
-        };
-        if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    if let Err(error) = tls(&place.run(pair).0) {
+    let plain = place.run(pair).0;
+    if let Err(error) = tls(&plain) {
         println!("SKIP this kernel has no TLS: {error}");
         return;
     }
-    let run = place.start(&[]);
-    let (mut client, mut server) = place.run(pair);
-    let error = tls(&client).expect_err("the gate asks for a kernel that refuses this");
-    println!("TLS on a socket in the map: {error}");
-    exchange(&mut client, &mut server);
-    assert!(tls(&server).is_err());
-    exchange(&mut client, &mut server);
-    let summary = run.stop().summary();
-    assert_eq!(summary["redirected"], 2, "{summary}");
+    // It may lack the cipher; the question is a good one.
+    assert_ne!(tls_key(&plain), libc::EINVAL);
+    let run = place.start(&["--events"]);
+    for redirected_before in [false, true] {
+        for at_client in [false, true] {
+            let (mut client, mut server) = place.run(pair);
+            if redirected_before {
+                exchange(&mut client, &mut server);
+            }
+            std::io::Write::write_all(&mut server, b"unread, ").unwrap();
+            let it = if at_client { &client } else { &server };
+            tls(it).unwrap();
+            assert_eq!(tls_key(it), libc::EINVAL, "{redirected_before} {at_client}");
+            std::io::Write::write_all(&mut server, b"and more").unwrap();
+            assert_eq!(take(&mut client, 16), b"unread, and more");
+            exchange(&mut client, &mut server);
+        }
+    }
+    let run = run.stop();
+    let summary = run.summary();
+    println!("{summary}");
+    assert_eq!(summary["reasons"]["ulp"], 8, "{summary}");
+    // The server's began before, and the client's of those that had exchanged something.
+    assert_eq!((&summary["redirected"], &summary["fell_back"]), (&6.into(), &6.into()));
+    for event in run.events() {
+        assert_eq!(event["reason_to_server"], "ulp", "{event}");
+        assert_eq!(event["reason_to_client"], "ulp", "{event}");
+    }
 }
 
 /// SMC makes a TCP socket of its own for each of its sockets, and falls back to it with who doesn't speak SMC.
