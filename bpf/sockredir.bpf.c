@@ -491,6 +491,8 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	peer_sk = (void *)peer->end.sk;
 	if (tp->inet_conn.icsk_ulp_ops || BPF_CORE_READ(peer_sk, icsk_ulp_ops))
 		return SOCKREDIR_ULP;
+	if (tcp_is_short_of_memory(tp, size))
+		return SOCKREDIR_MEMORY;
 	reason = reserve(peer, size, first, &queued);
 	if (reason)
 		return reason;

@@ -83,6 +83,22 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 }
 
 /*
+ * Whether TCP is short of memory (tcp_mem), or would be with so much more. Then the kernel has a redirected send fail where TCP would
+ * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated.
+ */
+static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size)
+{
+	struct proto *tcp = tp->inet_conn.icsk_inet.sk.__sk_common.skc_prot;
+	long allocated, limit;
+
+	if (bpf_probe_read_kernel(&allocated, sizeof(allocated), tcp->memory_allocated) ||
+	    bpf_probe_read_kernel(&limit, sizeof(limit), tcp->sysctl_mem))
+		return false;
+	/* Pages have 4 KiB or more; what is not full takes one as well. */
+	return allocated + (size >> 12) + 1 > limit;
+}
+
+/*
  * Takes room for a message in the queue of `to`, or tells why there is none. Over the bound of all queues no direction
  * begins to be redirected, and none goes on whose reader is behind; one that is alone in its queue may pass.
  */

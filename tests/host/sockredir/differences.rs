@@ -83,6 +83,26 @@ fn two_threads(mut client: TcpStream, server: TcpStream) -> String {
     })
 }
 
+/// What comes wakes both, and is enough for one.
+fn two_readers(client: TcpStream, server: TcpStream) -> String {
+    server.set_read_timeout(None).unwrap();
+    thread::scope(|scope| {
+        let read = || {
+            let mut byte = [0];
+            told(recv(&server, &mut byte, 0))
+        };
+        let readers = [scope.spawn(read), scope.spawn(read)];
+        thread::sleep(SOON);
+        for _ in 0..2 {
+            send(&client, b"a", 0).unwrap();
+            thread::sleep(SOON);
+        }
+        let mut told = readers.map(|reader| reader.join().unwrap());
+        told.sort();
+        told.join(" and ")
+    })
+}
+
 fn peer_reset(client: TcpStream, server: TcpStream) -> String {
     server.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
@@ -217,6 +237,7 @@ fn received_by_tcp(client: TcpStream, mut server: TcpStream) -> String {
 const DIFFERENCES: &[(&str, Behaviour, &str, &[&str])] = &[
     ("a signal with SA_RESTART", signal, "4", &["EAGAIN"]),
     ("another thread waits to write", two_threads, "4", &["4", "EAGAIN"]),
+    ("two threads that read", two_readers, "1 and 1", &["1 and 1", "1 and EAGAIN"]),
     (
         "a read when the peer resets",
         peer_reset,

@@ -189,3 +189,67 @@ fn every_end_gives_back_what_it_holds() {
     assert_eq!(number(&summary, "redirected_bytes"), 20 * 12_000, "{summary}");
     assert_eq!(number(&summary, "lingering"), 0, "{summary}");
 }
+
+/// net.ipv4.tcp_mem, which is the whole machine's, for as long as this lives.
+struct TcpMemory(String);
+
+impl TcpMemory {
+    const PATH: &str = "/proc/sys/net/ipv4/tcp_mem";
+
+    /// In pages.
+    fn set(limits: &str) -> Option<Self> {
+        if std::env::var_os("BPFTK_VM").is_none() {
+            println!("SKIP the limits of TCP's memory are the whole machine's: in a guest only");
+            return None;
+        }
+        let before = fs::read_to_string(Self::PATH).unwrap();
+        fs::write(Self::PATH, limits).unwrap();
+        Some(Self(before))
+    }
+}
+
+impl Drop for TcpMemory {
+    fn drop(&mut self) {
+        fs::write(Self::PATH, &self.0).unwrap();
+    }
+}
+
+/// How a sender that does not wait is told that there is no room.
+fn refusal(place: &Place) -> i32 {
+    let (mut client, _server) = place.run(pair);
+    client.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while sent < 64 << 20 {
+        match client.write(&[1; 65536]) {
+            Ok(many) => sent += many,
+            Err(error) => return error.raw_os_error().unwrap(),
+        }
+    }
+    panic!("{sent} bytes were taken");
+}
+
+/// Where TCP waits for memory, the kernel fails a redirected send: so nothing is redirected then.
+#[test]
+fn when_tcp_is_short_of_memory_nothing_is_redirected() {
+    let Some(place) = Place::new() else { return };
+    {
+        let Some(_short) = TcpMemory::set("16 32 64") else { return };
+        assert_eq!(refusal(&place), libc::EAGAIN, "without redirection");
+        {
+            let _naive = place.naive(true);
+            assert_eq!(refusal(&place), libc::ENOMEM, "the test would not find it");
+        }
+        let run = place.start(&[]);
+        assert_eq!(refusal(&place), libc::EAGAIN);
+        let summary = run.stop().summary();
+        println!("{summary}");
+        assert_eq!(number(&summary["reasons"], "memory"), 1, "{summary}");
+    }
+    let Some(_none) = TcpMemory::set("0 100000 200000") else { return };
+    let run = place.start(&[]);
+    let (mut client, mut server) = place.run(pair);
+    exchange(&mut client, &mut server);
+    let summary = run.stop().summary();
+    assert_eq!(number(&summary["reasons"], "memory"), 2, "{summary}");
+    assert_eq!(number(&summary, "redirected"), 0, "{summary}");
+}
