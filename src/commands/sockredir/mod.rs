@@ -246,8 +246,10 @@ impl tracing::Session<Redirector> for Session<'_> {
             rows.push(connections::totals(&totals, open));
         }
         let title = format!(
-            "{}, {open} open; {}",
+            "{}, {} connected, {} accepted, {open} open; {}",
             clock(self.begin.elapsed()),
+            totals.clients,
+            totals.servers,
             connections::sentence(&totals)
         );
         self.before = now;

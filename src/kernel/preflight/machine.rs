@@ -140,7 +140,7 @@ pub(super) fn ephemeral() -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::net::{IpAddr, TcpListener};
 
     #[test]
     fn a_listener_is_seen_and_a_connection_is_none() {

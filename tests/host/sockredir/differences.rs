@@ -279,6 +279,34 @@ fn applications_see_these_differences() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What has passed the loopback interface, in bytes.
+fn passed(place: &Place) -> u64 {
+    let text = place.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Packet filters, tcpdump and the counters of interfaces see the connection, and nothing that is sent on it.
+#[test]
+fn no_packet_carries_what_is_redirected() {
+    let Some(place) = Place::new() else { return };
+    let talk = || {
+        let before = passed(&place);
+        let (mut client, mut server) = place.run(pair);
+        for _ in 0..100 {
+            client.write_all(&[7; 10_000]).unwrap();
+            assert_eq!(take(&mut server, 10_000).len(), 10_000);
+        }
+        passed(&place) - before
+    };
+    let plain = talk();
+    let run = place.start(&[]);
+    let redirected = talk();
+    println!("a megabyte: {plain} bytes in packets by TCP, {redirected} redirected");
+    assert_eq!(run.stop().summary()["redirected_bytes"], 1_000_000);
+    assert!(plain > 1_000_000 && redirected < 2_000, "{plain} {redirected}");
+}
+
 /// Nothing of these is different.
 #[test]
 fn ordinary_calls_are_as_ever() {
