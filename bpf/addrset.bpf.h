@@ -21,11 +21,7 @@ _Static_assert(sizeof(struct addrset_head) <= ADDRSET_LINE, "the head is a line"
 #define ADDRSETS 1
 #endif
 
-/*
- * Sets that can be replaced; one that is missing is empty. With ADDRSETS_FIXED, a program has arrays of its own instead, for
- * sets that stay as they are (ADDRSET_MAP): then look-ups in them need no calls.
- */
-#ifndef ADDRSETS_FIXED
+/* Sets that can be replaced; one that is missing is empty. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, ADDRSETS);
@@ -44,8 +40,8 @@ static __always_inline void *addrset_get(__u32 which)
 {
 	return bpf_map_lookup_elem(&addrsets, &which);
 }
-#endif
 
+/* A set that stays as it is, in an array of the program's own: look-ups in it need no calls. */
 #define ADDRSET_MAP(name)                                   \
 	struct {                                            \
 		__uint(type, BPF_MAP_TYPE_ARRAY);           \

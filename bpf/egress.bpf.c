@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
-/* Counts packets by where they go (or come from), and tells of flows. Changes nothing: every packet goes on to the next program. */
+/*
+ * Counts packets by where they go (or come from), and tells of flows. Without rules about what to block it changes nothing: every
+ * packet goes on to the next program.
+ */
 
 #include "tc.bpf.h"
 
-#define ADDRSETS_FIXED
 #include "egress.h"
+#define ADDRSETS EGRESS_SETS
 
 #include "common.bpf.h"
 
 #include "addrset.bpf.h"
+#include "egress_rules.bpf.h"
 #include "filter.bpf.h"
 #include "lifetime.bpf.h"
 #include "socket_kind.bpf.h"
@@ -19,10 +23,15 @@
 #define ENOMEM 12
 #define EBUSY 16
 
+/* include/linux/net.h */
+#define EGRESS_SOCK_STREAM 1
+
 /* What of a packet makes its key. */
 const volatile bool by_addr;
 const volatile bool by_proto;
 const volatile bool by_port;
+/* Keys have the socket's cookie. */
+const volatile bool by_socket;
 /* Of addresses; IPv4 in host order, IPv6 in network order. */
 const volatile __u32 mask_v4 = 0xffffffff;
 const volatile __u64 mask_v6[2] = { ~0ULL, ~0ULL };
@@ -43,6 +52,19 @@ const volatile bool shared_cpus;
  * was before, and then has the other one for itself (src/kernel/egress/mod.rs).
  */
 __u32 generation;
+
+/* Set while the rules are asked what they would do (BPF_PROG_TEST_RUN): nothing is counted. */
+volatile bool probing;
+
+/*
+ * Calls are refused in one network namespace, that of the interfaces. It is learned from a call on the socket of this cookie, which
+ * bpftk makes; until then no call is refused.
+ */
+volatile __u64 learned_from;
+volatile __u64 call_netns;
+volatile bool refuses_calls;
+/* The interfaces, for sockets that are bound to one; 0 is none. */
+volatile __u32 call_devices[EGRESS_DEVICES];
 
 /* The sizes of a key and its value are set before the load. */
 struct {
@@ -81,6 +103,9 @@ struct egress_rows _rows;
 struct egress_event _event;
 enum egress_flag _flag;
 enum egress_row _row;
+enum egress_rule _rule;
+enum egress_hook _hook;
+enum egress_set _set;
 
 static __always_inline void egress_add(struct egress_count *count, __u64 packets, __u64 bytes)
 {
@@ -146,12 +171,40 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 		egress_add(&fixed->row[EGRESS_REFUSED], packets, bytes);
 }
 
-static __always_inline void egress_tell(struct __sk_buff *skb, const struct packet *packet, __u32 packets, __u64 bytes)
+/* Once for each flow and what was decided about it, unless every packet is asked for. */
+static __always_inline void egress_tell(struct egress_event *event, struct egress_flow *flow)
+{
+	bool first_only = !all_packets || flow->hook != EGRESS_HOOK_TC;
+	__u8 told = 1;
+
+	if (first_only) {
+		if (bpf_map_lookup_elem(&flows, flow))
+			return;
+		/* Another CPU may be faster, and tells of it then. If there is no room, each packet is told of. */
+		if ((int)bpf_map_update_elem(&flows, flow, &told, BPF_NOEXIST) == -EEXIST)
+			return;
+	}
+	event->time_ns = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(event->daddr, flow->dst, 16);
+	event->sport = flow->sport;
+	event->dport = flow->dport;
+	event->family = flow->family;
+	event->proto = flow->proto;
+	event->rule = flow->rule;
+	event->hook = flow->hook;
+	if (bpf_ringbuf_output(&events, event, sizeof(*event), 0)) {
+		count_loss(BPFTK_LOSS_RING_FULL);
+		/* The next packet of the flow is told of instead. */
+		if (first_only)
+			bpf_map_delete_elem(&flows, flow);
+	}
+}
+
+static __always_inline void egress_tell_packet(struct __sk_buff *skb, const struct packet *packet, __u32 rule, bool whose,
+					       __u32 packets, __u64 bytes)
 {
 	struct egress_event event = {};
 	struct egress_flow flow = {};
-	__u8 told = 1;
-	int error;
 
 	flow.family = packet->family;
 	egress_address(flow.src, packet->src, packet->family);
@@ -159,30 +212,32 @@ static __always_inline void egress_tell(struct __sk_buff *skb, const struct pack
 	flow.sport = packet->sport;
 	flow.dport = packet->dport;
 	flow.proto = packet->proto;
-	if (!all_packets) {
-		if (bpf_map_lookup_elem(&flows, &flow))
-			return;
-		/* Another CPU may be faster, and tells of it then. If there is no room, each packet is told of. */
-		error = bpf_map_update_elem(&flows, &flow, &told, BPF_NOEXIST);
-		if (error == -EEXIST)
-			return;
-	}
-	event.time_ns = bpf_ktime_get_boot_ns();
+	flow.rule = rule;
+	flow.hook = EGRESS_HOOK_TC;
 	event.bytes = bytes;
 	event.packets = packets;
 	__builtin_memcpy(event.saddr, flow.src, 16);
-	__builtin_memcpy(event.daddr, flow.dst, 16);
 	event.ifindex = skb->ifindex;
-	event.sport = packet->sport;
-	event.dport = packet->dport;
-	event.family = packet->family;
-	event.proto = packet->proto;
 	event.flags = (packet->has_proto ? EGRESS_HAS_PROTO : 0) | (packet->has_ports ? EGRESS_HAS_PORT : 0);
-	if (bpf_ringbuf_output(&events, &event, sizeof(event), 0)) {
-		count_loss(BPFTK_LOSS_RING_FULL);
-		/* The next packet of the flow is told of instead. */
-		if (!all_packets)
-			bpf_map_delete_elem(&flows, &flow);
+	if (whose) {
+		event.cookie = packet_cookie(skb);
+		event.kind = packet_socket_kind(skb);
+		if (!event.cookie && skb->ingress_ifindex)
+			event.flags |= EGRESS_FORWARDED;
+	}
+	egress_tell(&event, &flow);
+}
+
+static __always_inline void egress_key_address(struct egress_key *key, __u64 *what, const __u64 addr[2], __u8 family)
+{
+	egress_address(key->addr, addr, family);
+	if (family == 4) {
+		*what |= EGRESS_V4;
+		key->addr[1] &= bpf_cpu_to_be64(0xffffULL << 32 | mask_v4);
+	} else {
+		*what |= EGRESS_V6;
+		key->addr[0] &= mask_v6[0];
+		key->addr[1] &= mask_v6[1];
 	}
 }
 
@@ -193,10 +248,17 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	struct egress_rows *fixed;
 	struct egress_key key = {};
 	bool unreadable = false;
+	bool blocked = false;
+	__u32 rule = EGRESS_RULE_NONE;
+	int verdict = TC_ACT_UNSPEC;
 	__u64 packets, bytes;
 	const __u64 *addr;
 	__u64 what = 0;
 
+	if (blocks && out && probing) {
+		tc_parse(skb, l3, true, packet);
+		return egress_packet_rule(skb, packet, l3) >= EGRESS_RULE_BLOCKED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	}
 	if (lifetime_ends && lifetime_over(lifetime_until))
 		return TC_ACT_UNSPEC;
 	fixed = bpf_map_lookup_elem(&rows, &now);
@@ -215,36 +277,41 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 		unreadable = number == BPFTK_FILTER_UNREADABLE;
 	}
 	egress_add(&fixed->row[EGRESS_TOTAL], packets, bytes);
+	if (blocks && out) {
+		rule = egress_packet_rule(skb, packet, l3);
+		blocked = rule >= EGRESS_RULE_BLOCKED;
+		if (blocked) {
+			egress_add(&fixed->row[EGRESS_BLOCKED], packets, bytes);
+			if (!dry_run)
+				verdict = TC_ACT_SHOT;
+		}
+	}
 	if (!packet->family || unreadable) {
 		__u32 row = packet->status == PACKET_OK && !unreadable ? EGRESS_NOT_IP : EGRESS_MALFORMED;
 
-		if (row == EGRESS_NOT_IP)
+		if (blocked && row == EGRESS_NOT_IP)
+			egress_add(&fixed->row[EGRESS_NOT_IP_BLOCKED], packets, bytes);
+		else if (blocked)
+			egress_add(&fixed->row[EGRESS_MALFORMED_BLOCKED], packets, bytes);
+		else if (row == EGRESS_NOT_IP)
 			egress_add(&fixed->row[EGRESS_NOT_IP], packets, bytes);
 		else
 			egress_add(&fixed->row[EGRESS_MALFORMED], packets, bytes);
-		return TC_ACT_UNSPEC;
+		return verdict;
 	}
 	addr = out ? packet->dst : packet->src;
-	if (has_excluded && egress_excluded(addr[0], addr[1], packet->family)) {
+	/* What is blocked is told of, whoever it is for. */
+	if (has_excluded && !blocked && egress_excluded(addr[0], addr[1], packet->family)) {
 		egress_add(&fixed->row[EGRESS_EXCLUDED], packets, bytes);
-		return TC_ACT_UNSPEC;
+		return verdict;
 	}
 	if (wants_events)
-		egress_tell(skb, packet, packets, bytes);
+		egress_tell_packet(skb, packet, rule, whose, packets, bytes);
 	if (!wants_counts)
-		return TC_ACT_UNSPEC;
+		return verdict;
 
-	if (by_addr) {
-		egress_address(key.addr, addr, packet->family);
-		if (packet->family == 4) {
-			what |= EGRESS_V4;
-			key.addr[1] &= bpf_cpu_to_be64(0xffffULL << 32 | mask_v4);
-		} else {
-			what |= EGRESS_V6;
-			key.addr[0] &= mask_v6[0];
-			key.addr[1] &= mask_v6[1];
-		}
-	}
+	if (by_addr)
+		egress_key_address(&key, &what, addr, packet->family);
 	if (by_proto && packet->has_proto)
 		what |= EGRESS_HAS_PROTO | (__u64)packet->proto << EGRESS_PROTO_SHIFT;
 	if (by_port && packet->has_ports)
@@ -254,13 +321,15 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 		if (!key.cookie && skb->ingress_ifindex)
 			what |= EGRESS_FORWARDED;
 	}
+	if (blocks && out)
+		what |= (__u64)rule << EGRESS_RULE_SHIFT;
 	key.what = what;
 	/* Two times the same: known maps are looked up in without a call through a pointer. */
 	if (now)
 		egress_count_key(skb, &counts_odd, &key, whose, packets, bytes, fixed);
 	else
 		egress_count_key(skb, &counts_even, &key, whose, packets, bytes, fixed);
-	return TC_ACT_UNSPEC;
+	return verdict;
 }
 
 SEC("tc")
@@ -298,4 +367,142 @@ SEC("tc")
 int bpftk_in_l3(struct __sk_buff *skb)
 {
 	return egress(skb, false, true, false);
+}
+
+/* Counts by key, atomically: unlike packets, calls take turns on a CPU. */
+static __always_inline void egress_count_call(void *counts, const struct egress_key *key)
+{
+	struct egress_key_count first = { .count = { 1, 0 }, .kind = SOCKET_OF_PROCESS };
+	struct egress_key_count *known = bpf_map_lookup_elem(counts, key);
+
+	if (!known) {
+		if ((int)bpf_map_update_elem(counts, key, &first, BPF_NOEXIST) != -EEXIST)
+			return;
+		known = bpf_map_lookup_elem(counts, key);
+	}
+	if (known)
+		__sync_fetch_and_add(&known->count.packets, 1);
+}
+
+/* Whether the socket's packets may leave through the interfaces: if not, they are none of ours. */
+static __always_inline bool egress_call_is_ours(struct bpf_sock_addr *ctx, __u8 family, __u64 hi, __u64 lo)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 device = sk ? sk->bound_dev_if : 0;
+	int i;
+
+	if (bpf_get_netns_cookie(ctx) != call_netns)
+		return false;
+	if (!device)
+		return !egress_listed(EGRESS_SET_ELSEWHERE, hi, lo, family);
+	for (i = 0; i < EGRESS_DEVICES; i++) {
+		if (call_devices[i] == device)
+			return true;
+	}
+	return false;
+}
+
+/* Whether the call may go on. */
+static __always_inline int egress_call(struct bpf_sock_addr *ctx, __u32 hook, __u8 family, __u64 hi, __u64 lo)
+{
+	__u32 now = *(volatile __u32 *)&generation & 1;
+	__u16 port = bpf_ntohs((__u16)ctx->user_port);
+	/* IPPROTO_MPTCP is TCP on the wire, and no number for a byte. */
+	__u8 proto = ctx->type == EGRESS_SOCK_STREAM && ctx->protocol > 255 ? IPPROTO_TCP : ctx->protocol;
+	const __u64 addr[2] = { hi, lo };
+	struct egress_rows *fixed;
+	__u64 cookie, what;
+	__u32 rule;
+
+	if (!refuses_calls) {
+		if (learned_from && bpf_get_socket_cookie(ctx) == learned_from)
+			call_netns = bpf_get_netns_cookie(ctx);
+		return 1;
+	}
+	if (!egress_call_is_ours(ctx, family, hi, lo))
+		return 1;
+	rule = egress_call_rule(family, hi, lo, proto, port);
+	if (rule < EGRESS_RULE_BLOCKED)
+		return 1;
+	fixed = bpf_map_lookup_elem(&rows, &now);
+	if (!fixed)
+		return dry_run;
+	__sync_fetch_and_add(&fixed->row[EGRESS_CALLS].packets, 1);
+	cookie = bpf_get_socket_cookie(ctx);
+	if (wants_events) {
+		struct egress_event event = {};
+		struct egress_flow flow = {};
+
+		flow.family = family;
+		flow.src[0] = cookie;
+		egress_address(flow.dst, addr, family);
+		flow.dport = port;
+		flow.proto = proto;
+		flow.rule = rule;
+		flow.hook = hook;
+		event.cookie = cookie;
+		event.kind = SOCKET_OF_PROCESS;
+		event.tgid = bpf_get_current_pid_tgid() >> 32;
+		event.flags = EGRESS_HAS_PROTO | EGRESS_HAS_PORT | EGRESS_CALL;
+		egress_tell(&event, &flow);
+	}
+	if (wants_counts) {
+		struct egress_key key = {};
+
+		what = EGRESS_CALL | (__u64)rule << EGRESS_RULE_SHIFT;
+		if (by_addr)
+			egress_key_address(&key, &what, addr, family);
+		if (by_proto)
+			what |= EGRESS_HAS_PROTO | (__u64)proto << EGRESS_PROTO_SHIFT;
+		if (by_port)
+			what |= EGRESS_HAS_PORT | (__u64)port << EGRESS_PORT_SHIFT;
+		if (by_socket)
+			key.cookie = cookie;
+		key.what = what;
+		if (now)
+			egress_count_call(&counts_odd, &key);
+		else
+			egress_count_call(&counts_even, &key);
+	}
+	return dry_run;
+}
+
+static __always_inline int egress_call4(struct bpf_sock_addr *ctx, __u32 hook)
+{
+	return egress_call(ctx, hook, 4, bpf_ntohl(ctx->user_ip4), 0);
+}
+
+static __always_inline int egress_call6(struct bpf_sock_addr *ctx, __u32 hook)
+{
+	__u64 hi = (__u64)bpf_ntohl(ctx->user_ip6[0]) << 32 | bpf_ntohl(ctx->user_ip6[1]);
+	__u64 lo = (__u64)bpf_ntohl(ctx->user_ip6[2]) << 32 | bpf_ntohl(ctx->user_ip6[3]);
+
+	/* What leaves is IPv4. */
+	if (egress_is_mapped(hi, lo))
+		return egress_call(ctx, hook, 4, lo & 0xffffffff, 0);
+	return egress_call(ctx, hook, 6, hi, lo);
+}
+
+SEC("cgroup/connect4")
+int bpftk_connect4(struct bpf_sock_addr *ctx)
+{
+	return egress_call4(ctx, EGRESS_HOOK_CONNECT);
+}
+
+SEC("cgroup/connect6")
+int bpftk_connect6(struct bpf_sock_addr *ctx)
+{
+	return egress_call6(ctx, EGRESS_HOOK_CONNECT);
+}
+
+SEC("cgroup/sendmsg4")
+int bpftk_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return egress_call4(ctx, EGRESS_HOOK_SENDMSG);
+}
+
+SEC("cgroup/sendmsg6")
+int bpftk_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return egress_call6(ctx, EGRESS_HOOK_SENDMSG);
 }

@@ -19,10 +19,57 @@ enum egress_row {
 	EGRESS_BUSY,
 	EGRESS_NO_MEMORY,
 	EGRESS_REFUSED,
+	/* What of EGRESS_NOT_IP and EGRESS_MALFORMED is blocked is counted here instead. */
+	EGRESS_NOT_IP_BLOCKED,
+	EGRESS_MALFORMED_BLOCKED,
 	/* Not looked at, for the expression's sake: not in the total. */
 	EGRESS_UNMATCHED,
+	/* All that was blocked, which is counted by key as well. */
+	EGRESS_BLOCKED,
+	/* Calls that were refused, which are no packets: their number. */
+	EGRESS_CALLS,
 	EGRESS_ROWS,
 };
+
+/* What decides. */
+enum egress_rule {
+	/* Nothing: it goes on. */
+	EGRESS_RULE_NONE,
+	/* The allow list has the address. */
+	EGRESS_RULE_ALLOWED,
+	/* What stays open beside the allow list: ARP and EAPOL, neighbour discovery, DNS, DHCP, the operator's own connection. */
+	EGRESS_RULE_LINK,
+	EGRESS_RULE_NEIGHBOURS,
+	EGRESS_RULE_DNS,
+	EGRESS_RULE_DHCP,
+	EGRESS_RULE_SSH,
+	/* From here on it is blocked. The block list has the address. */
+	EGRESS_RULE_BLOCKED,
+	/* There is an allow list, and nothing allows it. */
+	EGRESS_RULE_DEFAULT,
+	/* EGRESS_RULE_MATCH + n: the n-th expression of what to block. */
+	EGRESS_RULE_MATCH,
+	EGRESS_RULES = EGRESS_RULE_MATCH + 32,
+};
+
+/* Where it is decided. */
+enum egress_hook {
+	EGRESS_HOOK_TC,
+	EGRESS_HOOK_CONNECT,
+	EGRESS_HOOK_SENDMSG,
+};
+
+/* Sets of addresses. */
+enum egress_set {
+	EGRESS_SET_BLOCKED,
+	EGRESS_SET_ALLOWED,
+	/* What leaves through other interfaces than those that are looked at, by the routes. */
+	EGRESS_SET_ELSEWHERE,
+	EGRESS_SETS,
+};
+
+/* Interfaces that a socket may be bound to, for calls to be refused. */
+#define EGRESS_DEVICES 32
 
 struct egress_count {
 	__u64 packets;
@@ -38,6 +85,7 @@ struct egress_key_count {
 
 #define EGRESS_PROTO_SHIFT 8
 #define EGRESS_PORT_SHIFT 16
+#define EGRESS_RULE_SHIFT 32
 
 /* What is counted while a generation lasts, but by key. */
 struct egress_rows {
@@ -52,6 +100,8 @@ enum egress_flag {
 	EGRESS_HAS_PORT = 8,
 	/* Without a socket of this machine, and come in through an interface. */
 	EGRESS_FORWARDED = 16,
+	/* No packets, but calls that were refused. */
+	EGRESS_CALL = 32,
 };
 
 /* What was not asked for is 0, so that packets that differ in nothing else have the same key. */
@@ -59,15 +109,15 @@ struct egress_key {
 	/* In network order, IPv4 v4-mapped. */
 	__u64 addr[2];
 	/*
-	 * enum egress_flag, from bit 8 on the protocol, from bit 16 on the port: written at once, since the hash reads words, which the
-	 * processor would have to put together from smaller ones that were just written.
+	 * enum egress_flag, from bit 8 on the protocol, from bit 16 on the port, from bit 32 on enum egress_rule: written at once, since
+	 * the hash reads words, which the processor would have to put together from smaller ones that were just written.
 	 */
 	__u64 what;
 	/* Last, since maps for which nobody asked for it have shorter keys. */
 	__u64 cookie;
 };
 
-/* One way of a connection. */
+/* One way of a connection, and what was decided about it. Of a call, which has no source yet, the cookie is in its place. */
 struct egress_flow {
 	__u64 src[2];
 	__u64 dst[2];
@@ -75,13 +125,16 @@ struct egress_flow {
 	__u16 dport;
 	__u8 family;
 	__u8 proto;
-	__u16 _pad;
+	__u8 rule;
+	__u8 hook;
 };
 
 /* Of --events. */
 struct egress_event {
 	__u64 time_ns;
 	__u64 bytes;
+	/* Of the socket, where somebody asked for it. */
+	__u64 cookie;
 	__u8 saddr[16];
 	__u8 daddr[16];
 	__u32 ifindex;
@@ -92,12 +145,18 @@ struct egress_event {
 	__u8 proto;
 	/* enum egress_flag */
 	__u8 flags;
-	__u8 _pad;
+	/* enum egress_rule, egress_hook, socket_kind */
+	__u8 rule;
+	__u8 hook;
+	__u8 kind;
+	__u8 _pad[2];
+	/* Of a call: who makes it, by the initial namespace's number. */
+	__u32 tgid;
 };
 
 _Static_assert(sizeof(struct egress_count) == 16, "user space has the same");
 _Static_assert(sizeof(struct egress_key_count) == 24, "user space has the same");
 _Static_assert(sizeof(struct egress_key) == 32, "user space has the same");
-_Static_assert(sizeof(struct egress_event) == 64, "user space has the same");
+_Static_assert(sizeof(struct egress_event) == 80, "user space has the same");
 
 #endif

@@ -51,6 +51,14 @@ pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
     })
 }
 
+/// Attaches to a cgroup, by a link: several instances work side by side, and each is gone with its process.
+pub(crate) fn cgroup(program: &ProgramMut<'_>, cgroup: impl AsFd) -> Result<Link> {
+    log::clear();
+    program
+        .attach_cgroup(cgroup.as_fd().as_raw_fd())
+        .map_err(|error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)))
+}
+
 /// Attaches to the entry, or to the return, of a kernel function.
 pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) -> Result<Link> {
     log::clear();

@@ -20,6 +20,7 @@ pub(crate) mod filter;
 #[cfg(test)]
 mod frames;
 mod grace;
+pub(crate) mod guard;
 pub(crate) mod interfaces;
 pub(crate) mod leftovers;
 mod lifetime;
@@ -33,6 +34,7 @@ pub(crate) mod owners;
 pub(crate) mod preflight;
 pub(crate) mod probes;
 pub(crate) mod ring;
+mod routes;
 pub(crate) mod run;
 pub(crate) mod signals;
 pub(crate) mod skel;

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::Link;
@@ -14,10 +14,10 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use super::btf::BtfSource;
 use super::cgroup::Root;
 use super::dns::DnsPiece;
-use super::log;
 use super::losses::Losses;
 use super::ring::EventRing;
 use super::skel::names::{NamesSkel, NamesSkelBuilder, RELOCATED_TYPES, types};
+use super::{attach, log};
 
 /// Connections whose beginning the kernel side follows.
 const MOST_OPENINGS: u32 = 32_768;
@@ -100,12 +100,7 @@ impl Ear {
         let ring = EventRing::new(&skel.maps.events, Heard::decode)?;
         let links = [&skel.progs.bpftk_dns, &skel.progs.bpftk_opening]
             .into_iter()
-            .map(|program| {
-                log::clear();
-                program.attach_cgroup(root.as_fd().as_raw_fd()).map_err(|error| {
-                    anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
-                })
-            })
+            .map(|program| attach::cgroup(program, &root))
             .collect::<Result<_>>()?;
         Ok(Self { _links: links, skel, ring })
     }

@@ -7,8 +7,11 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use ipnet::IpNet;
+use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    socket,
 };
 
 const NLM_F_REQUEST: u16 = 1;
@@ -25,6 +28,7 @@ const HEADER: usize = 16;
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETADDR: u16 = 22;
+const RTM_GETROUTE: u16 = 26;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
@@ -82,6 +86,17 @@ impl FilterKey {
     pub(super) fn priority(self) -> u32 {
         self.info >> 16
     }
+}
+
+/// A route, as far as it says where packets leave.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) table: u32,
+    pub(super) net: IpNet,
+    /// The lowest of several to the same network is used.
+    pub(super) metric: u32,
+    /// The interfaces that packets may leave through; none of a route that leads nowhere outside.
+    pub(super) devices: Vec<i32>,
 }
 
 /// A cls_bpf filter.
@@ -183,6 +198,42 @@ impl Netlink {
                 }
             })
             .collect())
+    }
+
+    /// The routes of all tables, but for those that refuse.
+    pub(super) fn routes(&self) -> io::Result<Vec<Route>> {
+        let mut routes = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            // struct rtmsg, all zero but for the family: every table.
+            let mut payload = [0; 12];
+            payload[0] = family as u8;
+            let messages = self.dump(RTM_GETROUTE, &payload)?;
+            routes.extend(messages.iter().filter_map(|message| route(message)));
+        }
+        Ok(routes)
+    }
+
+    /// A socket that is told of every change of a route or an interface.
+    pub(super) fn of_changes() -> io::Result<Self> {
+        /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE.
+        const GROUPS: u32 = 1 | 0x10 | 0x40 | 0x100 | 0x400;
+        let netlink = Self::open()?;
+        bind(netlink.0.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+        Ok(netlink)
+    }
+
+    /// Whether anything was told since the last time, more than fits included.
+    pub(super) fn changed(&self) -> io::Result<bool> {
+        let mut changed = false;
+        let mut buffer = [0; 8192];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(_) | Err(Errno::ENOBUFS) => changed = true,
+                Err(Errno::EAGAIN) => return Ok(changed),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The cls_bpf filters at a hook of an interface.
@@ -346,6 +397,64 @@ impl Netlink {
     }
 }
 
+/// struct rtmsg and what is behind it. Nothing of what is no route of its own, and of routes that refuse.
+fn route(message: &[u8]) -> Option<Route> {
+    const RTN_UNICAST: u8 = 1;
+    const RTN_LOCAL: u8 = 2;
+    /// RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST.
+    const OTHERS: std::ops::RangeInclusive<u8> = 3..=5;
+    const RTM_F_CLONED: u32 = 0x200;
+    const RTA_DST: u16 = 1;
+    const RTA_OIF: u16 = 4;
+    const RTA_PRIORITY: u16 = 6;
+    const RTA_MULTIPATH: u16 = 9;
+    const RTA_TABLE: u16 = 15;
+    let (family, length, kind) = (*message.first()?, *message.get(1)?, *message.get(7)?);
+    let local = kind == RTN_LOCAL;
+    if !(kind == RTN_UNICAST || local || OTHERS.contains(&kind))
+        || number(message.get(8..12)?)? & RTM_F_CLONED != 0
+    {
+        return None;
+    }
+    let mut address = match i32::from(family) {
+        libc::AF_INET => IpAddr::from([0; 4]),
+        libc::AF_INET6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let mut route =
+        Route { table: (*message.get(4)?).into(), net: address.into(), metric: 0, devices: vec![] };
+    for (kind, value) in Attributes(message.get(12..)?) {
+        match kind {
+            RTA_DST => {
+                address = match value.len() {
+                    4 => <[u8; 4]>::try_from(value).ok()?.into(),
+                    16 => <[u8; 16]>::try_from(value).ok()?.into(),
+                    _ => return None,
+                };
+            }
+            // What is this machine's own goes through the loopback.
+            RTA_OIF if !local => route.devices.push(number(value)? as i32),
+            RTA_PRIORITY => route.metric = number(value)?,
+            RTA_TABLE => route.table = number(value)?,
+            RTA_MULTIPATH => {
+                // struct rtnexthop: its length, and from its fourth byte on the interface.
+                let mut rest = value;
+                while let Some(size) = rest.get(..2) {
+                    let size = usize::from(u16::from_ne_bytes(size.try_into().ok()?));
+                    if size < 8 {
+                        break;
+                    }
+                    route.devices.push(number(rest.get(4..8)?)? as i32);
+                    rest = rest.get(size.next_multiple_of(4)..).unwrap_or(&[]);
+                }
+            }
+            _ => {}
+        }
+    }
+    route.net = IpNet::new(address, length).ok()?;
+    Some(route)
+}
+
 fn tcmsg(key: FilterKey) -> Vec<u8> {
     let mut bytes = vec![0; 4];
     bytes.extend_from_slice(&key.ifindex.to_ne_bytes());
@@ -413,6 +522,54 @@ mod tests {
     fn the_loopback_has_its_address() {
         let addresses = Netlink::open().unwrap().addresses().unwrap();
         assert!(addresses.contains(&IpAddr::from([127, 0, 0, 1])), "{addresses:?}");
+    }
+
+    #[test]
+    fn routes_are_understood() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = Vec::new();
+            put(&mut bytes, kind, value);
+            bytes
+        };
+        let message = |family: u8, length: u8, kind: u8, rest: &[Vec<u8>]| {
+            let mut bytes = vec![family, length, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0];
+            bytes.extend(rest.concat());
+            bytes
+        };
+        let unicast = message(
+            2,
+            8,
+            1,
+            &[
+                attribute(1, &[10, 0, 0, 0]),
+                attribute(4, &7_u32.to_ne_bytes()),
+                attribute(6, &100_u32.to_ne_bytes()),
+                attribute(15, &1000_u32.to_ne_bytes()),
+            ],
+        );
+        let found = route(&unicast).unwrap();
+        assert_eq!((found.table, found.metric, found.devices), (1000, 100, vec![7]));
+        assert_eq!(found.net.to_string(), "10.0.0.0/8");
+        let hop = |device: u32| {
+            let mut bytes = vec![16, 0, 0, 0];
+            bytes.extend(device.to_ne_bytes());
+            bytes.extend([8, 0, 5, 0, 192, 0, 2, 1]);
+            bytes
+        };
+        let several = message(2, 0, 1, &[attribute(9, &[hop(3), hop(4)].concat())]);
+        let found = route(&several).unwrap();
+        assert_eq!((found.table, found.net.to_string()), (254, "0.0.0.0/0".into()));
+        assert_eq!(found.devices, [3, 4]);
+        // This machine's own, and what is refused.
+        let own = message(2, 32, 2, &[unicast[12..].to_vec()]);
+        assert!(route(&own).unwrap().devices.is_empty());
+        assert!(route(&message(2, 0, 7, &[])).is_none());
+        for cut in 0..12 {
+            assert!(route(&unicast[..cut]).is_none(), "{cut}");
+        }
+        let lo = Netlink::open().unwrap().routes().unwrap();
+        let own: IpAddr = [127, 0, 0, 1].into();
+        assert!(lo.iter().any(|route| route.net.contains(&own) && route.devices.is_empty()));
     }
 
     #[test]

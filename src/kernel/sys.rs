@@ -297,6 +297,23 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
 
+/// The kernel's number of a socket, which it gives out once.
+pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut size = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes no more than `size` bytes, which is what there is room for.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut size,
+        )
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
 /// 0 or -errno.
 fn done(result: i32) -> io::Result<()> {
     if result < 0 {

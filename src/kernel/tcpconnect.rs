@@ -6,7 +6,6 @@ use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -241,11 +240,7 @@ impl Tracer {
         let progs = &self.skel.progs;
         let links = &mut self.links;
         if let Some(root) = dns_root {
-            log::clear();
-            let link = progs.bpftk_dns.attach_cgroup(root.as_raw_fd()).map_err(|error| {
-                anyhow!("cannot attach to the root cgroup: {}", log::explain(error))
-            })?;
-            links.push(link);
+            links.push(attach::cgroup(&progs.bpftk_dns, root)?);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
         if backend != Backend::Fentry || self.preempted {

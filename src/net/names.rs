@@ -19,7 +19,7 @@ const AT_LEAST: Duration = Duration::from_secs(600);
 const WITHOUT_TTL: Duration = Duration::from_secs(3600);
 
 /// What says that an address has a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     /// An answer to a question for the name
     Dns,
@@ -39,7 +39,7 @@ impl fmt::Display for Source {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name {
     pub(crate) text: String,
     pub(crate) source: Source,

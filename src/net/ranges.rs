@@ -2,6 +2,9 @@
 
 //! Sets of addresses as sorted ranges that neither overlap nor touch.
 
+#[cfg(test)]
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 /// What the prefixes given so far cover. Ranges include both of their ends.
@@ -26,13 +29,26 @@ impl Ranges {
         Self { v4: vec![(0, u32::MAX)], v6: vec![(0, u128::MAX)] }
     }
 
+    /// Those from the first to the second of each pair, in any order.
+    pub(crate) fn between(mut v4: Vec<(u32, u32)>, mut v6: Vec<(u128, u128)>) -> Self {
+        merge(&mut v4, |end| end.checked_add(1));
+        merge(&mut v6, |end| end.checked_add(1));
+        Self { v4, v6 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn contains(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => within(&self.v4, addr.to_bits()),
+            IpAddr::V6(addr) => within(&self.v6, addr.to_bits()),
+        }
+    }
+
     /// What is in either.
     pub(crate) fn with(mut self, other: &Self) -> Self {
         self.v4.extend(&other.v4);
         self.v6.extend(&other.v6);
-        merge(&mut self.v4, |end| end.checked_add(1));
-        merge(&mut self.v6, |end| end.checked_add(1));
-        self
+        Self::between(self.v4, self.v6)
     }
 
     /// What is here and not in `other`.
@@ -57,10 +73,14 @@ impl FromIterator<IpNet> for Ranges {
                 }
             }
         }
-        merge(&mut ranges.v4, |end| end.checked_add(1));
-        merge(&mut ranges.v6, |end| end.checked_add(1));
-        ranges
+        Self::between(ranges.v4, ranges.v6)
     }
+}
+
+#[cfg(test)]
+fn within<T: Copy + Ord>(ranges: &[(T, T)], what: T) -> bool {
+    let behind = ranges.partition_point(|&(first, _)| first <= what);
+    behind.checked_sub(1).is_some_and(|at| ranges[at].1 >= what)
 }
 
 /// `next` gives the address behind a range's end, if there is one.
@@ -131,6 +151,24 @@ mod tests {
         let set = ranges(&["255.255.255.255/32", "128.0.0.0/1", "0.0.0.0/32"]);
         assert_eq!(set.v4(), [(0, 0), (1 << 31, u32::MAX)]);
         assert_eq!(ranges(&["::/0", "ffff::/16"]).v6(), [(0, u128::MAX)]);
+    }
+
+    #[test]
+    fn both_ends_are_inside() {
+        let set = ranges(&["10.0.0.0/24", "10.0.2.0/24", "2001:db8::/32"]);
+        for (addr, inside) in [
+            ("9.255.255.255", false),
+            ("10.0.0.0", true),
+            ("10.0.0.255", true),
+            ("10.0.1.0", false),
+            ("10.0.2.255", true),
+            ("10.0.3.0", false),
+            ("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", true),
+            ("2001:db9::", false),
+            ("::", false),
+        ] {
+            assert_eq!(set.contains(addr.parse().unwrap()), inside, "{addr}");
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::addrset::tests::fig
 echo
 BPFTK_FIGURES=1 "$unit" --test-threads=1 --nocapture kernel::egress::tests::figures | grep -E '^egress' || status=1
 echo
+tests/bench/egress.sh "$bpftk" || status=1
+echo
 tests/bench/xdp-filter.sh "$bpftk" || status=1
 echo
 "$figures" sockredir "$bpftk" || status=1

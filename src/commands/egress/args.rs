@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::block::BlockArgs;
 use super::book::Sort;
 use super::by::ByList;
 use super::exclude::ExcludeArgs;
@@ -47,7 +48,7 @@ impl FromStr for Top {
     }
 }
 
-/// Count packets by where they go, or tell of each flow; nothing is changed
+/// Count packets by where they go, tell of each flow, and stop what shall not go
 #[derive(Args, Debug)]
 pub(crate) struct TcEgress {
     /// Interfaces to look at, and behind them perhaps a tcpdump expression of what to look at
@@ -61,7 +62,14 @@ pub(crate) struct TcEgress {
     #[command(flatten)]
     pub(super) excludes: ExcludeArgs,
 
-    /// What makes rows differ, such as dst,port or net/24,net6/64,proto (default: dst; at ingress src)
+    #[command(flatten)]
+    pub(super) blocks: BlockArgs,
+
+    /// At the end, write where packets went to FILE, as a list that --allow-only takes, with who sent them
+    #[arg(long, value_name = "FILE", help_heading = "Blocking")]
+    pub(super) suggest: Option<PathBuf>,
+
+    /// What makes rows differ, such as dst,port, name,process or net/24,net6/64,proto (default: dst; at ingress src)
     #[arg(long, value_name = "LIST", help_heading = "Rows")]
     pub(super) by: Option<ByList>,
 
@@ -85,7 +93,7 @@ pub(crate) struct TcEgress {
     #[arg(long, help_heading = "Rows")]
     pub(super) names: bool,
 
-    /// Instead of tables, a row for the first packet of each flow
+    /// Instead of tables, a row for the first packet of each flow, with who sends it and what is decided about it
     #[arg(long, conflicts_with_all = ["by", "top", "sort", "interval", "max_entries"], help_heading = "Rows")]
     pub(super) events: bool,
 

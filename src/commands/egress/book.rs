@@ -73,6 +73,9 @@ pub(super) enum What<R> {
     Other,
     Malformed,
     NotIp,
+    /// The same, of what is blocked.
+    MalformedBlocked,
+    NotIpBlocked,
     Excluded,
 }
 
@@ -113,7 +116,8 @@ pub(super) struct Book<K, R> {
     total: Rows,
     /// Of rows that were forgotten.
     forgotten: [Count; SHARES],
-    memory: Duration,
+    /// Nothing is for good.
+    memory: Option<Duration>,
     most: usize,
 }
 
@@ -125,9 +129,14 @@ impl<K: Copy + Eq + Hash, R: Row> Book<K, R> {
             new: Rows::default(),
             total: Rows::default(),
             forgotten: [Count::default(); SHARES],
-            memory: MEMORY,
+            memory: Some(MEMORY),
             most: MOST,
         }
+    }
+
+    /// Forgets nothing that there is room for.
+    pub(super) fn that_remembers() -> Self {
+        Self { memory: None, ..Self::new() }
     }
 
     /// Begins a new interval with what was counted in it. `row` says what a key belongs to.
@@ -170,7 +179,8 @@ impl<K: Copy + Eq + Hash, R: Row> Book<K, R> {
 
     /// Rows that are old, and if there are too many, the oldest.
     fn forget(&mut self, now: Instant) {
-        let Some(limit) = oldest(&self.decided, now.checked_sub(self.memory), self.most) else {
+        let limit = self.memory.and_then(|memory| now.checked_sub(memory));
+        let Some(limit) = oldest(&self.decided, limit, self.most) else {
             return;
         };
         let forgotten = &mut self.forgotten;
@@ -194,8 +204,25 @@ impl<K: Copy + Eq + Hash, R: Row> Book<K, R> {
         };
         sum(&mut self.keys.values())
             + sum(&mut self.decided.values())
-            + self.forgotten.iter().copied().sum()
+            + self.forgotten()
             + self.total.not_stored()
+    }
+
+    /// Of rows that there is nothing else of any more.
+    pub(super) fn forgotten(&self) -> Count {
+        self.forgotten.iter().copied().sum()
+    }
+
+    /// Every row that is remembered, and what there was of it.
+    pub(super) fn all(&self, mut row: impl FnMut(&K) -> R) -> HashMap<R, Count> {
+        let mut all: HashMap<R, Count> = HashMap::new();
+        for (row, entry) in &self.decided {
+            *all.entry(row.clone()).or_default() += entry.total;
+        }
+        for (key, entry) in &self.keys {
+            *all.entry(row(key)).or_default() += entry.total;
+        }
+        all
     }
 
     /// What is whose; nothing of what there was no room for.
@@ -243,13 +270,13 @@ impl<K: Copy + Eq + Hash, R: Row> Book<K, R> {
         let other = Line {
             what: What::Other,
             new: sum(|line| line.new, &rest) + self.new.not_stored(),
-            total: sum(|line| line.total, &rest)
-                + self.forgotten.iter().copied().sum()
-                + self.total.not_stored(),
+            total: sum(|line| line.total, &rest) + self.forgotten() + self.total.not_stored(),
         };
         let fixed = [
             (What::Malformed, self.new.malformed, self.total.malformed),
             (What::NotIp, self.new.not_ip, self.total.not_ip),
+            (What::MalformedBlocked, self.new.malformed_blocked, self.total.malformed_blocked),
+            (What::NotIpBlocked, self.new.not_ip_blocked, self.total.not_ip_blocked),
             (What::Excluded, self.new.excluded, self.total.excluded),
         ]
         .map(|(what, new, total)| Line { what, new, total });
@@ -355,7 +382,7 @@ mod tests {
     #[test]
     fn what_is_forgotten_stays_in_the_totals() {
         let mut book = Book::new();
-        book.memory = Duration::from_secs(60);
+        book.memory = Some(Duration::from_secs(60));
         let begin = Instant::now();
         for second in 0..200 {
             let now = begin + Duration::from_secs(second);

@@ -22,10 +22,10 @@ pub(crate) struct ByList {
     process: bool,
     user: bool,
     cgroup: bool,
+    name: bool,
 }
 
-const VALID: &str =
-    "dst (at ingress src), net/24 and net6/64 with any length, proto, port, process, user, cgroup";
+const VALID: &str = "dst (at ingress src), net/24 and net6/64 with any length, proto, port, process, user, cgroup, name";
 
 impl FromStr for ByList {
     type Err = String;
@@ -48,6 +48,7 @@ impl FromStr for ByList {
                         "process" => &mut list.process,
                         "user" => &mut list.user,
                         "cgroup" => &mut list.cgroup,
+                        "name" => &mut list.name,
                         "net" | "net6" => {
                             return Err(format!(
                                 "`{item}` has no length; expected net/24 or net6/64, or any other"
@@ -69,6 +70,9 @@ impl FromStr for ByList {
         if (list.dst || list.src) && (list.net.is_some() || list.net6.is_some()) {
             return Err("an address is in its network already; expected one or the other".into());
         }
+        if list.name && (list.net.is_some() || list.net6.is_some()) {
+            return Err("networks have no names; expected name, or net/N and net6/N".into());
+        }
         Ok(list)
     }
 }
@@ -86,14 +90,28 @@ fn bits(item: &str, length: &str, most: u8) -> Result<u8, String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     pub(super) by: By,
-    /// Networks in place of addresses.
+    /// Addresses, or networks in their place, are in a column.
+    pub(super) addr: bool,
     pub(super) nets: bool,
+    /// What addresses are called, in their place.
+    pub(super) name: bool,
     pub(super) process: bool,
     pub(super) user: bool,
     pub(super) cgroup: bool,
 }
 
 impl Columns {
+    /// Everything of the owner, as events have it.
+    pub(super) const OWNER: Self = Self {
+        by: By { addr: None, proto: false, port: false, cookie: true },
+        addr: false,
+        nets: false,
+        name: false,
+        process: true,
+        user: true,
+        cgroup: true,
+    };
+
     /// Whether it is asked whose packets they are.
     pub(super) fn whose(self) -> bool {
         self.process || self.user || self.cgroup
@@ -103,9 +121,10 @@ impl Columns {
     pub(super) fn resolve(asked: Option<ByList>, direction: Direction) -> Result<Self> {
         let Some(asked) = asked else {
             let by = By { addr: Some((32, 128)), ..By::default() };
-            return Ok(Self { by, nets: false, process: false, user: false, cgroup: false });
+            let nothing = Self { process: false, user: false, cgroup: false, ..Self::OWNER };
+            return Ok(Self { by, addr: true, ..nothing });
         };
-        let ByList { process, user, cgroup, .. } = asked;
+        let ByList { process, user, cgroup, name, .. } = asked;
         if direction == Direction::Ingress && (process || user || cgroup) {
             return Err(usage(
                 "--by process, user and cgroup: at ingress a packet has no socket yet; expected --direction egress",
@@ -121,11 +140,11 @@ impl Columns {
             _ => {
                 let nets = asked.net.is_some() || asked.net6.is_some();
                 let whole = asked.dst || asked.src;
-                let addr =
-                    (nets || whole).then(|| (asked.net.unwrap_or(32), asked.net6.unwrap_or(128)));
+                let addr = (nets || whole || name)
+                    .then(|| (asked.net.unwrap_or(32), asked.net6.unwrap_or(128)));
                 let cookie = process || user || cgroup;
                 let by = By { addr, proto: asked.proto, port: asked.port, cookie };
-                Ok(Self { by, nets, process, user, cgroup })
+                Ok(Self { by, addr: nets || whole, nets, name, process, user, cgroup })
             }
         }
     }
@@ -148,6 +167,9 @@ mod tests {
         assert!(whose.by.cookie && whose.process && !whose.user && whose.cgroup);
         assert_eq!(resolve("net6/48,net/16").by.addr, Some((16, 48)));
         assert_eq!(resolve("port").by.addr, None);
+        let name = resolve("name,process");
+        assert!(name.name && !name.addr && name.by.addr == Some((32, 128)));
+        assert!(resolve("name,dst").addr);
         for bad in [
             "",
             "dst,",
@@ -158,6 +180,7 @@ mod tests {
             "net6/129",
             "net/+8",
             "dst,net/8",
+            "name,net/8",
             "x",
             "x/8",
         ] {

@@ -12,9 +12,9 @@ use super::whose::RowKey;
 use crate::commands::resolver::Resolver;
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::btf::BtfSource;
-use crate::kernel::egress::Event;
+use crate::kernel::egress::{Event, Key};
 use crate::kernel::names::Ear;
-use crate::kernel::owners::{Owner, Owners};
+use crate::kernel::owners::{Identity, Owner, Owners};
 use crate::net::names::{Asker, Name, Packet};
 
 /// Pieces taken in at a time, so that a flood does not keep the loop from its other duties.
@@ -49,19 +49,33 @@ impl Named {
 
     /// Names of a row's address: those that its process asked for first.
     pub(super) fn of(&self, row: &RowKey) -> Vec<Name> {
-        let Some(addr) = row.key.addr else { return Vec::new() };
+        if let Some(name) = &row.name {
+            return vec![name.clone()];
+        }
         let process = row.whose.as_ref().and_then(|whose| whose.process.as_ref());
-        let asker = process.map(|process| (process.id.tgid, process.id.start_ns));
-        self.find(addr, row.key.port, asker)
+        self.of_key(&row.key, process.map(|process| process.id))
     }
 
-    /// Names of the far end.
-    pub(super) fn of_event(&self, event: &Event, direction: Direction) -> Vec<Name> {
-        let (sport, dport) = event.ports.unzip();
+    /// Names of the far end: those that `process` asked for first.
+    pub(super) fn of_event(
+        &self,
+        event: &Event,
+        direction: Direction,
+        process: Option<Identity>,
+    ) -> Vec<Name> {
+        let asker = process.map(|process| (process.tgid, process.start_ns));
         match direction {
-            Direction::Egress => self.find(event.daddr, dport, None),
-            Direction::Ingress => self.find(event.saddr, sport, None),
+            Direction::Egress => self.find(event.daddr, event.dport, asker),
+            Direction::Ingress => {
+                event.saddr.map_or_else(Vec::new, |saddr| self.find(saddr, event.sport, asker))
+            }
         }
+    }
+
+    /// Names of a key's address: those that `process` asked for first.
+    pub(super) fn of_key(&self, key: &Key, process: Option<Identity>) -> Vec<Name> {
+        let asker = process.map(|process| (process.tgid, process.start_ns));
+        key.addr.map_or_else(Vec::new, |addr| self.find(addr, key.port, asker))
     }
 
     fn find(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Vec<Name> {

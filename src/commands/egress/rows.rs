@@ -7,13 +7,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::block::RuleNames;
 use super::book::{Line, Share, What};
 use super::by::Columns;
-use super::whose::RowKey;
+use super::whose::{RowKey, Whose};
 use crate::commands::common::{TIME_COLUMN, USER_COLUMN, amount};
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::clock::wall_time;
-use crate::kernel::egress::Event;
+use crate::kernel::count::Count;
+use crate::kernel::egress::{Event, Rule, RuleHook};
 use crate::net::names::Name;
 use crate::net::protos;
 use crate::output::{Column, Field, Kind, Record};
@@ -56,23 +58,53 @@ pub(crate) const FIELDS: &[Field] = &[
         "with --names: list of names that the address may be meant by, the most likely first; null when there is none; else null",
     ),
     Field::new("name_source", "for each of these: dns, sni or host; null likewise"),
+    Field::new(
+        "verdict",
+        "with --block and its like: pass; drop: packets that were dropped; refuse: calls of processes that failed with EPERM, which are no packets; with --dry-run would-drop and would-refuse; else null",
+    ),
+    Field::new("rule", "what decided: see MECHANISM; null when nothing did"),
     Field::new("packets", "packets of the interval; in the last table, of the whole run"),
     Field::new("bytes", "their bytes"),
     Field::new("packets_total", "packets since the beginning"),
     Field::new("bytes_total", "bytes since the beginning"),
+    Field::new(
+        "calls",
+        "with verdict refuse: calls of the interval; in the last table, of the whole run; else null",
+    ),
+    Field::new("calls_total", "calls since the beginning; null likewise"),
 ];
 
 /// The schema of a row of --events.
 pub(crate) const EVENT_FIELDS: &[Field] = &[
-    Field::new("time", "when the packet was there, RFC 3339"),
-    Field::new("iface", "the interface"),
+    Field::new("time", "when the packet was there, or the call was made, RFC 3339"),
+    Field::new(
+        "seq",
+        "number of the row, from 1; where rows were lost, so many numbers are missing",
+    ),
+    Field::new("lost", "rows that were lost so far"),
+    Field::new(
+        "verdict",
+        "with --block and its like: pass, drop or refuse, with --dry-run would-drop or would-refuse; else null",
+    ),
+    Field::new("rule", "what decided: see MECHANISM; null when nothing did"),
+    Field::new("hook", "where: tc, of a packet; connect or sendmsg, of a process's call"),
+    Field::new("iface", "the interface; null of a call"),
     Field::new("direction", "egress or ingress"),
     Field::new("family", "4 or 6"),
     Field::new("proto", "the protocol; null when it could not be told"),
-    Field::new("saddr", "source address"),
-    Field::new("sport", "source port; null when there is none to be seen"),
+    Field::new("saddr", "source address; null of a call"),
+    Field::new("sport", "source port; null when there is none to be seen, and of a call"),
     Field::new("daddr", "destination address"),
     Field::new("dport", "destination port"),
+    Field::new(
+        "owner",
+        "process; kernel: no process sent it; forwarded: from elsewhere; or unknown; null at ingress, and where owners can't be found",
+    ),
+    Field::new("pid", "of the process that owns the socket; null of other owners"),
+    Field::new("comm", "its name"),
+    Field::new("exe", "its program, if it was there long enough to be asked"),
+    Field::new("uid", "its real user id"),
+    Field::new("cgroup", "its cgroup, below the root of cgroup v2"),
     Field::new(
         "name",
         "with --names: list of names that the address may be meant by, the most likely first; null when there is none; else null",
@@ -89,6 +121,8 @@ fn name<K>(what: &What<K>) -> &'static str {
         What::Other => "other",
         What::Malformed => "malformed",
         What::NotIp => "not-ip",
+        What::MalformedBlocked => "malformed",
+        What::NotIpBlocked => "not-ip",
         What::Excluded => "excluded",
     }
 }
@@ -103,16 +137,28 @@ fn fields(direction: Direction) -> (&'static str, &'static str) {
 
 /// Widths of 0 fit the rows.
 const NAME: Column = Column::left("NAME", "name", 20);
+const NAME_KEY: Column = Column::left("NAME", "named", 0);
 const SOURCE: Column = Column::left("BY", "name_source", 4);
+const DECISION: [Column; 2] =
+    [Column::left("VERDICT", "verdict", 0), Column::left("RULE", "rule", 0)];
 
-pub(super) fn columns(shown: Columns, direction: Direction, names: bool) -> Vec<Column> {
+pub(super) fn columns(
+    shown: Columns,
+    direction: Direction,
+    names: bool,
+    blocking: bool,
+) -> Vec<Column> {
     let (addr, port) = fields(direction);
     let mut columns = Vec::new();
-    if shown.by.addr.is_some() {
+    if shown.name {
+        columns.push(NAME_KEY.or("row"));
+    }
+    if shown.addr {
         let field = if shown.nets { "net" } else { addr };
         let header = if direction == Direction::Egress { "DESTINATION" } else { "SOURCE" };
-        columns.push(Column::left(header, field, 0).or("row"));
-    } else if !shown.by.proto && !shown.process {
+        let column = Column::left(header, field, 0);
+        columns.push(if columns.is_empty() { column.or("row") } else { column });
+    } else if !shown.by.proto && !shown.process && !shown.name {
         columns.push(Column::left("ROW", "row", 0));
     }
     if shown.by.proto {
@@ -132,19 +178,34 @@ pub(super) fn columns(shown: Columns, direction: Direction, names: bool) -> Vec<
     if shown.cgroup {
         columns.push(Column::left("CGROUP", "cgroup", 0).or("owner"));
     }
+    if blocking {
+        columns.extend(DECISION);
+    }
     columns.extend([
         Column::right("PACKETS", "packets", 0),
         Column::right("BYTES", "bytes", 0).shown_by(amount),
         Column::right("TOTAL", "packets_total", 0),
         Column::right("TOTAL BYTES", "bytes_total", 0).shown_by(amount),
     ]);
+    if blocking {
+        columns.push(Column::right("CALLS", "calls_total", 0));
+    }
     if names {
-        columns.extend([SOURCE, NAME]);
+        columns.push(SOURCE);
+        if !shown.name {
+            columns.push(NAME);
+        }
     }
     columns
 }
 
-pub(super) fn event_columns(timestamp: bool, several: bool, names: bool) -> Vec<Column> {
+pub(super) fn event_columns(
+    timestamp: bool,
+    several: bool,
+    names: bool,
+    owners: bool,
+    blocking: bool,
+) -> Vec<Column> {
     let mut columns = Vec::new();
     if timestamp {
         columns.push(TIME_COLUMN);
@@ -161,6 +222,12 @@ pub(super) fn event_columns(timestamp: bool, several: bool, names: bool) -> Vec<
         Column::right("PACKETS", "packets", 7),
         Column::right("BYTES", "bytes", 6),
     ]);
+    if owners {
+        columns.push(Column::left("PROCESS", "process", 16));
+    }
+    if blocking {
+        columns.extend([Column::left("VERDICT", "verdict", 12), Column::left("RULE", "rule", 16)]);
+    }
     if names {
         columns.extend([SOURCE, NAME]);
     }
@@ -177,22 +244,36 @@ fn owner(share: Share) -> &'static str {
 }
 
 /// What the table shows of a process beside the schema's fields.
-pub(super) fn process_cell(line: &Line<RowKey>) -> Option<String> {
-    let whose = line.what.row()?.whose.as_ref()?;
-    Some(match &whose.process {
+pub(super) fn process_cell(whose: &Whose) -> String {
+    match &whose.process {
         Some(process) => format!("{}/{}", process.comm, process.id.tgid),
         None => owner(whose.share).into(),
-    })
+    }
 }
 
-/// `interval`: of the last one, or of the whole run.
-pub(super) fn record(
-    line: &Line<RowKey>,
-    shown: Columns,
-    direction: Direction,
-    interval: bool,
-    names: Option<Vec<Name>>,
-) -> Record {
+/// What the table shows of an address by name: that, if it has none.
+pub(super) fn name_cell(row: &RowKey) -> Option<String> {
+    match &row.name {
+        Some(name) => Some(name.text.clone()),
+        None => row.key.addr.map(|addr| addr.to_string()),
+    }
+}
+
+/// How a row is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style<'a> {
+    pub(super) shown: Columns,
+    pub(super) direction: Direction,
+    /// Of the last interval, or of the whole run.
+    pub(super) interval: bool,
+    pub(super) rules: Option<&'a RuleNames>,
+    /// Of packets, or of calls that were refused.
+    pub(super) hook: RuleHook,
+}
+
+pub(super) fn record(line: &Line<RowKey>, style: Style<'_>, names: Option<Vec<Name>>) -> Record {
+    let Style { shown, direction, interval, rules: _, hook } = style;
+    let calls = hook != RuleHook::Tc;
     let (names, sources) = named(names);
     let row = line.what.row();
     let key = row.map(|row| row.key);
@@ -203,6 +284,9 @@ pub(super) fn record(
     let port = key.and_then(|key| key.port);
     let egress = direction == Direction::Egress;
     let count = if interval { line.new } else { line.total };
+    let (verdict, rule) = decision(&line.what, whole, style);
+    let packets = |count: Count| if calls { Count::default() } else { count };
+    let number = |count: Count| calls.then_some(count.packets);
     let whose = row.and_then(|row| row.whose.as_ref());
     let process = whose.and_then(|whose| whose.process.as_ref());
     Record::new(Kind::Row)
@@ -224,10 +308,33 @@ pub(super) fn record(
         .with("cgroup", whose.and_then(|whose| whose.cgroup.clone()))
         .with("name", names)
         .with("name_source", sources)
-        .with("packets", count.packets)
-        .with("bytes", count.bytes)
-        .with("packets_total", line.total.packets)
-        .with("bytes_total", line.total.bytes)
+        .with("verdict", verdict)
+        .with("rule", rule)
+        .with("packets", packets(count).packets)
+        .with("bytes", packets(count).bytes)
+        .with("packets_total", packets(line.total).packets)
+        .with("bytes_total", packets(line.total).bytes)
+        .with("calls", number(count))
+        .with("calls_total", number(line.total))
+}
+
+/// The verdict, and the rule that led to it.
+fn decision(
+    what: &What<RowKey>,
+    addr: Option<IpAddr>,
+    style: Style<'_>,
+) -> (Option<&'static str>, Option<String>) {
+    let Some(rules) = style.rules else { return (None, None) };
+    let blocked = match what {
+        What::Row(row) => row.key.rule.is_some_and(Rule::blocks),
+        What::MalformedBlocked | What::NotIpBlocked => true,
+        What::Malformed | What::NotIp | What::Excluded => false,
+        // Of packets, both are in it.
+        What::Other if style.hook != RuleHook::Tc => true,
+        What::Other => return (None, None),
+    };
+    let rule = what.row().and_then(|row| row.key.rule);
+    (Some(rules.verdict(blocked, style.hook)), rule.map(|rule| rules.rule(rule, addr)))
 }
 
 fn net(addr: IpAddr, shown: Columns) -> IpNet {
@@ -249,24 +356,47 @@ fn named(names: Option<Vec<Name>>) -> (Option<Vec<String>>, Option<Vec<String>>)
         .unzip()
 }
 
-pub(super) fn event(
-    event: &Event,
-    iface: Option<&str>,
-    direction: Direction,
-    names: Option<Vec<Name>>,
-) -> Record {
+/// What is to be told of an event beside itself.
+#[derive(Debug)]
+pub(super) struct About<'a> {
+    pub(super) iface: Option<&'a str>,
+    pub(super) direction: Direction,
+    pub(super) seq: u64,
+    pub(super) lost: u64,
+    pub(super) whose: Option<Whose>,
+    pub(super) names: Option<Vec<Name>>,
+    pub(super) rules: Option<&'a RuleNames>,
+}
+
+pub(super) fn event(event: &Event, about: About<'_>) -> Record {
+    let About { iface, direction, seq, lost, whose, names, rules } = about;
     let (names, sources) = named(names);
-    let (sport, dport) = event.ports.unzip();
+    let blocked = event.rule.is_some_and(Rule::blocks);
+    let process = whose.as_ref().and_then(|whose| whose.process.as_ref());
+    // A call has a process in any case.
+    let pid = event.tgid.or(process.map(|process| process.id.tgid));
+    let rule = rules.zip(event.rule).map(|(rules, rule)| rules.rule(rule, Some(event.daddr)));
     Record::new(Kind::Event)
         .with("time", wall_time(event.time_ns))
+        .with("seq", seq)
+        .with("lost", lost)
+        .with("verdict", rules.map(|rules| rules.verdict(blocked, event.hook)))
+        .with("rule", rule)
+        .with("hook", event.hook.to_string())
         .with("iface", iface)
         .with("direction", direction.to_string())
-        .with("family", if event.saddr.is_ipv4() { 4_u8 } else { 6 })
+        .with("family", if event.daddr.is_ipv4() { 4_u8 } else { 6 })
         .with("proto", event.proto.map(protos::name))
         .with("saddr", event.saddr)
-        .with("sport", sport)
+        .with("sport", event.sport)
         .with("daddr", event.daddr)
-        .with("dport", dport)
+        .with("dport", event.dport)
+        .with("owner", whose.as_ref().map(|whose| owner(whose.share)))
+        .with("pid", pid)
+        .with("comm", process.map(|process| process.comm.clone()))
+        .with("exe", process.and_then(|process| process.exe.clone()))
+        .with("uid", whose.as_ref().and_then(|whose| whose.user))
+        .with("cgroup", whose.as_ref().and_then(|whose| whose.cgroup.clone()))
         .with("name", names)
         .with("name_source", sources)
         .with("packets", event.packets)

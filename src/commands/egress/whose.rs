@@ -16,6 +16,7 @@ use crate::kernel::egress::{Event, Key, Socket};
 use crate::kernel::owners::{Identity, Owner, Owners, Senders, SendersBy};
 use crate::kernel::ring::EventRing;
 use crate::kernel::run::Source;
+use crate::net::names::Name;
 
 /// What was asked for of a packet's owner; the rest is the same for all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,7 +35,7 @@ pub(super) struct ProcessName {
 }
 
 impl Whose {
-    fn of(owner: Owner, shown: Columns) -> Self {
+    pub(super) fn of(owner: Owner, shown: Columns) -> Self {
         let nobody = |share| Self { share, process: None, user: None, cgroup: None };
         match owner {
             Owner::Process(process, _) => Self {
@@ -84,6 +85,8 @@ pub(super) struct RowKey {
     /// What does not depend on the socket.
     pub(super) key: Key,
     pub(super) whose: Option<Whose>,
+    /// Of rows by name: then the address is not in the key, unless it has none.
+    pub(super) name: Option<Name>,
 }
 
 impl Row for RowKey {
@@ -92,17 +95,36 @@ impl Row for RowKey {
     }
 }
 
+/// Who owns a socket, by what is known now. Nothing where that was not asked for.
+pub(super) fn owner(socket: Option<Socket>, owners: Option<&RefCell<Owners>>) -> Option<Owner> {
+    let owners = owners?;
+    Some(match socket {
+        Some(Socket::Process(cookie)) => owners.borrow_mut().of(cookie),
+        Some(Socket::Forwarded) => Owner::Forwarded,
+        Some(Socket::Kernel) | None => Owner::Kernel,
+    })
+}
+
 /// Which row a key belongs to, by what is known now.
-pub(super) fn row(key: &Key, owners: Option<&RefCell<Owners>>, shown: Columns) -> RowKey {
-    let whose = owners.map(|owners| {
-        let owner = match key.socket {
-            Some(Socket::Process(cookie)) => owners.borrow_mut().of(cookie),
-            Some(Socket::Forwarded) => Owner::Forwarded,
-            Some(Socket::Kernel) | None => Owner::Kernel,
-        };
-        Whose::of(owner, shown)
-    });
-    RowKey { key: Key { socket: None, ..*key }, whose }
+pub(super) fn row(
+    key: &Key,
+    owners: Option<&RefCell<Owners>>,
+    named: Option<&Named>,
+    shown: Columns,
+) -> RowKey {
+    let owner = owner(key.socket, owners.filter(|_| shown.whose()));
+    let asker = match &owner {
+        Some(Owner::Process(process, _)) => Some(process.id),
+        _ => None,
+    };
+    let whose = owner.map(|owner| Whose::of(owner, shown));
+    let mut key = Key { socket: None, ..*key };
+    let name =
+        named.filter(|_| shown.name).and_then(|named| named.of_key(&key, asker).into_iter().next());
+    if name.is_some() && !shown.addr {
+        key.addr = None;
+    }
+    RowKey { key, whose, name }
 }
 
 /// Events, and beside them what is to be learned of owners and names at once: a moment later a process may be gone.

@@ -3,7 +3,7 @@
 //! The kernel side of `xdp-drop` and `tc-drop`: rules into the program, the program onto interfaces, counts out of it.
 
 mod counts;
-pub(crate) mod guard;
+mod guard;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags};
 
+use super::rules::Rule;
 use super::types::{egress_flag, egress_row, socket_kind};
 use super::{By, Counter};
 use crate::kernel::addr::canonical;
@@ -22,6 +23,8 @@ pub(crate) struct Key {
     pub(crate) proto: Option<u8>,
     pub(crate) port: Option<u16>,
     pub(crate) socket: Option<Socket>,
+    /// What decided about it, if anything did.
+    pub(crate) rule: Option<Rule>,
 }
 
 /// Whose packet it is, as far as the packet tells.
@@ -35,12 +38,25 @@ pub(crate) enum Socket {
     Kernel,
 }
 
+impl Socket {
+    /// `kind` is enum socket_kind.
+    pub(super) fn decode(cookie: u64, forwarded: bool, kind: u64) -> Self {
+        match cookie {
+            0 if forwarded => Self::Forwarded,
+            0 => Self::Kernel,
+            _ if kind == u64::from(socket_kind::SOCKET_OF_KERNEL.0) => Self::Kernel,
+            cookie => Self::Process(cookie),
+        }
+    }
+}
+
 /// bpf/egress.h: where things are in a key, and in its third word.
 const WHAT: usize = 16;
 const COOKIE: usize = 24;
 const WHOLE: usize = 32;
 const PROTO_SHIFT: u32 = 8;
 const PORT_SHIFT: u32 = 16;
+const RULE_SHIFT: u32 = 32;
 
 /// The cookie is last, and left out where nobody wants it.
 pub(super) fn key_size(by: By) -> usize {
@@ -69,13 +85,18 @@ impl Key {
             port: has(egress_flag::EGRESS_HAS_PORT).then_some((what >> PORT_SHIFT) as u16),
             // Nothing where keys are too short for it.
             socket: bytes.get(COOKIE..).and_then(<[u8]>::first_chunk).map(|cookie| {
-                match u64::from_ne_bytes(*cookie) {
-                    0 if has(egress_flag::EGRESS_FORWARDED) => Socket::Forwarded,
-                    0 => Socket::Kernel,
-                    _ if kind == u64::from(socket_kind::SOCKET_OF_KERNEL.0) => Socket::Kernel,
-                    cookie => Socket::Process(cookie),
-                }
+                let forwarded = has(egress_flag::EGRESS_FORWARDED);
+                Socket::decode(u64::from_ne_bytes(*cookie), forwarded, kind)
             }),
+            rule: Rule::decode((what >> RULE_SHIFT) as u8),
+        })
+    }
+
+    /// Whether there are no packets of it, but calls.
+    fn is_of_calls(bytes: &[u8]) -> bool {
+        let what = bytes.get(WHAT..).and_then(<[u8]>::first_chunk);
+        what.is_some_and(|what| {
+            u64::from_ne_bytes(*what) & u64::from(egress_flag::EGRESS_CALL.0) != 0
         })
     }
 }
@@ -83,11 +104,14 @@ impl Key {
 /// The rows that are always there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
-    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last.
+    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last three.
     pub(crate) total: Count,
     pub(crate) excluded: Count,
     pub(crate) not_ip: Count,
     pub(crate) malformed: Count,
+    /// The same, of what is blocked: it is not in those.
+    pub(crate) not_ip_blocked: Count,
+    pub(crate) malformed_blocked: Count,
     /// Keys that could not be stored: the table was full, somebody else was at it, there was no memory, or the kernel has a
     /// reason of its own.
     pub(crate) full: Count,
@@ -96,6 +120,10 @@ pub(crate) struct Rows {
     pub(crate) refused: Count,
     /// What the expression didn't match.
     pub(crate) unmatched: Count,
+    /// All packets that are blocked, whatever else they are counted as.
+    pub(crate) blocked: Count,
+    /// Calls that are refused, which are no packets: their number.
+    pub(crate) calls: u64,
 }
 
 impl Rows {
@@ -104,17 +132,27 @@ impl Rows {
         self.full + self.busy + self.no_memory + self.refused
     }
 
+    /// What has no key of its own, by nature: with the keys, and those that could not be stored, it is the total.
+    pub(crate) fn without_key(&self) -> Count {
+        self.excluded + self.not_ip + self.malformed + self.not_ip_blocked + self.malformed_blocked
+    }
+
     fn each(self, other: Self, what: impl Fn(Count, Count) -> Count) -> Self {
+        let calls = |calls| Count { packets: calls, bytes: 0 };
         Self {
             total: what(self.total, other.total),
             excluded: what(self.excluded, other.excluded),
             not_ip: what(self.not_ip, other.not_ip),
             malformed: what(self.malformed, other.malformed),
+            not_ip_blocked: what(self.not_ip_blocked, other.not_ip_blocked),
+            malformed_blocked: what(self.malformed_blocked, other.malformed_blocked),
             full: what(self.full, other.full),
             busy: what(self.busy, other.busy),
             no_memory: what(self.no_memory, other.no_memory),
             refused: what(self.refused, other.refused),
             unmatched: what(self.unmatched, other.unmatched),
+            blocked: what(self.blocked, other.blocked),
+            calls: what(calls(self.calls), calls(other.calls)).packets,
         }
     }
 
@@ -129,11 +167,15 @@ impl Rows {
             excluded: row(egress_row::EGRESS_EXCLUDED),
             not_ip: row(egress_row::EGRESS_NOT_IP),
             malformed: row(egress_row::EGRESS_MALFORMED),
+            not_ip_blocked: row(egress_row::EGRESS_NOT_IP_BLOCKED),
+            malformed_blocked: row(egress_row::EGRESS_MALFORMED_BLOCKED),
             full: row(egress_row::EGRESS_FULL),
             busy: row(egress_row::EGRESS_BUSY),
             no_memory: row(egress_row::EGRESS_NO_MEMORY),
             refused: row(egress_row::EGRESS_REFUSED),
             unmatched: row(egress_row::EGRESS_UNMATCHED),
+            blocked: row(egress_row::EGRESS_BLOCKED),
+            calls: row(egress_row::EGRESS_CALLS).packets,
         }
     }
 }
@@ -158,6 +200,8 @@ impl std::ops::Sub for Rows {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
     pub(crate) keys: Vec<(Key, Count)>,
+    /// Refused ones, as if they were packets.
+    pub(crate) calls: Vec<(Key, Count)>,
     pub(crate) rows: Rows,
 }
 
@@ -183,13 +227,13 @@ impl Counter {
         let read = &mut self.read.borrow_mut()[before as usize];
         let rows = now - std::mem::replace(read, now);
         let map = if before == 0 { maps.counts_even.as_fd() } else { maps.counts_odd.as_fd() };
-        let keys = self.take_keys(map).context("cannot read the counts")?;
-        Ok(Taken { keys, rows })
+        let mut taken = Taken { rows, ..Taken::default() };
+        self.take_keys(map, &mut taken).context("cannot read the counts")?;
+        Ok(taken)
     }
 
-    fn take_keys(&self, map: BorrowedFd<'_>) -> Result<Vec<(Key, Count)>> {
+    fn take_keys(&self, map: BorrowedFd<'_>, taken: &mut Taken) -> Result<()> {
         let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
-        let mut taken = Vec::new();
         let mut undecodable = false;
         let (key_size, value_size) = (key_size(self.by), value_size(self.by));
         maps::take_all(map, key_size, value_size * cpus, |key, values| {
@@ -201,11 +245,12 @@ impl Counter {
                 .map(|word| u64::from_ne_bytes(*word))
                 .max();
             match Key::decode(key, kind.unwrap_or(0)) {
-                Some(key) => taken.push((key, sum)),
+                Some(found) if Key::is_of_calls(key) => taken.calls.push((found, sum)),
+                Some(found) => taken.keys.push((found, sum)),
                 None => undecodable = true,
             }
         })?;
         debug_assert!(!undecodable, "keys are as long as was asked for");
-        Ok(taken)
+        Ok(())
     }
 }

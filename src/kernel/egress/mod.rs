@@ -12,6 +12,9 @@
 //! interval the rows add up to the packets that were looked at.
 
 mod counts;
+mod rules;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +25,13 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::MapHandle;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapHandle, ProgramMut};
 use plain::Plain;
 
 pub(crate) use self::counts::{Key, Rows, Socket};
+use self::rules::{Calls, Sets};
+pub(crate) use self::rules::{Hook as RuleHook, MOST_MATCHES, Rule, Rules};
 use super::addr::canonical;
 use super::addrset::FixedSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
@@ -55,7 +60,7 @@ pub(crate) struct By {
     pub(crate) cookie: bool,
 }
 
-/// Events in place of counts.
+/// What is told of one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Events {
     /// The first packet of each flow.
@@ -73,7 +78,11 @@ pub(crate) struct Config {
     pub(crate) expression: Option<Vec<Insn>>,
     /// Keys that there is room for in an interval.
     pub(crate) max_entries: u32,
+    /// Instead of counts, or beside them.
     pub(crate) events: Option<Events>,
+    pub(crate) counts: bool,
+    /// What to block, at egress.
+    pub(crate) rules: Option<Rules>,
     /// Needed by cookie, which may be of the kernel's own sockets.
     pub(crate) btf: Option<BtfSource>,
 }
@@ -87,6 +96,8 @@ impl Default for Config {
             expression: None,
             max_entries: 65536,
             events: None,
+            counts: true,
+            rules: None,
             btf: None,
         }
     }
@@ -105,7 +116,9 @@ pub(crate) fn arm() -> Result<Chosen<TcBackend, Counter>> {
 pub(crate) struct Counter {
     /// Dropped before the programs: first nothing is counted any more, then nothing is attached any more.
     lifetime: Option<Lifetime>,
+    calls: Option<Calls>,
     attached: Vec<TcAttached>,
+    sets: RefCell<Sets>,
     /// Borrows from the skeleton.
     variables: RefCell<&'static mut types::bss>,
     /// What was read of the fixed rows of each generation: they only grow.
@@ -124,14 +137,15 @@ impl fmt::Debug for Counter {
     }
 }
 
-/// The expression as a function for the programs' stub. Where there is none, nothing calls the stub.
+/// The expressions as functions for the programs' stubs. Where there are none, nothing calls the stubs.
 fn injection(config: &Config, interfaces: &[Interface]) -> Result<Injection> {
-    let Some(expression) = &config.expression else {
+    let looked_at = config.expression.as_slice();
+    let blocked = config.rules.as_ref().map_or(&[][..], |rules| &rules.matches);
+    if looked_at.is_empty() && blocked.is_empty() {
         return Injection::new(Vec::new());
-    };
-    let stub = [std::slice::from_ref(expression)];
+    }
     let link = link_of(interfaces.iter())?;
-    Injection::of_expressions(&stub, link, &[config.direction.into()], false)
+    Injection::of_expressions(&[looked_at, blocked], link, &[config.direction.into()], false)
 }
 
 /// As bytes in a packet, in a word of memory.
@@ -168,31 +182,36 @@ impl Counter {
         rodata.by_addr = by.addr.is_some();
         rodata.by_proto = by.proto;
         rodata.by_port = by.port;
+        rodata.by_socket = by.cookie;
         let (v4, v6) = by.addr.unwrap_or((32, 128));
         rodata.mask_v4 = u32::MAX.checked_shl(32 - u32::from(v4)).unwrap_or(0);
         rodata.mask_v6 = mask_v6(v6);
         rodata.has_excluded = config.excluded.is_some();
         rodata.has_expression = config.expression.is_some();
-        rodata.wants_counts = config.events.is_none();
+        rodata.wants_counts = config.counts;
         rodata.wants_events = config.events.is_some();
         rodata.all_packets = config.events == Some(Events::Packets);
         rodata.shared_cpus = probes::is_realtime();
         rodata.lifetime_ends = backend == TcBackend::Clsact;
+        if let Some(rules) = &config.rules {
+            rules::set_constants(rodata, rules);
+        }
 
         let key_size = counts::key_size(by);
-        let counts = config.events.is_none();
         let maps = &mut open.maps;
         for map in [&mut maps.counts_even, &mut maps.counts_odd] {
             map.set_key_size(key_size as u32).context("cannot size a table")?;
             map.set_value_size(counts::value_size(by) as u32).context("cannot size a table")?;
-            map.set_max_entries(if counts { config.max_entries } else { 1 })
+            map.set_max_entries(if config.counts { config.max_entries } else { 1 })
                 .context("cannot size a table")?;
         }
         let excluded = config.excluded.as_ref().map(FixedSet::new);
         if let Some(excluded) = &excluded {
             maps.excluded.set_max_entries(excluded.lines()).context("cannot size a table")?;
         }
-        if config.events != Some(Events::Flows) {
+        let flows = config.events == Some(Events::Flows)
+            || config.events.is_some() && config.rules.is_some();
+        if !flows {
             maps.flows.set_max_entries(1).context("cannot size a table")?;
         }
         let (out, plain) = (config.direction == Direction::Egress, |interface: &Interface| {
@@ -207,6 +226,14 @@ impl Counter {
         progs.bpftk_own_l3.set_autoload(out && by.cookie && some_plain);
         progs.bpftk_in.set_autoload(!out && some_ethernet);
         progs.bpftk_in_l3.set_autoload(!out && some_plain);
+        for program in [
+            &mut progs.bpftk_connect4,
+            &mut progs.bpftk_connect6,
+            &mut progs.bpftk_sendmsg4,
+            &mut progs.bpftk_sendmsg6,
+        ] {
+            program.set_autoload(config.rules.is_some());
+        }
 
         log::clear();
         let mut skel = open
@@ -217,9 +244,11 @@ impl Counter {
             excluded.write(skel.maps.excluded.as_fd())?;
         }
         let variables = skel.maps.bss_data.take().context("the object has no variables")?;
-        Ok(Self {
+        let counter = Self {
             lifetime: None,
+            calls: None,
             attached: Vec::new(),
+            sets: RefCell::default(),
             variables: RefCell::new(variables),
             read: RefCell::default(),
             skel,
@@ -228,7 +257,11 @@ impl Counter {
             backend,
             direction: config.direction,
             interfaces,
-        })
+        };
+        if let Some(rules) = &config.rules {
+            counter.set_lists(rules.blocked.as_ref(), rules.allowed.as_ref())?;
+        }
+        Ok(counter)
     }
 
     /// Attaches to all interfaces, or to none.
@@ -262,24 +295,32 @@ impl Counter {
         let attached = tc::attach_all(self.backend, &[self.hook(&interface)], order)?;
         self.attached.push(attached);
         self.interfaces[at] = interface;
+        if self.calls.is_some() {
+            self.look_at_routes()?;
+        }
         Ok(())
     }
 
     fn hook<'a>(&'a self, interface: &'a Interface) -> Hook<'a> {
+        let program = self.program(interface);
+        Hook { program: program.as_fd(), interface, direction: self.direction }
+    }
+
+    fn program(&self, interface: &Interface) -> &ProgramMut<'static> {
         let progs = &self.skel.progs;
-        let program = match (self.direction, self.by.cookie, interface.is_ethernet()) {
+        match (self.direction, self.by.cookie, interface.is_ethernet()) {
             (Direction::Egress, false, true) => &progs.bpftk_out,
             (Direction::Egress, false, false) => &progs.bpftk_out_l3,
             (Direction::Egress, true, true) => &progs.bpftk_own,
             (Direction::Egress, true, false) => &progs.bpftk_own_l3,
             (Direction::Ingress, _, true) => &progs.bpftk_in,
             (Direction::Ingress, _, false) => &progs.bpftk_in_l3,
-        };
-        Hook { program: program.as_fd(), interface, direction: self.direction }
+        }
     }
 
     /// Detaches everything, and waits for the packets that are on their way. What was counted can still be taken.
     pub(crate) fn detach(&mut self) -> Result<()> {
+        self.calls = None;
         self.attached.clear();
         self.grace.wait()?;
         self.lifetime = None;
@@ -291,8 +332,9 @@ impl Counter {
     }
 
     pub(crate) fn events(&self) -> Result<EventRing<'_, Event>> {
-        EventRing::new(&self.skel.maps.events, |bytes| {
-            copy_from::<types::egress_event>(bytes).map(Event::from)
+        let whose = self.by.cookie;
+        EventRing::new(&self.skel.maps.events, move |bytes| {
+            copy_from(bytes).map(|event| Event::decode(&event, whose))
         })
     }
 
@@ -304,34 +346,51 @@ impl Counter {
 // SAFETY: integers and arrays of integers without hidden padding, as bpf/egress.h asserts.
 unsafe impl Plain for types::egress_event {}
 
-const _: () = assert!(size_of::<types::egress_event>() == 64);
+const _: () = assert!(size_of::<types::egress_event>() == 80);
 const _: () = assert!(size_of::<types::egress_key>() == 32);
 const _: () = assert!(size_of::<types::egress_key_count>() == 24);
 
-/// A packet that is told of.
+/// A packet that is told of, or a call that is refused.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) time_ns: u64,
-    pub(crate) interface: i32,
-    pub(crate) saddr: IpAddr,
+    pub(crate) hook: RuleHook,
+    pub(crate) rule: Option<Rule>,
+    /// Of a call nothing: no packet has left.
+    pub(crate) interface: Option<i32>,
+    /// Whose it is, where that was asked for.
+    pub(crate) socket: Option<Socket>,
+    /// Who calls.
+    pub(crate) tgid: Option<u32>,
+    pub(crate) saddr: Option<IpAddr>,
     pub(crate) daddr: IpAddr,
-    pub(crate) ports: Option<(u16, u16)>,
+    pub(crate) sport: Option<u16>,
+    pub(crate) dport: Option<u16>,
     pub(crate) proto: Option<u8>,
     pub(crate) packets: u32,
     pub(crate) bytes: u64,
 }
 
-impl From<types::egress_event> for Event {
-    fn from(event: types::egress_event) -> Self {
+impl Event {
+    /// `whose`: cookies were asked for.
+    fn decode(event: &types::egress_event, whose: bool) -> Self {
         let has = |flag: types::egress_flag| u32::from(event.flags) & flag.0 != 0;
         // What is v4-mapped on the wire is that, and no IPv4.
         let address = if event.family == 4 { canonical } else { IpAddr::from };
+        let (call, ports) =
+            (has(types::egress_flag::EGRESS_CALL), has(types::egress_flag::EGRESS_HAS_PORT));
+        let forwarded = has(types::egress_flag::EGRESS_FORWARDED);
         Self {
             time_ns: event.time_ns,
-            interface: event.ifindex as i32,
-            saddr: address(event.saddr),
+            hook: RuleHook::decode(event.hook),
+            rule: Rule::decode(event.rule),
+            interface: (!call).then_some(event.ifindex as i32),
+            socket: whose.then(|| Socket::decode(event.cookie, forwarded, event.kind.into())),
+            tgid: call.then_some(event.tgid),
+            saddr: (!call).then(|| address(event.saddr)),
             daddr: address(event.daddr),
-            ports: has(types::egress_flag::EGRESS_HAS_PORT).then_some((event.sport, event.dport)),
+            sport: (ports && !call).then_some(event.sport),
+            dport: ports.then_some(event.dport),
             proto: has(types::egress_flag::EGRESS_HAS_PROTO).then_some(event.proto),
             packets: event.packets,
             bytes: event.bytes,

@@ -20,7 +20,7 @@ use crate::kernel::skel::egress_peer::EgressPeerSkelBuilder;
 use crate::kernel::sys::filter::test_run;
 use crate::random::seeded;
 
-fn root() -> bool {
+pub(super) fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("SKIP needs root, to load BPF programs");
@@ -30,11 +30,11 @@ fn root() -> bool {
 }
 
 /// Loaded, but not attached.
-fn load(config: &Config) -> Counter {
+pub(super) fn load(config: &Config) -> Counter {
     Counter::load(config, TcBackend::Tcx, interfaces(&["lo".into()]).unwrap()).unwrap()
 }
 
-fn program(counter: &Counter) -> &ProgramMut<'static> {
+pub(super) fn program(counter: &Counter) -> &ProgramMut<'static> {
     match counter.direction {
         Direction::Egress if counter.by.cookie => &counter.skel.progs.bpftk_own,
         Direction::Egress => &counter.skel.progs.bpftk_out,
@@ -70,6 +70,7 @@ fn place(seen: &Seen, ip: bool, config: &Config) -> Result<Key, &'static str> {
         proto: seen.proto.filter(|_| config.by.proto),
         port: seen.ports.filter(|_| config.by.port).map(|(s, d)| if egress { d } else { s }),
         socket: None,
+        rule: None,
     })
 }
 
@@ -173,7 +174,7 @@ fn to_v6(addr: Ipv6Addr) -> Vec<u8> {
 }
 
 fn key_of(addr: IpAddr) -> Key {
-    Key { addr: Some(addr), proto: None, port: None, socket: None }
+    Key { addr: Some(addr), proto: None, port: None, socket: None, rule: None }
 }
 
 #[test]

@@ -4,11 +4,11 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, ProgramMut, libbpf_sys};
+use libbpf_rs::{Link, libbpf_sys};
 
 use super::{Options, Record};
 use crate::error::unsupported;
@@ -131,8 +131,8 @@ impl Programs {
         }
         if let Some(root) = root {
             // The end of a socket before its beginning: none is made whose end is not seen.
-            links.push(at_root(&progs.bpftk_sk_release, root)?);
-            links.push(at_root(&progs.bpftk_sk_create, root)?);
+            links.push(attach::cgroup(&progs.bpftk_sk_release, root)?);
+            links.push(attach::cgroup(&progs.bpftk_sk_create, root)?);
         }
         Ok(Self { _links: links, skel, ring })
     }
@@ -141,14 +141,6 @@ impl Programs {
     pub(super) fn lost(&self) -> Result<u64> {
         Ok(Losses::read(&self.skel.maps.losses)?.ring_full + self.ring.undecodable())
     }
-}
-
-/// By a link: several instances work side by side, and each is gone with its process.
-fn at_root(program: &ProgramMut<'_>, root: &Root) -> Result<Link> {
-    log::clear();
-    program
-        .attach_cgroup(root.as_fd().as_raw_fd())
-        .map_err(|error| anyhow!("cannot attach to the root cgroup: {}", log::explain(error)))
 }
 
 fn select(open: &mut OpenOwnersSkel<'_>, at_root: bool, senders: Option<Senders>) {

@@ -2,6 +2,8 @@
 
 //! `tc-egress`, between two network namespaces: ours, and a peer's that gets whatever is sent.
 
+mod audit;
+mod block;
 mod counts;
 mod events;
 mod lifecycle;
@@ -35,6 +37,12 @@ fn wire() -> Wire {
 /// What is on its way when the last sender returns.
 fn settle() {
     thread::sleep(Duration::from_millis(100));
+}
+
+/// Until a ring buffer that was full is empty again.
+fn read_up() {
+    let emulated = std::env::var_os("BPFTK_VM").is_some();
+    thread::sleep(Duration::from_millis(if emulated { 6000 } else { 1000 }));
 }
 
 /// The rows of the last table.

@@ -76,6 +76,41 @@ fn destinations_are_named_by_what_was_asked_for() {
 }
 
 #[test]
+fn rows_by_name_are_of_all_its_addresses() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let args = ["tc-egress", "near", "--by", "name,proto", "--only", "203.0.113.0/24"];
+    let run = wire.start(&args);
+    wire.near.run(|| {
+        ask("127.0.0.1", "one.example", "203.0.113.7");
+        ask("127.0.0.1", "one.example", "203.0.113.8");
+        send("203.0.113.7:9".parse().unwrap(), 3);
+        send("203.0.113.8:9".parse().unwrap(), 4);
+        send("203.0.113.9:9".parse().unwrap(), 5);
+        // What is learned late is known for what was sent early.
+        ask("127.0.0.1", "late.example", "203.0.113.9");
+        send("203.0.113.10:9".parse().unwrap(), 6);
+    });
+    settle();
+    let run = run.stop();
+    adds_up(&run);
+    let mut rows: Vec<_> = totals(&run)
+        .iter()
+        .filter(|row| row["proto"] == "udp")
+        .map(|row| (row["name"][0].clone(), row["daddr"].clone(), row["packets"].clone()))
+        .collect();
+    rows.sort_by_key(|(.., packets)| packets.as_u64());
+    let expected: [(Value, Value, Value); 3] = [
+        ("late.example".into(), Value::Null, 5.into()),
+        (Value::Null, "203.0.113.10".into(), 6.into()),
+        ("one.example".into(), Value::Null, 7.into()),
+    ];
+    assert_eq!(rows, expected, "{}", run.stdout);
+}
+
+#[test]
 fn names_that_a_process_asked_for_are_its_first() {
     if !root() {
         return;

@@ -2,7 +2,12 @@
 
 //! Whose packets they are.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::*;
 use crate::support::Actor;
@@ -149,6 +154,102 @@ fn what_no_process_sent_is_the_kernels_or_forwarded() {
         assert_eq!(owner(FAR4, "icmp"), "kernel", "{backend}");
         assert_eq!(run.summary()["forwarded_packets"], 25, "{}", run.stdout);
         adds_up(&run);
+    }
+}
+
+/// The last table's only row of an address, with who sent it.
+fn owner_of(run: &Run, daddr: &str) -> (u64, u64) {
+    let rows = rows_of(run, daddr);
+    let [row] = rows.as_slice() else { panic!("{daddr}: {} {}", run.stdout, run.stderr) };
+    assert_eq!(row["owner"], "process", "{row}");
+    (row["pid"].as_u64().unwrap(), row["packets"].as_u64().unwrap())
+}
+
+#[test]
+fn a_socket_that_was_passed_on_is_its_senders() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("inbox");
+    for backend in backends() {
+        let run = wire.start(&["tc-egress", "near", "--by", "dst,process", "--backend", backend]);
+        let mut heir = Actor::new(|stage| {
+            let inbox = UnixDatagram::bind(&path).unwrap();
+            stage.put(1);
+            let socket = UdpSocket::from(passed(&inbox));
+            // As its maker, the test, does not.
+            for _ in 0..9 {
+                socket.send_to(b"payload", ("10.0.0.3", 9)).unwrap();
+            }
+            stage.pause();
+        });
+        heir.go();
+        assert_eq!(heir.get(), 1);
+        let socket = wire.near.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+        let outbox = UnixDatagram::unbound().unwrap();
+        outbox.connect(&path).unwrap();
+        let fds = [socket.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let text = [IoSlice::new(b"!")];
+        sendmsg::<()>(outbox.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).unwrap();
+        learned();
+        let run = run.stop();
+        assert_eq!(owner_of(&run, "10.0.0.3"), (heir.pid().into(), 9), "{backend}");
+        heir.go();
+        heir.finish();
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+fn passed(inbox: &UnixDatagram) -> OwnedFd {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let fd = inbox.as_raw_fd();
+    let message = recvmsg::<()>(fd, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+    match message.cmsgs().unwrap().next() {
+        // SAFETY: just received.
+        Some(ControlMessageOwned::ScmRights(fds)) => unsafe { OwnedFd::from_raw_fd(fds[0]) },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn processes_of_other_pid_namespaces_have_the_ids_of_ours() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    for backend in backends() {
+        let run = wire.start(&["tc-egress", "near", "--by", "dst,process", "--backend", backend]);
+        let mut actor = wire.near.run(|| {
+            Actor::new(|stage| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).unwrap();
+                // SAFETY: the child makes system calls and ends.
+                match unsafe { nix::unistd::fork() }.unwrap() {
+                    nix::unistd::ForkResult::Child => {
+                        send(SocketAddr::from(([10, 0, 0, 4], 9)), 5);
+                        let own = nix::unistd::getpid().as_raw();
+                        // SAFETY: ends this process, and nothing of the other.
+                        unsafe { libc::_exit(if own == 1 { 0 } else { 1 }) };
+                    }
+                    nix::unistd::ForkResult::Parent { child } => {
+                        stage.put(child.as_raw().into());
+                        let status = nix::sys::wait::waitpid(child, None).unwrap();
+                        let good = nix::sys::wait::WaitStatus::Exited(child, 0);
+                        assert_eq!(status, good, "it calls itself 1");
+                    }
+                }
+            })
+        });
+        actor.go();
+        let child = actor.get() as u64;
+        actor.finish();
+        learned();
+        let run = run.stop();
+        assert_eq!(owner_of(&run, "10.0.0.4"), (child, 5), "{backend}");
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Running {
     child: Child,
     stdout: Option<JoinHandle<String>>,
+    /// Nobody reads its output meanwhile.
+    pausing: Arc<AtomicBool>,
     lines: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
 }
@@ -53,9 +57,14 @@ impl Running {
         let out = BufReader::new(child.stdout.take().unwrap());
         let err = BufReader::new(child.stderr.take().unwrap());
         let (line_sender, lines) = mpsc::channel();
+        let pausing = Arc::new(AtomicBool::new(false));
+        let pause = Arc::clone(&pausing);
         let stdout = thread::spawn(move || {
             let mut all = String::new();
             for line in out.lines() {
+                while pause.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(5));
+                }
                 let Ok(line) = line else { break };
                 all.push_str(&line);
                 all.push('\n');
@@ -76,7 +85,7 @@ impl Running {
             }
             all
         });
-        let running = Self { child, stdout: Some(stdout), lines, stderr: Some(stderr) };
+        let running = Self { child, stdout: Some(stdout), pausing, lines, stderr: Some(stderr) };
         if armed.recv_timeout(PATIENCE).is_err() {
             let run = running.kill();
             panic!("bpftk did not arm: {} {}", run.status, run.stderr);
@@ -95,6 +104,12 @@ impl Running {
     /// The next line that it prints.
     pub(crate) fn line(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("bpftk prints another line")
+    }
+
+    /// Stops reading its output, so that it stops at the next row that the pipe has no room for; but what it does beside its output,
+    /// it goes on to do. Or reads again.
+    pub(crate) fn pause_reading(&self, pause: bool) {
+        self.pausing.store(pause, Ordering::Relaxed);
     }
 
     /// Ends it as Ctrl-C does.
@@ -137,6 +152,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.stdout.is_some() {
+            self.pause_reading(false);
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The options that say what to stop, and what rules are called.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use ipnet::IpNet;
+
+use crate::error::usage;
+use crate::filter::libpcap::{self, Source};
+use crate::kernel::attach::tc::Direction;
+use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules};
+use crate::kernel::guard::Ssh;
+use crate::kernel::interfaces::link_of;
+use crate::kernel::netlink::Interface;
+use crate::net::blocklist;
+use crate::net::ranges::Ranges;
+use crate::output::Progress;
+use crate::values::CidrList;
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Blocking")]
+pub(crate) struct BlockArgs {
+    /// Drop what goes to these addresses, and refuse processes that ask for them; may be given several times
+    #[arg(long, value_name = "CIDRS")]
+    block: Vec<CidrList>,
+
+    /// The same for the addresses in FILE, one CIDR a line; SIGHUP reads it again
+    #[arg(long, value_name = "FILE")]
+    block_file: Vec<PathBuf>,
+
+    /// Drop what this tcpdump expression matches; may be given several times
+    #[arg(long, value_name = "EXPR")]
+    block_match: Vec<String>,
+
+    /// Drop, and refuse, everything but the addresses in FILE, one CIDR a line; SIGHUP reads it again. DNS, DHCP, ARP, neighbour discovery and your SSH connection stay open
+    #[arg(long, value_name = "FILE")]
+    allow_only: Vec<PathBuf>,
+
+    /// Nothing stays open but what the list of --allow-only has; and no rule is refused for what it would cut off
+    #[arg(long)]
+    strict: bool,
+
+    /// Show what would be blocked, and block nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The rules, as the kernel takes them and as they are called.
+#[derive(Clone, Debug)]
+pub(super) struct Blocking {
+    pub(super) rules: Rules,
+    pub(super) names: RuleNames,
+    /// Whether rules that would cut off the operator are refused.
+    pub(super) guarded: bool,
+}
+
+impl BlockArgs {
+    fn any(&self) -> bool {
+        !self.block.is_empty()
+            || !self.block_file.is_empty()
+            || !self.block_match.is_empty()
+            || !self.allow_only.is_empty()
+    }
+
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Whether there are lists that can be read again.
+    pub(super) fn rereads(&self) -> bool {
+        !self.block_file.is_empty() || !self.allow_only.is_empty()
+    }
+
+    pub(super) fn resolve(
+        &self,
+        direction: Direction,
+        interfaces: &[Interface],
+    ) -> Result<Option<Blocking>> {
+        if !self.any() {
+            for (given, option) in [(self.strict, "--strict"), (self.dry_run, "--dry-run")] {
+                if given {
+                    return Err(usage(format!(
+                        "{option}: nothing is blocked; expected --block, --block-file, --block-match or --allow-only with it"
+                    )));
+                }
+            }
+            return Ok(None);
+        }
+        if direction == Direction::Ingress {
+            return Err(usage(
+                "--block and its like stop what goes out; expected --direction egress, or xdp-drop or tc-drop for what comes in",
+            ));
+        }
+        if self.block_match.len() > MOST_MATCHES {
+            return Err(usage(format!("more than {MOST_MATCHES} expressions to block")));
+        }
+        let matches = self
+            .block_match
+            .iter()
+            .map(|expression| {
+                let link = link_of(interfaces.iter())?;
+                libpcap::compile(&Source { expression, link, optimize: true, resolve: false })
+            })
+            .collect::<Result<_>>()?;
+        let (blocked, allowed) = self.lists()?;
+        let rules = Rules {
+            blocked,
+            allowed,
+            matches,
+            spares: !self.strict,
+            ssh: Ssh::current().filter(|_| !self.strict),
+            dry_run: self.dry_run,
+        };
+        let names = RuleNames {
+            nets: self.block.iter().flat_map(|list| list.0.iter().copied()).collect(),
+            matches: self.block_match.clone(),
+            dry_run: self.dry_run,
+        };
+        Ok(Some(Blocking { rules, names, guarded: !self.strict && !self.dry_run }))
+    }
+
+    /// What is blocked, and what alone is allowed, as the files have it now.
+    pub(super) fn lists(&self) -> Result<(Option<Ranges>, Option<Ranges>)> {
+        let mut blocked: Ranges =
+            self.block.iter().flat_map(|list| list.0.iter().copied()).collect();
+        for path in &self.block_file {
+            blocked = blocked.with(&read("the list of what to block", path)?.ranges);
+        }
+        let mut allowed = Ranges::default();
+        for path in &self.allow_only {
+            let list = read("the list of what to allow", path)?;
+            // An empty file is a slip: half written, or the wrong one.
+            if list.entries == 0 {
+                return Err(usage(format!(
+                    "--allow-only {}: no address in it, so that nothing would be allowed; to block everything, --block 0.0.0.0/0,::/0",
+                    path.display()
+                )));
+            }
+            allowed = allowed.with(&list.ranges);
+        }
+        let blocks = !self.block.is_empty() || !self.block_file.is_empty();
+        Ok((blocks.then_some(blocked), (!self.allow_only.is_empty()).then_some(allowed)))
+    }
+}
+
+fn read(what: &str, path: &Path) -> Result<blocklist::Blocklist> {
+    let mut progress = Progress::new(format!("reading {}", path.display()));
+    blocklist::read(what, path, |share| progress.tell(share))
+}
+
+/// How rules and verdicts are called.
+#[derive(Clone, Debug)]
+pub(super) struct RuleNames {
+    nets: Vec<IpNet>,
+    matches: Vec<String>,
+    dry_run: bool,
+}
+
+impl RuleNames {
+    /// Of a block, the network that was asked for, where the address tells.
+    pub(super) fn rule(&self, rule: Rule, addr: Option<IpAddr>) -> String {
+        match rule {
+            Rule::Allowed => "allow-only".into(),
+            Rule::Link => "link".into(),
+            Rule::Neighbours => "neighbours".into(),
+            Rule::Dns => "dns".into(),
+            Rule::Dhcp => "dhcp".into(),
+            Rule::Ssh => "ssh".into(),
+            Rule::Default => "default".into(),
+            Rule::Blocked => {
+                let addr = addr.map(|addr| addr.to_canonical());
+                let inside = |net: &&IpNet| addr.is_some_and(|addr| net.contains(&addr));
+                match self.nets.iter().filter(inside).max_by_key(|net| net.prefix_len()) {
+                    Some(net) => format!("block {net}"),
+                    None => "block".into(),
+                }
+            }
+            Rule::Match(n) => {
+                let text = self.matches.get(n).map_or("", String::as_str);
+                format!("match {text}")
+            }
+        }
+    }
+
+    pub(super) fn verdict(&self, blocked: bool, hook: RuleHook) -> &'static str {
+        match (blocked, hook, self.dry_run) {
+            (false, ..) => "pass",
+            (true, RuleHook::Tc, false) => "drop",
+            (true, RuleHook::Tc, true) => "would-drop",
+            (true, _, false) => "refuse",
+            (true, _, true) => "would-refuse",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_called_by_what_was_asked_for() {
+        let names = RuleNames {
+            nets: ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"].map(|n| n.parse().unwrap()).into(),
+            matches: vec!["udp".into(), "tcp port 80".into()],
+            dry_run: true,
+        };
+        let rule = |rule, addr: &str| names.rule(rule, addr.parse().ok());
+        assert_eq!(rule(Rule::Blocked, "10.1.2.3"), "block 10.1.0.0/16");
+        assert_eq!(rule(Rule::Blocked, "::ffff:10.2.2.3"), "block 10.0.0.0/8");
+        assert_eq!(rule(Rule::Blocked, "192.0.2.1"), "block");
+        assert_eq!(rule(Rule::Match(1), ""), "match tcp port 80");
+        assert_eq!(names.verdict(true, RuleHook::Connect), "would-refuse");
+        assert_eq!(names.verdict(false, RuleHook::Tc), "pass");
+    }
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The run, from the first packet to the last.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use super::args::TcEgress;
+use super::block::RuleNames;
+use super::book::{Book, View};
+use super::by::Columns;
+use super::named::Named;
+use super::rows::{self, About, Style};
+use super::suggest::Suggestions;
+use super::tell;
+use super::whose::{self, RowKey, Sources, Whose};
+use crate::commands::common::clock;
+use crate::commands::watch::{Change, Watch};
+use crate::kernel::attach::tc::{Direction, Order};
+use crate::kernel::egress::{Counter, Event, Key, RuleHook};
+use crate::kernel::owners::{Owner, Owners};
+use crate::kernel::run::{Flow, Timing, Turn, follow};
+use crate::kernel::signals::Signals;
+use crate::output::{Record, Sink};
+
+/// The kernel is asked no more often than this how many events it lost.
+const LOSSES_ARE_FRESH: Duration = Duration::from_millis(20);
+
+pub(super) struct Session<'a> {
+    pub(super) args: &'a TcEgress,
+    pub(super) order: Order,
+    pub(super) direction: Direction,
+    pub(super) shown: Columns,
+    pub(super) interval: Duration,
+    pub(super) view: View,
+    pub(super) title: String,
+    pub(super) watch: Watch,
+    pub(super) book: Book<Key, RowKey>,
+    /// Calls that were refused, as if they were packets.
+    pub(super) calls: Book<Key, RowKey>,
+    /// Where something is blocked.
+    pub(super) names: Option<RuleNames>,
+    pub(super) owners: Option<&'a RefCell<Owners>>,
+    pub(super) named: Option<&'a Named>,
+    pub(super) suggestions: Option<Suggestions>,
+    pub(super) begin: Instant,
+    /// Rows of events.
+    pub(super) events: u64,
+    /// Those that were lost, and when the kernel was asked.
+    pub(super) lost: (u64, Option<Instant>),
+    /// Records that were not understood.
+    pub(super) undecodable: u64,
+    /// Why the run ended by itself.
+    pub(super) gone: Option<anyhow::Error>,
+}
+
+/// Why the loop was left.
+#[derive(PartialEq, Eq)]
+enum Left {
+    Done,
+    /// Something is to be changed in the kernel, and then it goes on.
+    ForChange,
+}
+
+impl<'a> Session<'a> {
+    /// Of the command's own defaults; the rest is to be filled in.
+    pub(super) fn new(args: &'a TcEgress, view: View, counter: &Counter) -> Self {
+        Self {
+            args,
+            order: Order::First,
+            direction: Direction::Egress,
+            shown: Columns::OWNER,
+            interval: Duration::from_secs(1),
+            view,
+            title: String::new(),
+            watch: Watch::new(counter.interfaces().iter()),
+            book: Book::new(),
+            calls: Book::new(),
+            names: None,
+            owners: None,
+            named: None,
+            suggestions: None,
+            begin: Instant::now(),
+            events: 0,
+            lost: (0, None),
+            undecodable: 0,
+            gone: None,
+        }
+    }
+
+    pub(super) fn follow(
+        &mut self,
+        counter: &mut Counter,
+        signals: &mut Signals,
+        sink: &mut Sink,
+    ) -> Result<()> {
+        let end = self.args.duration.map(|duration| Instant::now() + duration);
+        while self.follow_until_change(counter, signals, sink, end)? == Left::ForChange {
+            for change in self.watch.look()? {
+                self.change(&change, counter);
+            }
+            if self.watch.all_gone() && !self.args.follow {
+                self.gone = Some(anyhow!("every interface is gone"));
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn follow_until_change(
+        &mut self,
+        counter: &Counter,
+        signals: &mut Signals,
+        sink: &mut Sink,
+        end: Option<Instant>,
+    ) -> Result<Left> {
+        let ring = counter.events()?;
+        let duration = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let timing = Timing {
+            duration: duration.map(|left| left.max(Duration::from_nanos(1))),
+            interval: Some(self.interval),
+            to_stdout: self.args.output.output.is_none(),
+        };
+        let mut left = Left::Done;
+        let sources = Sources::new(&ring, self.owners, self.named)?;
+        follow(&sources, signals, timing, |turn| match turn {
+            Turn::Event(event) => self.event(&event, counter, sink),
+            Turn::Tick => {
+                self.tick(counter, sink)?;
+                counter.follow_routes()?;
+                if self.watch.changed()? {
+                    left = Left::ForChange;
+                    return Ok(Flow::Stop);
+                }
+                Ok(Flow::Continue)
+            }
+            Turn::Reopen => {
+                sink.reopen()?;
+                self.reread(counter)?;
+                Ok(Flow::Continue)
+            }
+        })?;
+        self.undecodable += ring.undecodable();
+        Ok(left)
+    }
+
+    /// Lists that can't be read are told of, and the old ones stay.
+    fn reread(&self, counter: &Counter) -> Result<()> {
+        if !self.args.blocks.rereads() {
+            return Ok(());
+        }
+        match self.args.blocks.lists() {
+            Ok((blocked, allowed)) => {
+                counter.set_lists(blocked.as_ref(), allowed.as_ref())?;
+                tell("the lists are read again");
+            }
+            Err(error) => tell(&format!("the lists stay as they were: {error:#}")),
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: &Change, counter: &mut Counter) {
+        tell(&change.to_string());
+        if let Change::Back { at, interface } = change
+            && self.args.follow
+        {
+            match counter.attach_again(*at, interface.clone(), self.order) {
+                Ok(()) => {
+                    self.watch.attached(*at, interface);
+                    tell(&format!("{}: attached again", interface.name));
+                }
+                Err(error) => tell(&format!("{error:#}")),
+            }
+        }
+    }
+
+    pub(super) fn event(
+        &mut self,
+        event: &Event,
+        counter: &Counter,
+        sink: &mut Sink,
+    ) -> Result<Flow> {
+        let full = |events| self.args.max_events.is_some_and(|most| events >= most);
+        if full(self.events) {
+            return Ok(Flow::Stop);
+        }
+        self.events += 1;
+        if self.lost.1.is_none_or(|asked| asked.elapsed() >= LOSSES_ARE_FRESH) {
+            self.lost = (counter.losses()?.rows(), Some(Instant::now()));
+        }
+        let iface = counter
+            .interfaces()
+            .iter()
+            .find(|interface| Some(interface.index) == event.interface)
+            .map(|interface| interface.name.as_str());
+        let owner = whose::owner(event.socket, self.owners).map(|owner| match owner {
+            // The caller is known better than the socket's owner, who may be another.
+            Owner::Process(process, _) if event.tgid.is_some_and(|it| it != process.id.tgid) => {
+                Owner::Unknown
+            }
+            owner => owner,
+        });
+        let whose = owner.map(|owner| Whose::of(owner, Columns::OWNER));
+        let process = whose.as_ref().and_then(|whose| whose.process.as_ref());
+        let identity = process.map(|process| process.id);
+        let names = self.named.map(|named| named.of_event(event, self.direction, identity));
+        let cell = whose.as_ref().map(rows::process_cell);
+        let record = rows::event(
+            event,
+            About {
+                iface,
+                direction: self.direction,
+                seq: self.events + self.lost.0,
+                lost: self.lost.0,
+                whose,
+                names,
+                rules: self.names.as_ref(),
+            },
+        );
+        // A column of tables, in which the fields of the others are one.
+        let record = if sink.is_table() { record.with("process", cell) } else { record };
+        sink.event(&record)?;
+        Ok(if full(self.events) { Flow::Stop } else { Flow::Continue })
+    }
+
+    /// Takes what was counted, and writes it.
+    fn tick(&mut self, counter: &Counter, sink: &mut Sink) -> Result<()> {
+        if self.args.events && self.suggestions.is_none() {
+            return Ok(());
+        }
+        self.take(counter)?;
+        if self.args.events {
+            return Ok(());
+        }
+        let title = format!("{}, {}", self.title, clock(self.begin.elapsed()));
+        self.write(&title, self.view, sink)
+    }
+
+    pub(super) fn take(&mut self, counter: &Counter) -> Result<()> {
+        let taken = counter.take()?;
+        if let Some(owners) = self.owners {
+            // What was sent before is known now.
+            owners.borrow_mut().take()?;
+        }
+        if let Some(named) = self.named {
+            named.take(self.owners)?;
+        }
+        let (owners, named, shown) = (self.owners, self.named, self.shown);
+        let now = Instant::now();
+        let row = |key: &Key| whose::row(key, owners, named, shown);
+        if let Some(suggestions) = &mut self.suggestions {
+            let owner = |key: &Key| whose::owner(key.socket, owners);
+            let names = |key: &Key| named.map(|named| named.of_key(key, None)).unwrap_or_default();
+            suggestions.add(&taken.keys, &taken.calls, owner, names);
+        }
+        self.book.add(taken.keys.into_iter(), taken.rows, now, row);
+        self.calls.add(taken.calls.into_iter(), Default::default(), now, row);
+        Ok(())
+    }
+
+    pub(super) fn row(&self, key: &Key) -> RowKey {
+        whose::row(key, self.owners, self.named, self.shown)
+    }
+
+    pub(super) fn write(&self, title: &str, view: View, sink: &mut Sink) -> Result<()> {
+        let mut records = self.records(&self.book, view, false, sink.is_table());
+        // They are no packets, of which something may be excluded.
+        let calls = View { excludes: false, ..view };
+        records.extend(self.records(&self.calls, calls, true, sink.is_table()));
+        sink.interval(title, &records)
+    }
+
+    fn records(
+        &self,
+        book: &Book<Key, RowKey>,
+        view: View,
+        calls: bool,
+        table: bool,
+    ) -> Vec<Record> {
+        let style = Style {
+            shown: self.shown,
+            direction: self.direction,
+            interval: view.interval,
+            rules: self.names.as_ref(),
+            hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
+        };
+        book.lines(view, |key| self.row(key))
+            .iter()
+            .map(|line| {
+                let row = line.what.row();
+                let names = self.named.and_then(|named| Some(named.of(row?)));
+                let record = rows::record(line, style, names);
+                if !table {
+                    return record;
+                }
+                // Columns in which several fields are one.
+                let whose = row.and_then(|row| row.whose.as_ref());
+                record
+                    .with("process", whose.map(rows::process_cell))
+                    .with("named", row.and_then(rows::name_cell))
+            })
+            .collect()
+    }
+}

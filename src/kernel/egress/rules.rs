@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is blocked: rules into the programs, and what they say of a packet or a call.
+//!
+//! Packets are dropped at tc, whoever sends them. Before that, a process that asks for a connection, or sends a datagram, to an address
+//! that is blocked gets an error at once, from programs at the root of cgroup v2 (connect and sendmsg, for IPv4 and IPv6): a
+//! dropped packet is silent, and its sender waits. These programs know no interface. So they leave alone what is in another network
+//! namespace, and what the routes send through other interfaces: tc's decision is the one that counts.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, bail};
+
+use super::types::{egress_hook, egress_rule, egress_set};
+use super::{Counter, types};
+use crate::filter::classic::insn::Insn;
+use crate::kernel::addrset::AddrSet;
+use crate::kernel::attach;
+use crate::kernel::attach::tc::Direction;
+use crate::kernel::cgroup::Root;
+use crate::kernel::guard::{self, Ssh};
+use crate::kernel::routes::Routes;
+use crate::kernel::sys;
+use crate::net::ranges::Ranges;
+
+/// Expressions of what to block.
+pub(crate) const MOST_MATCHES: usize =
+    (egress_rule::EGRESS_RULES.0 - egress_rule::EGRESS_RULE_MATCH.0) as usize;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) blocked: Option<Ranges>,
+    /// These alone are allowed.
+    pub(crate) allowed: Option<Ranges>,
+    pub(crate) matches: Vec<Vec<Insn>>,
+    /// What a machine needs to stay one of its network is allowed as well, and the operator's connection.
+    pub(crate) spares: bool,
+    pub(crate) ssh: Option<Ssh>,
+    pub(crate) dry_run: bool,
+}
+
+/// What decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Rule {
+    Allowed,
+    /// ARP and EAPOL.
+    Link,
+    Neighbours,
+    Dns,
+    Dhcp,
+    Ssh,
+    Blocked,
+    /// Nothing allows it.
+    Default,
+    /// The n-th expression, from 0.
+    Match(usize),
+}
+
+impl Rule {
+    pub(super) fn decode(rule: u8) -> Option<Self> {
+        let rule = egress_rule(rule.into());
+        Some(match rule {
+            egress_rule::EGRESS_RULE_NONE => return None,
+            egress_rule::EGRESS_RULE_ALLOWED => Self::Allowed,
+            egress_rule::EGRESS_RULE_LINK => Self::Link,
+            egress_rule::EGRESS_RULE_NEIGHBOURS => Self::Neighbours,
+            egress_rule::EGRESS_RULE_DNS => Self::Dns,
+            egress_rule::EGRESS_RULE_DHCP => Self::Dhcp,
+            egress_rule::EGRESS_RULE_SSH => Self::Ssh,
+            egress_rule::EGRESS_RULE_BLOCKED => Self::Blocked,
+            egress_rule::EGRESS_RULE_DEFAULT => Self::Default,
+            egress_rule(number) => {
+                Self::Match(number.checked_sub(egress_rule::EGRESS_RULE_MATCH.0)? as usize)
+            }
+        })
+    }
+
+    pub(crate) fn blocks(self) -> bool {
+        matches!(self, Self::Blocked | Self::Default | Self::Match(_))
+    }
+}
+
+/// Where it was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// A packet, at tc.
+    Tc,
+    /// A call of a process.
+    Connect,
+    Sendmsg,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tc => "tc",
+            Self::Connect => "connect",
+            Self::Sendmsg => "sendmsg",
+        })
+    }
+}
+
+impl Hook {
+    pub(super) fn decode(hook: u8) -> Self {
+        match egress_hook(hook.into()) {
+            egress_hook::EGRESS_HOOK_CONNECT => Self::Connect,
+            egress_hook::EGRESS_HOOK_SENDMSG => Self::Sendmsg,
+            _ => Self::Tc,
+        }
+    }
+}
+
+/// As the programs have an address: halves in host order, all of IPv4 in the first.
+fn halves(addr: IpAddr) -> (u8, [u64; 2]) {
+    match addr {
+        IpAddr::V4(addr) => (4, [addr.to_bits().into(), 0]),
+        IpAddr::V6(addr) => (6, [(addr.to_bits() >> 64) as u64, addr.to_bits() as u64]),
+    }
+}
+
+/// Before the load.
+pub(super) fn set_constants(rodata: &mut types::rodata, rules: &Rules) {
+    rodata.blocks = true;
+    rodata.has_blocked = rules.blocked.is_some();
+    rodata.has_block_matches = !rules.matches.is_empty();
+    rodata.allows_only = rules.allowed.is_some();
+    rodata.spares = rules.spares;
+    rodata.dry_run = rules.dry_run;
+    if let Some(ssh) = rules.ssh {
+        (rodata.ssh_family, rodata.ssh_addr) = halves(ssh.client.ip().to_canonical());
+        rodata.ssh_port = ssh.server.port();
+    }
+}
+
+/// Replaced as a whole, while programs look at them.
+#[derive(Debug, Default)]
+pub(super) struct Sets {
+    blocked: AddrSet,
+    allowed: AddrSet,
+    elsewhere: AddrSet,
+}
+
+/// What refuses calls. Dropping it ends that.
+#[derive(Debug)]
+pub(super) struct Calls {
+    /// Dropped first.
+    _links: Vec<libbpf_rs::Link>,
+    routes: Routes,
+}
+
+impl Counter {
+    /// Puts the lists of addresses where the programs look for them. May be done again at any time.
+    pub(crate) fn set_lists(
+        &self,
+        blocked: Option<&Ranges>,
+        allowed: Option<&Ranges>,
+    ) -> Result<()> {
+        let outer = &self.skel.maps.addrsets;
+        let mut sets = self.sets.borrow_mut();
+        if let Some(blocked) = blocked {
+            sets.blocked.replace(outer, egress_set::EGRESS_SET_BLOCKED.0, blocked)?;
+        }
+        if let Some(allowed) = allowed {
+            sets.allowed.replace(outer, egress_set::EGRESS_SET_ALLOWED.0, allowed)?;
+        }
+        Ok(())
+    }
+
+    /// What the operator would lose by the rules. Before `attach`.
+    pub(crate) fn would_lose(&self, ssh: Option<Ssh>) -> Result<Option<String>> {
+        const TC_ACT_SHOT: u32 = 2;
+        let interface = &self.interfaces[0];
+        let program = self.program(interface);
+        self.variables.borrow_mut().probing = true;
+        let drops = |packet: &[u8]| Ok(guard::verdict(program, packet)? == TC_ACT_SHOT);
+        let lost = guard::would_lose(Direction::Egress, interface.is_ethernet(), ssh, drops);
+        self.variables.borrow_mut().probing = false;
+        lost
+    }
+
+    /// Begins to refuse calls of this network namespace. After `attach`: packets are dropped by then, so it is no way around the rules if
+    /// this is not to be had.
+    pub(crate) fn refuse_calls(&mut self) -> Result<()> {
+        let root = Root::open()?;
+        let routes = Routes::watch()?;
+        let progs = &self.skel.progs;
+        let links = [
+            &progs.bpftk_connect4,
+            &progs.bpftk_connect6,
+            &progs.bpftk_sendmsg4,
+            &progs.bpftk_sendmsg6,
+        ]
+        .into_iter()
+        .map(|program| attach::cgroup(program, &root))
+        .collect::<Result<_>>()?;
+        self.learn_namespace()?;
+        self.calls = Some(Calls { _links: links, routes });
+        self.look_at_routes()?;
+        self.variables.borrow_mut().refuses_calls = true;
+        Ok(())
+    }
+
+    /// The programs themselves say which network namespace a call of ours is in: they know it by a number that user space is told
+    /// only since Linux 5.14.
+    fn learn_namespace(&self) -> Result<()> {
+        let context = "cannot learn which network namespace this is";
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context(context)?;
+        let cookie = sys::socket_cookie(socket.as_fd()).context(context)?;
+        self.variables.borrow_mut().learned_from = cookie;
+        // Sends nothing, and may fail: the program is asked before.
+        let _ = socket.connect((Ipv4Addr::LOCALHOST, 9));
+        let mut variables = self.variables.borrow_mut();
+        variables.learned_from = 0;
+        if variables.call_netns == 0 {
+            bail!("{context}: the program at the root cgroup did not see this process's call");
+        }
+        Ok(())
+    }
+
+    /// After a change of routes or interfaces: what leaves through others now is none of ours.
+    pub(crate) fn follow_routes(&self) -> Result<()> {
+        match &self.calls {
+            Some(calls) if calls.routes.changed()? => self.look_at_routes(),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn look_at_routes(&self) -> Result<()> {
+        let devices: Vec<i32> = self.interfaces.iter().map(|interface| interface.index).collect();
+        let elsewhere = Routes::elsewhere(&devices)?;
+        let outer = &self.skel.maps.addrsets;
+        self.sets.borrow_mut().elsewhere.replace(
+            outer,
+            egress_set::EGRESS_SET_ELSEWHERE.0,
+            &elsewhere,
+        )?;
+        let mut variables = self.variables.borrow_mut();
+        // Of more interfaces than there is room for, the rest is left to tc.
+        for (slot, device) in variables.call_devices.iter_mut().zip(devices) {
+            *slot = device as u32;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,561 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is blocked: by whichever way it goes out, and nothing else.
+
+use std::io;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, sendto, socket};
+
+use super::*;
+use crate::support::wire::outcome;
+use crate::support::{Tcp, sockaddr};
+
+const BLOCKED4: &str = "10.50.0.1";
+const BLOCKED6: &str = "fd50::1";
+const OPEN4: &str = "10.60.0.1";
+const BLOCK: [&str; 4] = ["tc-egress", "near", "--block", "10.50.0.0/16,fd50::/16"];
+
+/// What a sender is told, and whether its packet came.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Refused,
+    /// Sent, as far as the sender knows.
+    Dropped,
+    Arrived,
+}
+
+/// All that arrives at the far end, but for what its neighbour says by itself.
+struct Far(OwnedFd);
+
+impl Far {
+    fn new(wire: &Wire) -> Self {
+        const ALL: libc::c_int = (libc::ETH_P_ALL as u16).to_be() as libc::c_int;
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: the call takes numbers; the descriptor is checked, and nobody else's.
+        Self(wire.far.run(|| unsafe {
+            let fd = libc::socket(libc::AF_PACKET, kind, ALL);
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            OwnedFd::from_raw_fd(fd)
+        }))
+    }
+
+    /// What has arrived since the last time.
+    fn received(&self) -> usize {
+        let mut buffer = [0; 2048];
+        let mut count = 0;
+        while let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let (to, kind) = (&buffer[..6], &buffer[12..14]);
+            let ip6 = kind == [0x86, 0xdd] && buffer[20] != 58;
+            let to_it = to == [2, 0, 0, 0, 0, 2] || to == [0xff; 6];
+            let counts = ip6 || kind == [8, 0] || kind == [8, 6];
+            count += usize::from(length > 20 && to_it && counts);
+        }
+        count
+    }
+}
+
+fn fate(wire: &Wire, far: &Far, send: impl FnOnce() -> io::Result<()> + Send) -> Fate {
+    far.received();
+    let outcome = wire.near.run(send);
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            assert_eq!(far.received(), 0, "refused, and sent all the same");
+            Fate::Refused
+        }
+        // A full queue is what AF_PACKET makes of a drop.
+        Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => panic!("{error}"),
+        _ => {
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_millis(300) {
+                if far.received() > 0 {
+                    return Fate::Arrived;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            Fate::Dropped
+        }
+    }
+}
+
+/// The beginning of a connection: nobody answers, and we don't wait.
+fn connect(to: &str) -> io::Result<()> {
+    let to = SocketAddr::new(to.parse().unwrap(), 80);
+    let socket = if to.is_ipv4() { Tcp::v4() } else { Tcp::v6() }.nonblocking();
+    match socket.connect(to) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn datagram(to: &str, port: u16) -> io::Result<()> {
+    let to = SocketAddr::new(to.parse().unwrap(), port);
+    let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+    UdpSocket::bind((any, 0))?.send_to(b"payload", to).map(drop)
+}
+
+fn connected_datagram(to: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.connect((to, 99))?;
+    socket.send(b"payload").map(drop)
+}
+
+fn fast_open(to: &str) -> io::Result<()> {
+    let socket = Tcp::v4().nonblocking();
+    match socket.fast_open(SocketAddr::new(to.parse().unwrap(), 80), b"first") {
+        Ok(_) | Err(nix::errno::Errno::EINPROGRESS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An echo request.
+fn raw(to: &str) -> io::Result<()> {
+    // SAFETY: the call takes numbers; the descriptor is checked, and nobody else's.
+    let socket = unsafe {
+        let fd =
+            libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP);
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    };
+    let to = sockaddr(SocketAddr::new(to.parse().unwrap(), 0));
+    let request = [8, 0, 0xf7, 0xfe, 0, 1, 0, 0];
+    sendto(socket.as_raw_fd(), &request, &to, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// A frame of a packet socket, with a UDP datagram in it.
+fn packet_socket(to: &str) -> io::Result<()> {
+    let to: std::net::Ipv4Addr = to.parse().unwrap();
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    frame.extend([0x45, 0, 0, 35, 0, 1, 0, 0, 64, 17, 0, 0, 10, 99, 0, 1]);
+    frame.extend(to.octets());
+    frame.extend([0, 99, 0, 99, 0, 15, 0, 0]);
+    frame.extend(b"payload");
+    packet(&frame)
+}
+
+/// Past all of the kernel's own addressing.
+fn packet(frame: &[u8]) -> io::Result<()> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all zeros is a value of it.
+    let mut link: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    link.sll_family = libc::AF_PACKET as u16;
+    link.sll_ifindex = nix::net::if_::if_nametoindex("near")? as i32;
+    // SAFETY: both lengths are those of what the pointers are to.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const link).cast(),
+            size_of_val(&link) as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A way to send, and what becomes of it where it is blocked.
+type Case = (&'static str, fn(&str) -> io::Result<()>, Fate);
+
+fn cases() -> Vec<Case> {
+    vec![
+        ("TCP", connect, Fate::Refused),
+        ("TCP, v4-mapped", |to| connect(&format!("::ffff:{to}")), Fate::Refused),
+        ("Fast Open", fast_open, Fate::Refused),
+        ("UDP", |to| datagram(to, 99), Fate::Refused),
+        ("UDP, v4-mapped", |to| datagram(&format!("::ffff:{to}"), 99), Fate::Refused),
+        ("connected UDP", connected_datagram, Fate::Refused),
+        ("raw ICMP", raw, Fate::Dropped),
+        ("packet socket", packet_socket, Fate::Dropped),
+    ]
+}
+
+/// Rows of the last table with that verdict: packets and calls.
+fn verdict(run: &Run, daddr: &str, verdict: &str) -> (u64, u64) {
+    let rows = totals(run);
+    let fits = |row: &&Value| row["daddr"] == daddr && row["verdict"] == verdict;
+    let sum = |field: &str| rows.iter().filter(fits).filter_map(|row| row[field].as_u64()).sum();
+    (sum("packets_total"), sum("calls_total"))
+}
+
+#[test]
+fn every_way_out_is_closed_and_others_stay_open() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    for backend in backends() {
+        let run = wire.start(&[&BLOCK[..], &["--backend", backend]].concat());
+        for (what, send, expected) in cases() {
+            assert_eq!(fate(&wire, &far, || send(BLOCKED4)), expected, "{backend} {what}");
+            assert_eq!(fate(&wire, &far, || send(OPEN4)), Fate::Arrived, "{backend} {what}");
+        }
+        for (what, send) in
+            [("TCP", connect as fn(&str) -> io::Result<()>), ("UDP", |to: &str| datagram(to, 99))]
+        {
+            assert_eq!(
+                fate(&wire, &far, || send(BLOCKED6)),
+                Fate::Refused,
+                "{backend} {what}, IPv6"
+            );
+            assert_eq!(
+                fate(&wire, &far, || send("fd60::1")),
+                Fate::Arrived,
+                "{backend} {what}, IPv6"
+            );
+        }
+        let run = run.stop();
+        adds_up(&run);
+        assert_eq!(verdict(&run, BLOCKED4, "drop"), (2, 0), "{}", run.stdout);
+        assert_eq!(verdict(&run, BLOCKED4, "refuse"), (0, 6), "{}", run.stdout);
+        assert_eq!(verdict(&run, BLOCKED4, "pass"), (0, 0), "{}", run.stdout);
+        assert_eq!(verdict(&run, OPEN4, "pass"), (8, 0), "{}", run.stdout);
+        let summary = run.summary();
+        assert_eq!(
+            (&summary["blocked_packets"], &summary["refused_calls"], &summary["dry_run"]),
+            (&2.into(), &8.into(), &false.into()),
+            "{}",
+            run.stdout
+        );
+
+        // The same without the block: everything arrives, and is told of.
+        let run = wire.start(&[&BLOCK[..], &["--dry-run", "--backend", backend]].concat());
+        for (what, send, _) in cases() {
+            assert_eq!(
+                fate(&wire, &far, || send(BLOCKED4)),
+                Fate::Arrived,
+                "{backend} {what}, dry run"
+            );
+        }
+        let run = run.stop();
+        adds_up(&run);
+        assert_eq!(verdict(&run, BLOCKED4, "would-drop"), (8, 0), "{}", run.stdout);
+        assert_eq!(verdict(&run, BLOCKED4, "would-refuse"), (0, 6), "{}", run.stdout);
+        // And nothing is left of it.
+        assert_eq!(fate(&wire, &far, || connect(BLOCKED4)), Fate::Arrived);
+    }
+}
+
+#[test]
+fn forwarded_packets_are_dropped() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    let inner = Netns::new();
+    wire.near.run(|| {
+        ip(&format!("link add inside type veth peer name eth0 netns {}", inner.path()));
+        addresses("inside", "172.20.0.1", "fd00:20::1");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    });
+    inner.run(|| {
+        addresses("eth0", "172.20.0.2", "fd00:20::2");
+        ip("route add default via 172.20.0.1");
+        send(SocketAddr::from(([10, 9, 9, 9], 9)), 3);
+    });
+    thread::sleep(Duration::from_millis(500));
+    for backend in backends() {
+        let args = ["--by", "dst,process", "--backend", backend];
+        let run = wire.start(&[&BLOCK[..], &args].concat());
+        far.received();
+        // A process of another network namespace is told nothing: its packets may never get here.
+        inner.run(|| {
+            for _ in 0..7 {
+                datagram(BLOCKED4, 99).unwrap();
+            }
+        });
+        settle();
+        assert_eq!(far.received(), 0, "{backend}");
+        let run = run.stop();
+        assert_eq!(verdict(&run, BLOCKED4, "drop"), (7, 0), "{backend} {}", run.stdout);
+        let rows = totals(&run);
+        let row = rows.iter().find(|row| row["daddr"] == BLOCKED4).unwrap();
+        assert_eq!(row["owner"], "forwarded", "{row}");
+    }
+}
+
+/// Calls know no interface: what leaves through another one, or not at all, is none of ours.
+#[test]
+fn what_leaves_elsewhere_is_not_refused() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let other = Netns::new();
+    wire.near.run(|| {
+        ip(&format!("link add second type veth peer name far2 netns {}", other.path()));
+        addresses("second", "172.21.0.1", "fd00:21::1");
+        ip("route add 10.50.7.0/24 dev second");
+        ip("addr add 10.50.8.1/32 dev lo");
+    });
+    let run = wire.start(&[&BLOCK[..], &["-i", "100ms"]].concat());
+    let sent = |to: &str| wire.near.run(|| datagram(to, 99)).is_ok();
+    assert!(!sent(BLOCKED4));
+    assert!(sent("10.50.7.9"), "it leaves through another interface");
+    assert!(sent("10.50.8.1"), "it is this machine's own");
+    // A socket that is bound to the interface does leave through it, whatever the routes say.
+    let bound = wire.near.run(|| {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+        nix::sys::socket::setsockopt(
+            &socket,
+            nix::sys::socket::sockopt::BindToDevice,
+            &"near".into(),
+        )
+        .unwrap();
+        socket.send_to(b"x", ("10.50.7.9", 99)).unwrap_err()
+    });
+    assert_eq!(bound.raw_os_error(), Some(libc::EPERM), "{bound}");
+    // Routes change.
+    wire.near.run(|| ip("route del 10.50.7.0/24 dev second"));
+    let begin = Instant::now();
+    while sent("10.50.7.9") {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the change of routes goes unnoticed");
+        thread::sleep(Duration::from_millis(50));
+    }
+    wire.near.run(|| ip("route add 10.50.0.0/16 dev second"));
+    let begin = Instant::now();
+    while !sent(BLOCKED4) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the change of routes goes unnoticed");
+        thread::sleep(Duration::from_millis(50));
+    }
+    run.stop();
+}
+
+fn list(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn only_what_is_allowed_goes_and_what_a_machine_needs() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    let allowed = list("10.60.0.0/16 # the one that is open\nfd60::/16\n");
+    let allowed = allowed.path().to_str().unwrap();
+    for backend in backends() {
+        let args = ["tc-egress", "near", "--allow-only", allowed, "--backend", backend];
+        for strict in [false, true] {
+            let strictly: &[&str] = if strict { &["--strict"] } else { &[] };
+            let run = wire.start(&[&args[..], strictly].concat());
+            let what = format!("{backend} strict {strict}");
+            let open = if strict { Fate::Refused } else { Fate::Arrived };
+            assert_eq!(fate(&wire, &far, || datagram(OPEN4, 99)), Fate::Arrived, "{what}");
+            assert_eq!(fate(&wire, &far, || datagram("fd60::1", 99)), Fate::Arrived, "{what}");
+            assert_eq!(fate(&wire, &far, || connect("10.61.0.1")), Fate::Refused, "{what}");
+            assert_eq!(fate(&wire, &far, || connect("fd61::1")), Fate::Refused, "{what}");
+            assert_eq!(fate(&wire, &far, || raw("10.61.0.1")), Fate::Dropped, "{what}");
+            assert_eq!(fate(&wire, &far, || datagram("10.61.0.1", 53)), open, "DNS, {what}");
+            assert_eq!(fate(&wire, &far, || datagram("10.61.0.1", 67)), open, "DHCP, {what}");
+            assert_eq!(fate(&wire, &far, || datagram("fd61::1", 547)), open, "DHCPv6, {what}");
+            // The loopback is no way out.
+            assert!(wire.near.run(|| datagram("127.0.0.1", 99)).is_ok(), "{what}");
+            let open = if strict { Fate::Dropped } else { Fate::Arrived };
+            assert_eq!(fate(&wire, &far, ask), open, "ARP, {what}");
+            let run = run.stop();
+            adds_up(&run);
+            let said = run.stderr.contains("ARP and neighbour discovery are blocked as well");
+            assert_eq!(said, strict, "{}", run.stderr);
+            let rules: Vec<String> = totals(&run)
+                .iter()
+                .filter_map(|row| row["rule"].as_str().map(ToString::to_string))
+                .collect();
+            let expected: &[&str] = if strict {
+                &["allow-only", "default"]
+            } else {
+                &["allow-only", "default", "dns", "dhcp"]
+            };
+            for rule in expected {
+                assert!(rules.iter().any(|it| it == rule), "{rule}: {rules:?} {}", run.stdout);
+            }
+        }
+    }
+}
+
+/// An ARP request, by a packet socket: neighbours are permanent here, so that the kernel asks nobody.
+fn ask() -> io::Result<()> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 99, 0, 1]);
+    frame.extend([0, 0, 0, 0, 0, 0, 10, 99, 0, 77]);
+    packet(&frame)
+}
+
+#[test]
+fn a_connection_that_is_there_ends_and_the_operators_own_does_not() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let allowed = list("10.60.0.0/16\n");
+    let listener = wire.near.run(|| TcpListener::bind((NEAR4, 22)).unwrap());
+    let client = wire.far.run(|| TcpStream::connect((NEAR4, 22)).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    let ssh = format!("{FAR4} {} {NEAR4} 22", client.local_addr().unwrap().port());
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut answered = |wait: Duration| {
+        io::Write::write_all(&mut server, b"x").unwrap();
+        client.set_read_timeout(Some(wait)).unwrap();
+        io::Read::read_exact(&mut &client, &mut [0]).is_ok()
+    };
+    assert!(answered(Duration::from_secs(5)));
+    let args = ["tc-egress", "near", "--allow-only", allowed.path().to_str().unwrap()];
+    let start = |args: &[&str]| {
+        wire.near.run(|| {
+            let mut command = crate::support::bpftk(args);
+            Running::spawn(command.args(["-v", "--format", "json"]).env("SSH_CONNECTION", &ssh))
+        })
+    };
+    let run = start(&args);
+    assert!(answered(Duration::from_secs(5)), "the operator's connection is cut");
+    let run = run.stop();
+    let rows = totals(&run);
+    assert!(
+        rows.iter().any(|row| row["rule"] == "ssh" && row["verdict"] == "pass"),
+        "{}",
+        run.stdout
+    );
+    let run = start(&[&args[..], &["--strict"]].concat());
+    assert!(!answered(Duration::from_millis(300)));
+    run.stop();
+    // What was sent meanwhile comes again.
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    io::Read::read_exact(&mut &client, &mut [0]).unwrap();
+
+    // Rules that would cut it off are refused before anything is attached.
+    let environment = [("SSH_CONNECTION", ssh.as_str())];
+    let block = ["tc-egress", "near", "--block", FAR4, "-d", "100ms"];
+    let (status, text) = outcome(&wire, &block, &environment);
+    assert!(status == 2 && text.contains("your SSH connection"), "{status} {text}");
+    let all = ["tc-egress", "near", "--block-match", "arp", "-d", "100ms"];
+    let (status, text) = outcome(&wire, &all, &[]);
+    assert!(status == 2 && text.contains("ARP"), "{status} {text}");
+    for way in ["--dry-run", "--strict"] {
+        let (status, text) = outcome(&wire, &[&block[..], &[way]].concat(), &environment);
+        assert_eq!(status, 0, "{way} {text}");
+    }
+}
+
+#[test]
+fn expressions_block_packets() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    for backend in backends() {
+        let run = wire.start(&[
+            "tc-egress",
+            "near",
+            "--block-match",
+            "udp dst port 7",
+            "--block-match",
+            "icmp",
+            "--by",
+            "dst,proto",
+            "--backend",
+            backend,
+        ]);
+        assert_eq!(fate(&wire, &far, || datagram(OPEN4, 7)), Fate::Dropped, "{backend}");
+        assert_eq!(fate(&wire, &far, || datagram(OPEN4, 8)), Fate::Arrived, "{backend}");
+        assert_eq!(fate(&wire, &far, || raw(OPEN4)), Fate::Dropped, "{backend}");
+        let run = run.stop();
+        adds_up(&run);
+        let rows = totals(&run);
+        let rule = |rule: &str| {
+            let row = rows.iter().find(|row| row["rule"] == rule);
+            let row = row.unwrap_or_else(|| panic!("no {rule} in {}", run.stdout));
+            (row["proto"].as_str().unwrap().to_string(), row["packets"].as_u64().unwrap())
+        };
+        assert_eq!(rule("match udp dst port 7"), ("udp".into(), 1));
+        assert_eq!(rule("match icmp"), ("icmp".into(), 1));
+    }
+}
+
+#[test]
+fn lists_are_read_again_and_bad_ones_change_nothing() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    let file = list("10.50.0.0/16\n");
+    let path = file.path().to_str().unwrap();
+    let run = wire.start(&["tc-egress", "near", "--block-file", path, "-i", "100ms"]);
+    assert_eq!(fate(&wire, &far, || datagram(BLOCKED4, 9)), Fate::Refused);
+    assert_eq!(fate(&wire, &far, || datagram(OPEN4, 9)), Fate::Arrived);
+    let until = |to: &'static str, expected: Fate| {
+        let begin = Instant::now();
+        while fate(&wire, &far, || datagram(to, 9)) != expected {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{to} is not {expected:?}");
+        }
+    };
+    std::fs::write(path, "10.60.0.0/16\n").unwrap();
+    run.signal(Signal::SIGHUP);
+    until(OPEN4, Fate::Refused);
+    until(BLOCKED4, Fate::Arrived);
+    std::fs::write(path, "10.50.0.0/16\nnonsense\n").unwrap();
+    run.signal(Signal::SIGHUP);
+    thread::sleep(Duration::from_millis(300));
+    until(OPEN4, Fate::Refused);
+    let run = run.stop();
+    assert!(run.stderr.contains("the lists are read again"), "{}", run.stderr);
+    assert!(run.stderr.contains("the lists stay as they were"), "{}", run.stderr);
+}
+
+/// Nobody is locked out by a bpftk that is gone.
+#[test]
+fn a_kill_opens_everything_again() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let far = Far::new(&wire);
+    for backend in backends() {
+        let run = wire.start(&[&BLOCK[..], &["--backend", backend]].concat());
+        assert_eq!(fate(&wire, &far, || datagram(BLOCKED4, 9)), Fate::Refused, "{backend}");
+        assert_eq!(fate(&wire, &far, || raw(BLOCKED4)), Fate::Dropped, "{backend}");
+        run.kill();
+        let begin = Instant::now();
+        while fate(&wire, &far, || raw(BLOCKED4)) != Fate::Arrived
+            || fate(&wire, &far, || datagram(BLOCKED4, 9)) != Fate::Arrived
+        {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{backend}");
+        }
+        wire.near.run(|| output(&["doctor", "--cleanup"]));
+    }
+}
+
+#[test]
+fn contradictions_are_wrong_usage() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let empty = list("# nothing\n");
+    let empty = empty.path().to_str().unwrap();
+    for (args, expected) in [
+        (&["--strict"][..], "nothing is blocked"),
+        (&["--dry-run"], "nothing is blocked"),
+        (&["--block", "10.0.0.0/8", "--direction", "ingress"], "xdp-drop"),
+        (&["--block", "10.0.0.0/33"], "10.0.0.0/33"),
+        (&["--block-file", "/no/such/file"], "/no/such/file"),
+        (&["--block-match", "no such thing ("], "no such thing"),
+        (&["--allow-only", empty], "nothing would be allowed"),
+        (&["--suggest", "/no/such/dir/list"], "/no/such/dir/list"),
+        (&["--suggest", "/dev/null", "--by", "proto"], "expected --by dst"),
+        (&["--suggest", "/dev/null", "--direction", "ingress"], "--direction egress"),
+    ] {
+        let args = [&["tc-egress", "near", "-d", "100ms"], args].concat();
+        let (status, text) = outcome(&wire, &args, &[]);
+        assert!(status == 2 && text.contains(expected), "{args:?} {status} {text}");
+    }
+}
