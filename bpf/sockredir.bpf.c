@@ -491,9 +491,7 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	peer_sk = (void *)peer->end.sk;
 	if (tp->inet_conn.icsk_ulp_ops || BPF_CORE_READ(peer_sk, icsk_ulp_ops))
 		return SOCKREDIR_ULP;
-	if (tcp_is_short_of_memory(tp, size))
-		return SOCKREDIR_MEMORY;
-	reason = reserve(peer, size, first, &queued);
+	reason = reserve(peer, tp, size, first, &queued);
 	if (reason)
 		return reason;
 	if (bpf_msg_redirect_hash(msg, &socks, &other, BPF_F_INGRESS) != SK_PASS) {

@@ -82,35 +82,47 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 	change_sum(-memory);
 }
 
+/* The first of net.ipv4.tcp_mem, as of the last send that looked. */
+static long tcp_memory_limit;
+
 /*
- * Whether TCP is short of memory (tcp_mem), or would be with so much more. Then the kernel has a redirected send fail where TCP would
+ * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP would
  * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated.
  */
-static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size)
+static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size, bool look)
 {
 	struct proto *tcp = tp->inet_conn.icsk_inet.sk.__sk_common.skc_prot;
-	long allocated, limit;
+	long limit = tcp_memory_limit;
 
-	if (bpf_probe_read_kernel(&allocated, sizeof(allocated), tcp->memory_allocated) ||
-	    bpf_probe_read_kernel(&limit, sizeof(limit), tcp->sysctl_mem))
-		return false;
+	/* It hardly ever changes, and reading it takes a call. */
+	if (look || !limit) {
+		if (bpf_probe_read_kernel(&limit, sizeof(limit), tcp->sysctl_mem))
+			return false;
+		tcp_memory_limit = limit;
+	}
 	/* Pages have 4 KiB or more; what is not full takes one as well. */
-	return allocated + (size >> 12) + 1 > limit;
+	return tcp->memory_allocated->counter + (size >> 12) + 1 > limit;
 }
 
 /*
  * Takes room for a message in the queue of `to`, or tells why there is none. Over the bound of all queues no direction
  * begins to be redirected, and none goes on whose reader is behind; one that is alone in its queue may pass.
  */
-static __always_inline __u32 reserve(struct sockredir_entry *to, __u32 size, bool first, __u64 *queued)
+static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock *from, __u32 size, bool first,
+				     __u64 *queued)
 {
 	bool drained = is_drained(to);
 	__u64 *sum = sum_of_queues();
 	__u32 reason = SOCKREDIR_NONE;
 	__s64 all, change = 0;
 
-	if (!sum)
+	if (!sum || tcp_is_short_of_memory(from, size, first || !drained))
 		return SOCKREDIR_MEMORY;
+	/* As the last one, which was read: with requests and answers that is the rule. Nothing changes. */
+	if (drained && to->queued_messages == 1 && to->queued_bytes == size && !to->closed) {
+		*queued = size;
+		return SOCKREDIR_NONE;
+	}
 	all = *sum;
 	bpf_spin_lock(&to->lock);
 	if (drained) {
@@ -132,7 +144,6 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, __u32 size, boo
 	}
 	*queued = to->queued_bytes;
 	bpf_spin_unlock(&to->lock);
-	/* A question and an answer of the usual sizes leave it as it is. */
 	if (change)
 		__sync_fetch_and_add(sum, change);
 	return reason;
