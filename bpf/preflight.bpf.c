@@ -10,6 +10,7 @@
 
 #include "task_filter.bpf.h"
 #include "preflight.h"
+#include "waiters.bpf.h"
 
 /* include/uapi/linux/socket.h, include/linux/socket.h */
 #define MSG_OOB 0x1
@@ -31,7 +32,9 @@
 
 #if defined(__TARGET_ARCH_x86)
 #define NR_READ 0
+#define NR_WRITE 1
 #define NR_READV 19
+#define NR_WRITEV 20
 #define NR_SENDFILE 40
 #define NR_SENDTO 44
 #define NR_RECVFROM 45
@@ -42,11 +45,14 @@
 #define NR_RECVMMSG 299
 #define NR_SENDMMSG 307
 #define NR_PREADV2 327
+#define NR_PWRITEV2 328
 /* socketcall, and socket to recvmsg, as 32-bit programs number them. */
 #define IS_SOCKET_CALL32(nr) ((nr) == 102 || ((nr) >= 359 && (nr) <= 373))
 #elif defined(__TARGET_ARCH_arm64)
 #define NR_READ 63
+#define NR_WRITE 64
 #define NR_READV 65
+#define NR_WRITEV 66
 #define NR_SENDFILE 71
 #define NR_SPLICE 76
 #define NR_SENDTO 206
@@ -57,6 +63,7 @@
 #define NR_RECVMMSG 243
 #define NR_SENDMMSG 269
 #define NR_PREADV2 286
+#define NR_PWRITEV2 287
 #define IS_SOCKET_CALL32(nr) ((nr) >= 281 && (nr) <= 297)
 #else
 #error "which numbers do the system calls have here, and which those of 32-bit programs?"
@@ -131,6 +138,7 @@ enum preflight_port_role _role;
 /* A connection with another socket of this machine. */
 struct connection {
 	struct sock *sk;
+	struct file *file;
 	__u16 lport;
 	__u16 rport;
 	bool mptcp;
@@ -267,6 +275,7 @@ static __always_inline bool local_connection(int fd, struct connection *conn)
 	if (!is_local(remote, own))
 		return false;
 	conn->sk = sk;
+	conn->file = file;
 	conn->mptcp = protocol == IPPROTO_MPTCP;
 	conn->lport = BPF_CORE_READ(sk, __sk_common.skc_num);
 	conn->rport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
@@ -317,14 +326,28 @@ struct call {
 	int fd;
 	__u32 flags;
 	enum way way;
+	/* Of SENDS: bytes, as far as it is known, or the most that there can be. */
+	__u64 length;
 	/* Of READS_PAST. */
 	__u32 reason;
 };
+
+/* Whether the call may find that another thread waits at the connection, and wake it by waiting itself, or be woken by it. */
+static __always_inline bool may_wake_another(const struct connection *conn, const struct call *call)
+{
+	struct sock *sk = conn->sk;
+	__u64 room = BPF_CORE_READ(sk, sk_sndbuf), used = BPF_CORE_READ(sk, sk_wmem_queued);
+
+	if (call->way == SENDS && call->length < room && used + call->length < room)
+		return false;
+	return count_waiters(sk, conn->file) > 0;
+}
 
 /* What is unsafe about it is counted, each reason once. */
 static __always_inline bool look_at(struct preflight_process *process, const struct connection *conn,
 				    const struct call *call)
 {
+	bool may_block = conn->may_block && !(call->flags & MSG_DONTWAIT);
 	struct inet_connection_sock *icsk = (void *)conn->sk;
 	struct sock *sk = conn->sk;
 	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
@@ -349,13 +372,15 @@ static __always_inline bool look_at(struct preflight_process *process, const str
 			reasons |= 1 << PREFLIGHT_TRUNC;
 		if (BPF_CORE_READ(sk, sk_rcvlowat) > 1)
 			reasons |= 1 << PREFLIGHT_RCVLOWAT;
-		if (conn->may_block && !(call->flags & MSG_DONTWAIT)) {
+		if (may_block) {
 			if (BPF_CORE_READ(sk, sk_rcvtimeo) != MAX_SCHEDULE_TIMEOUT)
 				reasons |= 1 << PREFLIGHT_RCVTIMEO;
 			if (handles_signals())
 				reasons |= 1 << PREFLIGHT_SIGNALS;
 		}
 	}
+	if (call->way != READS_PAST && may_block && may_wake_another(conn, call))
+		reasons |= 1 << PREFLIGHT_TWO_THREADS;
 	for (int i = 0; i < PREFLIGHT_REASONS; i++) {
 		if (reasons & (1 << i))
 			__sync_fetch_and_add(&process->counts[i], 1);
@@ -411,6 +436,9 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_READ:
 	case NR_READV:
 	case NR_PREADV2:
+	case NR_WRITE:
+	case NR_WRITEV:
+	case NR_PWRITEV2:
 	case NR_RECVFROM:
 	case NR_RECVMSG:
 	case NR_RECVMMSG:
@@ -464,14 +492,41 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		is_not_seen(PREFLIGHT_IO_URING);
 		return 0;
 	}
-	if (number == NR_SENDTO || number == NR_SENDMSG || number == NR_SENDMMSG)
+	switch (number) {
+	case NR_WRITE:
+	case NR_SENDTO:
 		call.way = SENDS;
-	/* Errors and time stamps, no data. */
-	else if (call.flags & MSG_ERRQUEUE)
-		return 0;
+		call.length = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		break;
+	case NR_WRITEV:
+	case NR_PWRITEV2:
+	case NR_SENDMSG:
+	case NR_SENDMMSG:
+		/* It is in the program's memory, which may be on disk. */
+		call.way = SENDS;
+		call.length = ~0ULL;
+		break;
+	default:
+		/* Errors and time stamps, no data. */
+		if (call.flags & MSG_ERRQUEUE)
+			return 0;
+	}
 
-	if (!local_connection(call.fd, &conn))
-		return 0;
+	if (!local_connection(call.fd, &conn)) {
+		/* What goes from elsewhere into a connection. */
+		if (number == NR_SPLICE) {
+			call.fd = PT_REGS_PARM3_CORE_SYSCALL(regs);
+			call.length = PT_REGS_PARM5_CORE_SYSCALL(regs);
+		} else if (number == NR_SENDFILE) {
+			call.fd = PT_REGS_PARM1_CORE_SYSCALL(regs);
+			call.length = PT_REGS_PARM4_CORE_SYSCALL(regs);
+		} else {
+			return 0;
+		}
+		call.way = SENDS;
+		if (!local_connection(call.fd, &conn))
+			return 0;
+	}
 	process = this_process();
 	if (!process)
 		return 0;

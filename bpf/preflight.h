@@ -15,6 +15,7 @@ enum preflight_reason {
 	PREFLIGHT_RCVLOWAT,
 	PREFLIGHT_RCVTIMEO,
 	PREFLIGHT_SIGNALS,
+	PREFLIGHT_TWO_THREADS,
 	PREFLIGHT_ULP,
 	PREFLIGHT_MPTCP,
 	/* What the programs can't look into. */

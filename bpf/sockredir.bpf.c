@@ -9,13 +9,16 @@
  *   - A reader takes redirected data first, and then what came by TCP. So a direction may change from redirection to TCP at
  *     any time, and never back: it is redirected only from its first byte on, and only while nothing of it ever entered TCP.
  *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
- *   - The kernel does not bound the queue of redirected data. What would exceed the bound goes by TCP, which does.
+ *   - The kernel does not bound the queues of redirected data. What would exceed a bound goes by TCP, which does:
+ *     sockredir_queue.bpf.h.
  *   - An entry of the map is removed by the kernel alone, when its socket closes: with the entry goes its unread data.
  *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
  */
 
 #include "common.bpf.h"
 #include "sockredir.h"
+#include "sockredir_queue.bpf.h"
+#include "waiters.bpf.h"
 
 /* include/uapi/asm-generic/fcntl.h */
 #define O_NONBLOCK 00004000
@@ -26,8 +29,6 @@
 #define E2BIG 7
 #define ENOMEM 12
 
-const volatile __u64 max_queue;
-const volatile __u32 max_messages;
 const volatile bool by_port;
 const volatile bool by_excluded_port;
 const volatile __u32 comms;
@@ -44,14 +45,14 @@ struct {
 	__uint(value_size, sizeof(__u64));
 } socks SEC(".maps");
 
-/* One for each entry of the map of sockets. Not allocated ahead: most machines have few. */
+/* Ends that were refused, for a reason that is worth a row: they are shown, and nothing else is made of them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct sockredir_key);
 	__type(value, struct sockredir_end);
-} ends SEC(".maps");
+} refused SEC(".maps");
 
 /* A socket's key. */
 struct {
@@ -86,8 +87,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counts SEC(".maps");
-
-const struct sockredir_end blank;
 
 /* For the skeleton. */
 struct sockredir_event _event;
@@ -204,34 +203,17 @@ static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
 
 /*
  * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes by TCP
- * for ever: it is in TCP's own function. Beside it there wait the thread that connects, if it does so blocking, and whoever
- * polls, which is told by the file in front of its entry.
+ * for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
  */
 static __always_inline bool reader_waits(struct sock *sk)
 {
-	struct socket_wq *wq = BPF_CORE_READ(sk, sk_wq);
 	struct file *file = BPF_CORE_READ(sk, sk_socket, file);
-	struct list_head *head = (void *)wq + bpf_core_field_offset(struct socket_wq, wait.head);
-	struct list_head *at = BPF_CORE_READ(wq, wait.head.next);
-	int expected, waiting = 0, i;
+	int connecting;
 
-	if (!wq || !file)
+	if (!file)
 		return false;
-	expected = BPF_CORE_READ(file, f_flags) & O_NONBLOCK ? 0 : 1;
-	for (i = 0; i < 8; i++) {
-		struct wait_queue_entry *entry;
-		struct poll_table_entry *poll;
-
-		if (at == head)
-			return waiting > expected;
-		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
-		poll = (void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
-		/* Those of epoll and io_uring have none. */
-		if (BPF_CORE_READ(entry, private) && BPF_CORE_READ(poll, filp) != file)
-			waiting++;
-		at = BPF_CORE_READ(at, next);
-	}
-	return true;
+	connecting = BPF_CORE_READ(file, f_flags) & O_NONBLOCK ? 0 : 1;
+	return count_waiters(sk, file) > connecting;
 }
 
 /* What a socket is that must not be redirected, whatever its connection; or nothing. */
@@ -268,82 +250,135 @@ static __always_inline __u32 why_not_inserted(int error)
 	return SOCKREDIR_REFUSED;
 }
 
-/* Takes an end that can profit into the map. Returns why not. */
-static __always_inline __u32 admit(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client)
+/* A key for the socket, by which it is known as it closes. */
+static __always_inline bool name_it(struct bpf_sock *sk, const struct sockredir_key *key)
 {
-	struct sockredir_key key = {}, other = {};
-	struct sockredir_key *stored;
-	struct sockredir_end *end;
-	struct tcp_sock *tp;
-	__u32 reason;
-	int error;
+	struct sockredir_key *stored = bpf_sk_storage_get(&keys, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (!tuple(ops, &key))
-		return SOCKREDIR_NOT_LOCAL;
-	swap(&other, &key);
-	if (!port_wanted(client ? key.rport : key.lport)) {
-		/* A request was not noted either. */
-		return SOCKREDIR_FILTERED;
-	}
+	if (stored)
+		*stored = *key;
+	return stored != NULL;
+}
+
+static __always_inline void tell_when_closed(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, FIELD(bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Whether an end can profit from the map. Returns why not. */
+static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client,
+				      const struct sockredir_key *key)
+{
+	__u32 reason, alone = SOCKREDIR_NONE;
+	struct sockredir_key other;
+	struct tcp_sock *tp;
+
 	/* One that is connected to itself, too, has no other end. */
-	if (key.lport == key.rport && same_address(key.laddr, key.raddr))
+	if (key->lport == key->rport && same_address(key->laddr, key->raddr))
 		return SOCKREDIR_PEER_UNKNOWN;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return SOCKREDIR_REFUSED;
+	swap(&other, key);
+	if (client) {
+		other.lseq = other.rseq = 0;
+		if (!bpf_map_lookup_elem(&requests, &other))
+			alone = why_no_peer(key);
+	} else if (!bpf_map_lookup_elem(&ends, &other)) {
+		alone = bpf_map_lookup_elem(&refused, &other) ? SOCKREDIR_PEER_UNKNOWN : why_no_peer(key);
+	}
+	if (alone == SOCKREDIR_NOT_LOCAL)
+		return alone;
 	/* Fast Open sends before there is a connection. */
 	if (BPF_CORE_READ(tp, bytes_sent) || BPF_CORE_READ(tp, write_seq) != FIELD(snd_nxt))
 		return SOCKREDIR_PRIOR_BYTES;
-	if (client) {
-		if (!bpf_map_lookup_elem(&requests, &other))
-			return why_no_peer(&key);
-	} else {
-		bpf_map_delete_elem(&requests, &key);
-	}
-	key.lseq = other.rseq = FIELD(snd_nxt);
-	key.rseq = other.lseq = FIELD(rcv_nxt);
-	if (!client && !bpf_map_lookup_elem(&ends, &other))
-		return why_no_peer(&key);
 	reason = unfit(tp, client);
-	if (reason)
-		return reason;
+	return reason ? reason : alone;
+}
 
+/* Takes an end into the map. Returns why it can't be. */
+static __always_inline __u32 insert(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client, struct sockredir_key *key)
+{
+	struct sockredir_entry entry = {};
+	int error;
+
+	entry.end.sk = (__u64)bpf_skc_to_tcp_sock(sk);
+	entry.end.client = client;
+	entry.end.opened_ns = bpf_ktime_get_boot_ns();
 	/* Before the socket is in the map, and seen by the other program. */
-	error = bpf_map_update_elem(&ends, &key, &blank, BPF_NOEXIST);
+	error = bpf_map_update_elem(&ends, key, &entry, BPF_NOEXIST);
 	if (error)
 		return why_not_inserted(error);
-	end = bpf_map_lookup_elem(&ends, &key);
-	stored = bpf_sk_storage_get(&keys, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!end || !stored) {
-		bpf_map_delete_elem(&ends, &key);
+	if (!name_it(sk, key)) {
+		bpf_map_delete_elem(&ends, key);
 		return SOCKREDIR_MAP_FULL;
 	}
-	end->sk = (__u64)tp;
-	end->client = client;
-	end->opened_ns = bpf_ktime_get_boot_ns();
-	*stored = key;
-	error = bpf_sock_hash_update(ops, &socks, &key, BPF_NOEXIST);
+	error = bpf_sock_hash_update(ops, &socks, key, BPF_NOEXIST);
 	if (error) {
 		bpf_sk_storage_delete(&keys, sk);
-		bpf_map_delete_elem(&ends, &key);
+		bpf_map_delete_elem(&ends, key);
 		return why_not_inserted(error);
 	}
-	bpf_sock_ops_cb_flags_set(ops, FIELD(bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG);
+	tell_when_closed(ops);
 	count(SOCKREDIR_ADMITTED, 1);
 	return SOCKREDIR_NONE;
+}
+
+/* An end that stays as it is, to be shown with the reason. */
+static __always_inline void remember_refused(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client,
+					     struct sockredir_key *key, __u32 reason)
+{
+	struct sockredir_end end = {};
+
+	end.sk = (__u64)bpf_skc_to_tcp_sock(sk);
+	end.client = client;
+	end.opened_ns = bpf_ktime_get_boot_ns();
+	end.state = SOCKREDIR_TCP;
+	end.reason = reason;
+	if (bpf_map_update_elem(&refused, key, &end, BPF_NOEXIST))
+		return;
+	if (name_it(sk, key))
+		tell_when_closed(ops);
+	else
+		bpf_map_delete_elem(&refused, key);
 }
 
 static __always_inline void established(struct bpf_sock_ops *ops, bool client)
 {
 	struct bpf_sock *sk = ops->sk;
+	struct sockredir_key key = {};
 	__u32 reason;
 
 	if (!enabled || !sk)
 		return;
 	count(client ? SOCKREDIR_CLIENTS : SOCKREDIR_SERVERS, 1);
-	reason = admit(ops, sk, client);
-	if (reason)
-		left_to_tcp(reason);
+	if (!tuple(ops, &key)) {
+		left_to_tcp(SOCKREDIR_NOT_LOCAL);
+		return;
+	}
+	if (!port_wanted(client ? key.rport : key.lport)) {
+		/* A request was not noted either. */
+		left_to_tcp(SOCKREDIR_FILTERED);
+		return;
+	}
+	if (!client)
+		bpf_map_delete_elem(&requests, &key);
+	key.lseq = FIELD(snd_nxt);
+	key.rseq = FIELD(rcv_nxt);
+	reason = consider(ops, sk, client, &key);
+	if (!reason)
+		reason = insert(ops, sk, client, &key);
+	if (!reason)
+		return;
+	left_to_tcp(reason);
+	if (reason != SOCKREDIR_NOT_LOCAL)
+		remember_refused(ops, sk, client, &key, reason);
+}
+
+/* Payload, each byte once. */
+static __always_inline __u64 sent_by_tcp(struct tcp_sock *tp)
+{
+	return BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
 }
 
 /* The last that is seen of an end. The kernel takes it out of the map of sockets when its file is closed. */
@@ -351,8 +386,10 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk = ops->sk;
 	struct sockredir_event event;
+	struct sockredir_entry *entry;
 	struct sockredir_key *stored;
 	struct sockredir_end *end;
+	struct tcp_sock *tp;
 
 	if (!sk)
 		return;
@@ -360,18 +397,28 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 	if (!stored)
 		return;
 	event.key = *stored;
-	end = bpf_map_lookup_elem(&ends, &event.key);
-	if (!end)
-		return;
-	if (end->state == SOCKREDIR_IDLE)
-		count(SOCKREDIR_SILENT, 1);
+	entry = bpf_map_lookup_elem(&ends, &event.key);
+	if (entry) {
+		if (entry->end.state == SOCKREDIR_IDLE)
+			count(SOCKREDIR_SILENT, 1);
+		empty_queue(entry, true);
+		event.end = entry->end;
+		bpf_map_delete_elem(&ends, &event.key);
+	} else {
+		end = bpf_map_lookup_elem(&refused, &event.key);
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (!end || !tp)
+			return;
+		event.end = *end;
+		event.end.tcp_bytes = sent_by_tcp(tp);
+		count(SOCKREDIR_TCP_BYTES, event.end.tcp_bytes);
+		bpf_map_delete_elem(&refused, &event.key);
+	}
 	if (with_events) {
 		event._pad = 0;
 		event.closed_ns = bpf_ktime_get_boot_ns();
-		event.end = *end;
 		emit_record(&event, sizeof(event));
 	}
-	bpf_map_delete_elem(&ends, &event.key);
 }
 
 /* The reply stays as it is: it may be another program's. */
@@ -417,41 +464,16 @@ static __always_inline bool comm_wanted(const __u8 comm[BPFTK_COMM_LEN])
 	return false;
 }
 
-/* Before the first byte. Returns why the direction is TCP's from now on. */
-static __always_inline __u32 decide(struct sockredir_end *end, const struct sockredir_key *other)
-{
-	struct sockredir_end *peer;
-
-	if (comms && !comm_wanted(end->comm))
-		return SOCKREDIR_FILTERED;
-	peer = bpf_map_lookup_elem(&ends, other);
-	if (!peer)
-		return SOCKREDIR_PEER_UNKNOWN;
-	end->peer = peer->sk;
-	return SOCKREDIR_NONE;
-}
-
-/* Whether the other end's queue has room, by what was sent since it was last empty. */
-static __always_inline bool has_room(struct sockredir_end *end, __u32 size)
-{
-	struct sock *peer = (void *)end->peer;
-	/* The low bits are flags. include/net/sock.h, SK_USER_DATA_PTRMASK */
-	__u64 psock = (__u64)BPF_CORE_READ(peer, sk_user_data) & ~7ULL;
-	__u64 next = (__u64)BPF_CORE_READ((struct sk_psock *)psock, ingress_msg.next);
-
-	if (next == psock + bpf_core_field_offset(struct sk_psock, ingress_msg)) {
-		end->queued_bytes = 0;
-		end->queued_messages = 0;
-	}
-	return end->queued_bytes + size <= max_queue && end->queued_messages < max_messages;
-}
-
 /* Redirects the message, or tells why it can't be. */
-static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_end *end,
-				      struct tcp_sock *tp, const struct sockredir_key *key, __u32 size)
+static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_end *end, struct tcp_sock *tp,
+				      const struct sockredir_key *key, __u32 size)
 {
-	struct sock *peer_sk;
+	bool first = end->state == SOCKREDIR_IDLE;
+	__u32 gone = first ? SOCKREDIR_PEER_UNKNOWN : SOCKREDIR_PEER_CLOSED;
+	struct inet_connection_sock *peer_sk;
+	struct sockredir_entry *peer;
 	struct sockredir_key other;
+	__u64 queued = 0;
 	__u32 reason;
 
 	if (!enabled)
@@ -459,21 +481,24 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	/* A thread may have waited for the connection in TCP's own function, or sent urgent data. */
 	if (tp->write_seq != key->lseq)
 		return SOCKREDIR_PRIOR_BYTES;
+	if (first && comms && !comm_wanted(end->comm))
+		return SOCKREDIR_FILTERED;
 	swap(&other, key);
-	if (end->state == SOCKREDIR_IDLE) {
-		reason = decide(end, &other);
-		if (reason)
-			return reason;
-	}
+	peer = bpf_map_lookup_elem(&ends, &other);
+	if (!peer)
+		return gone;
 	/* Either may have got one since it was established. */
-	peer_sk = (void *)end->peer;
-	if (tp->inet_conn.icsk_ulp_ops ||
-	    BPF_CORE_READ((struct inet_connection_sock *)peer_sk, icsk_ulp_ops))
+	peer_sk = (void *)peer->end.sk;
+	if (tp->inet_conn.icsk_ulp_ops || BPF_CORE_READ(peer_sk, icsk_ulp_ops))
 		return SOCKREDIR_ULP;
-	if (!has_room(end, size))
-		return SOCKREDIR_BACKLOG;
-	if (bpf_msg_redirect_hash(msg, &socks, &other, BPF_F_INGRESS) != SK_PASS)
-		return end->state == SOCKREDIR_IDLE ? SOCKREDIR_PEER_UNKNOWN : SOCKREDIR_PEER_CLOSED;
+	reason = reserve(peer, tp, size, first, &queued);
+	if (reason)
+		return reason;
+	if (bpf_msg_redirect_hash(msg, &socks, &other, BPF_F_INGRESS) != SK_PASS) {
+		give_back(peer, size);
+		return gone;
+	}
+	count_maximum(SOCKREDIR_HIGH_WATER, queued);
 	return SOCKREDIR_NONE;
 }
 
@@ -482,6 +507,7 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
 	struct sockredir_key *stored, key;
+	struct sockredir_entry *entry;
 	struct sockredir_end *end;
 	struct tcp_sock *tp;
 	__u32 pid, reason, size = msg->size;
@@ -493,10 +519,11 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 	if (!stored)
 		return SK_PASS;
 	key = *stored;
-	/* The sender has its socket locked: nobody else changes the entry. */
-	end = bpf_map_lookup_elem(&ends, &key);
-	if (!end)
+	/* The sender has its socket locked: nobody else changes what the entry says of its end. */
+	entry = bpf_map_lookup_elem(&ends, &key);
+	if (!entry)
 		return SK_PASS;
+	end = &entry->end;
 	pid = bpf_get_current_pid_tgid() >> 32;
 	if (end->pid != pid) {
 		struct task_struct *task = (void *)bpf_get_current_task();
@@ -520,13 +547,10 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 			end->state = SOCKREDIR_REDIRECT;
 			count(SOCKREDIR_REDIRECTED, 1);
 		}
-		end->queued_bytes += size;
-		end->queued_messages++;
 		end->bytes += size;
 		end->messages++;
 		count(SOCKREDIR_BYTES, size);
 		count(SOCKREDIR_MESSAGES, 1);
-		count_maximum(SOCKREDIR_HIGH_WATER, end->queued_bytes);
 		return SK_PASS;
 	}
 	if (end->state == SOCKREDIR_REDIRECT)
@@ -540,4 +564,28 @@ pass:
 	count(SOCKREDIR_TCP_BYTES, size);
 	count(SOCKREDIR_TCP_MESSAGES, 1);
 	return SK_PASS;
+}
+
+/* ------------------------------------------------------------------ for user space */
+
+/* Run by user space for a key: what it asks of a socket nothing else would look at. */
+SEC("tc")
+int bpftk_look(struct __sk_buff *skb)
+{
+	struct sockredir_entry *entry;
+	struct sockredir_key key;
+	struct sockredir_end *end;
+
+	if (bpf_skb_load_bytes(skb, SOCKREDIR_PACKET_HEADER, &key, sizeof(key)))
+		return 1;
+	entry = bpf_map_lookup_elem(&ends, &key);
+	if (entry) {
+		if (is_drained(entry))
+			empty_queue(entry, false);
+		return 0;
+	}
+	end = bpf_map_lookup_elem(&refused, &key);
+	if (end)
+		end->tcp_bytes = sent_by_tcp((void *)end->sk);
+	return 0;
 }

@@ -46,23 +46,20 @@ enum sockredir_reason {
 	SOCKREDIR_REFUSED,
 	SOCKREDIR_PEER_CLOSED,
 	SOCKREDIR_STOPPED,
+	SOCKREDIR_MEMORY,
 	SOCKREDIR_REASONS,
 };
 
 struct sockredir_end {
-	/* Addresses of this socket and of the other one: only ever read with care, since they may be gone. */
+	/* This socket's address: only ever read with care, since it may be gone. */
 	__u64 sk;
-	__u64 peer;
 	/* Redirected. */
 	__u64 bytes;
 	__u64 messages;
-	/* Seen by the program, and left to TCP. */
+	/* Left to TCP. Messages are seen of ends in the map alone. */
 	__u64 tcp_bytes;
 	__u64 tcp_messages;
-	/* Redirected since the other end's queue was last seen empty: at least what waits in it. */
-	__u64 queued_bytes;
 	__u64 opened_ns;
-	__u32 queued_messages;
 	/* Whoever sent last. */
 	__u32 pid;
 	__u8 comm[BPFTK_COMM_LEN];
@@ -70,8 +67,27 @@ struct sockredir_end {
 	__u8 reason;
 	/* This end connected. */
 	__u8 client;
-	__u8 _pad[5];
+	__u8 _pad;
 };
+
+/* An end that is in the map of sockets, and what waits to be read there. */
+struct sockredir_entry {
+	struct sockredir_end end;
+	/* Of what follows, which the sender at the other end changes, and whoever finds that all of it was read. */
+	struct bpf_spin_lock lock;
+	/* Redirected since the queue was last seen empty: at least what waits in it. */
+	__u32 queued_messages;
+	__u64 queued_bytes;
+	/* Nothing is added any more. */
+	__u32 closed;
+	__u32 _pad;
+};
+
+/* What a waiting message takes beside its bytes: a struct sk_msg, in a slab of that size. */
+#define SOCKREDIR_MESSAGE_BYTES 1024
+
+/* A packet for bpftk_look is a header that means nothing, and a key. */
+#define SOCKREDIR_PACKET_HEADER 14
 
 struct sockredir_event {
 	struct sockredir_key key;
@@ -108,7 +124,8 @@ enum sockredir_count {
 #define SOCKREDIR_COMMS 8
 
 _Static_assert(sizeof(struct sockredir_key) == 44, "user space has the same");
-_Static_assert(sizeof(struct sockredir_end) == 96, "user space has the same");
-_Static_assert(sizeof(struct sockredir_event) == 152, "user space has the same");
+_Static_assert(sizeof(struct sockredir_end) == 72, "user space has the same");
+_Static_assert(sizeof(struct sockredir_entry) == 96, "user space has the same");
+_Static_assert(sizeof(struct sockredir_event) == 128, "user space has the same");
 
 #endif

@@ -8,3 +8,11 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(crate) fn canonical(addr: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(addr).to_canonical()
 }
+
+/// And back.
+pub(crate) fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}

@@ -28,9 +28,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() { sed -n '4,26s/^# \{0,1\}//p' "$0"; }
 wrong() { echo "run.sh: $*" >&2; exit 2; }
 
-# What the tests use, and what of iproute2 needs a module. Kernels that have one built in or not at all don't mind.
+# What the tests use, and what of iproute2 needs a module. tls and smc: sockets that sockredir refuses. Kernels that have one built in or
+# not at all don't mind.
 modules='veth dummy tun wireguard ipip ipv6 8021q sch_ingress sch_prio sch_netem cls_bpf cls_u32 cls_matchall act_bpf act_gact
-    inet_diag tcp_diag udp_diag unix_diag'
+    inet_diag tcp_diag udp_diag unix_diag tls smc'
 kernels=${KERNELS:-5.10 6.1 6.12 7}
 bpftk='' command='' extra=() tests=() environment=() timeout=900 memory=2048 stream='' refresh=''
 while [ $# -gt 0 ]; do

@@ -38,17 +38,36 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("reason_to_client", "why it is tcp; else null"),
     Field::new("bytes_to_server", "bytes of the interval, redirected or not; with --events, all"),
     Field::new("bytes_to_client", "the same of the other direction"),
-    Field::new("messages", "sends of the interval in both directions, as the kernel cut them"),
+    Field::new(
+        "messages",
+        "sends of the interval in both directions, as the kernel cut them; of ends that were not refused",
+    ),
     Field::new("redirected_to_server", "bytes that were redirected, since the connection began"),
     Field::new("redirected_to_client", "the same of the other direction"),
     Field::new("tcp_to_server", "bytes that went by TCP, since the connection began"),
     Field::new("tcp_to_client", "the same of the other direction"),
     Field::new("age_us", "for how long the connection is, or was, there"),
     Field::new("open", "in the row totals: open connections; else null"),
-    Field::new("directions", "in the row totals: directions of connections in scope; else null"),
+    Field::new("clients", "in the row totals: ends that connected, established in scope"),
+    Field::new("servers", "in the row totals: ends that accepted, established in scope"),
+    Field::new(
+        "directions",
+        "in the row totals: directions of connections in scope: one for each end",
+    ),
     Field::new("redirected", "in the row totals: of these, redirected from their first byte on"),
+    Field::new("redirected_bytes", "in the row totals: bytes redirected"),
+    Field::new("redirected_messages", "in the row totals: in how many messages"),
+    Field::new("tcp_bytes", "in the row totals: bytes that went by TCP, as in the summary"),
+    Field::new(
+        "failed_inserts",
+        "in the row totals: ends that the kernel did not take into the map",
+    ),
     Field::new("reasons", "in the row totals: object of how many were left to TCP, by reason"),
     Field::new("high_water", "in the row totals: largest queue of a direction, in bytes"),
+    Field::new(
+        "waiting",
+        "in the row totals: what waits unread in all directions, as --max-memory counts it: its bytes, and 1 KiB for each message",
+    ),
 ];
 
 pub(super) fn columns(events: bool, timestamp: bool) -> Vec<Column> {
@@ -238,10 +257,17 @@ pub(super) fn record(
         .with("tcp_to_client", of(server, |end| end.tcp_bytes))
         .with("age_us", connection.age_ns() / 1000)
         .with("open", None::<u64>)
+        .with("clients", None::<u64>)
+        .with("servers", None::<u64>)
         .with("directions", None::<u64>)
         .with("redirected", None::<u64>)
+        .with("redirected_bytes", None::<u64>)
+        .with("redirected_messages", None::<u64>)
+        .with("tcp_bytes", None::<u64>)
+        .with("failed_inserts", None::<u64>)
         .with("reasons", None::<&str>)
         .with("high_water", None::<u64>)
+        .with("waiting", None::<u64>)
         .shown("client", address(key.local))
         .shown("server", address(key.remote))
         .shown("comm", comms(connection))
@@ -267,10 +293,17 @@ pub(super) fn totals(totals: &Totals, open: usize) -> Record {
         .with("tcp_to_client", None::<u64>)
         .with("age_us", None::<u64>)
         .with("open", open as u64)
+        .with("clients", totals.clients)
+        .with("servers", totals.servers)
         .with("directions", totals.clients + totals.servers)
         .with("redirected", totals.redirected)
+        .with("redirected_bytes", totals.bytes)
+        .with("redirected_messages", totals.messages)
+        .with("tcp_bytes", totals.tcp_bytes)
+        .with("failed_inserts", totals.failed_inserts())
         .with("reasons", reasons)
         .with("high_water", totals.high_water)
+        .with("waiting", totals.waiting)
 }
 
 /// Totals for people.
@@ -285,8 +318,12 @@ pub(super) fn sentence(totals: &Totals) -> String {
         true => String::new(),
         false => format!(": {}", reasons.join(", ")),
     };
+    let waiting = match totals.waiting {
+        0 => String::new(),
+        waiting => format!(", unread {}", bytes(waiting)),
+    };
     format!(
-        "{} of {} directions redirected, {} in {} messages, largest queue {}; {} by TCP{left}",
+        "{} of {} directions redirected, {} in {} messages, largest queue {}{waiting}; {} by TCP{left}",
         totals.redirected,
         totals.clients + totals.servers,
         bytes(totals.bytes),

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
 pub(crate) use self::manual::MANUAL;
-use super::common::{amount, clock, losses_sentence};
+use super::common::{amount, clock, interval, losses_sentence};
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
@@ -29,11 +29,14 @@ use crate::kernel::caps::Cap;
 use crate::kernel::run::Flow;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
-    Config, End, Key, MOST_COMMS, Redirector, Sockmap, State, Totals, arm, no_cgroups,
+    Config, End, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm, no_cgroups,
 };
 use crate::kernel::{cgroup, log};
 use crate::output::{Kind, Record, Sink, Value};
 use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
+
+/// Every so often, what was read is looked for, and with --events what is waited for in vain.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// Let local TCP connections bypass the network stack, losing and reordering no byte
 #[derive(Args, Debug)]
@@ -69,6 +72,11 @@ pub(crate) struct Sockredir {
     /// The same in messages: a small one takes a kilobyte of kernel memory
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     max_messages: u32,
+
+    /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is redirected anew,
+    /// and those whose readers are behind are TCP's
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = parse_bytes, help_heading = "Limits")]
+    max_memory: u64,
 
     /// How many connections at a time; those beyond stay on TCP
     #[arg(long, value_name = "N", default_value_t = 32768, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Limits")]
@@ -135,9 +143,20 @@ impl Sockredir {
             comms,
             max_queue: self.max_queue,
             max_messages: self.max_messages,
+            max_memory: self.max_memory,
             max_ends: 2 * self.max_connections,
             events: self.events,
         })
+    }
+
+    /// How many turns make an interval: with rare tables, or none, there is something to look for in between.
+    fn turns(&self) -> Result<u32> {
+        let interval = interval(self.interval)?;
+        Ok(interval.as_nanos().div_ceil(OFTEN.as_nanos()).try_into().unwrap_or(u32::MAX))
+    }
+
+    fn pace(&self) -> Result<Duration> {
+        Ok(interval(self.interval)? / self.turns()?)
     }
 
     pub(crate) fn run(mut self) -> Result<ExitCode> {
@@ -158,10 +177,10 @@ impl Sockredir {
             columns: connections::columns(self.events, self.stream.timestamp),
             fields: FIELDS,
             tables: !self.events,
-            // With --events, to look for what is waited for in vain.
-            interval: self.events.then_some(Duration::from_secs(1)).or(self.interval),
+            interval: Some(self.pace()?),
         };
-        tracing::run(plan, || arm(&config, &cgroup), |backend| Session::new(&self, backend))
+        let turns = self.turns()?;
+        tracing::run(plan, || arm(&config, &cgroup), |backend| Session::new(&self, backend, turns))
     }
 }
 
@@ -176,6 +195,10 @@ struct Session<'a> {
     /// Ends that are closed while the other one may not be.
     halves: HashMap<Key, (End, Instant)>,
     rows: u64,
+    settling: Settling,
+    /// Of an interval, in all and so far.
+    turns: u32,
+    turn: u32,
 }
 
 impl tracing::Session<Redirector> for Session<'_> {
@@ -193,10 +216,22 @@ impl tracing::Session<Redirector> for Session<'_> {
     }
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
-        if self.args.events {
-            return self.give_up(tracer, sink);
+        self.turn += 1;
+        let due = !self.args.events && self.turn >= self.turns;
+        // Whoever shows every end can as well look at all.
+        if !due {
+            if tracer.waiting()? > self.args.max_memory / 8 {
+                self.settling.turn(tracer, &tracer.ends()?)?;
+            }
+            return if self.args.events { self.give_up(tracer, sink) } else { Ok(()) };
         }
-        let (totals, mut all) = (tracer.totals()?, connections(tracer.ends()?));
+        self.turn = 0;
+        let mut ends = tracer.ends()?;
+        self.settling.turn(tracer, &ends)?;
+        let refused = tracer.refused()?;
+        let totals = totals(tracer, &refused)?;
+        ends.extend(refused);
+        let mut all = connections(ends);
         let now: HashMap<Key, Counted> = all.iter().map(|c| (c.key(), c.counted())).collect();
         let new =
             |c: &Connection| c.counted() - self.before.get(&c.key()).copied().unwrap_or_default();
@@ -211,8 +246,10 @@ impl tracing::Session<Redirector> for Session<'_> {
             rows.push(connections::totals(&totals, open));
         }
         let title = format!(
-            "{}, {open} open; {}",
+            "{}, {} connected, {} accepted, {open} open; {}",
             clock(self.begin.elapsed()),
+            totals.clients,
+            totals.servers,
             connections::sentence(&totals)
         );
         self.before = now;
@@ -225,9 +262,11 @@ impl tracing::Session<Redirector> for Session<'_> {
         for (end, _) in halves.into_values() {
             self.closed(Connection::new(end, None), sink)?;
         }
-        let lingering = connections(tracer.ends()?);
+        let ends = tracer.ends()?;
+        tracer.settle(&ends)?;
+        let lingering = connections(ends);
         let redirected = lingering.iter().filter(|c| c.is(State::Redirect)).count();
-        let totals = tracer.totals()?;
+        let totals = totals(tracer, &tracer.refused()?)?;
         let losses = tracer.losses()?;
         let record = summary(&totals)
             .with("backend", self.backend.to_string())
@@ -250,6 +289,13 @@ impl tracing::Session<Redirector> for Session<'_> {
     }
 }
 
+/// Of refused ends, which no message is seen of, the kernel's side counts the bytes when they close.
+fn totals(tracer: &Redirector, refused: &[End]) -> Result<Totals> {
+    let mut totals = tracer.totals()?;
+    totals.tcp_bytes += refused.iter().map(|end| end.tcp_bytes).sum::<u64>();
+    Ok(totals)
+}
+
 fn summary(totals: &Totals) -> Record {
     let reasons: Vec<(&'static str, Value)> =
         totals.reasons.iter().map(|(reason, count)| (reason.name(), (*count).into())).collect();
@@ -267,11 +313,12 @@ fn summary(totals: &Totals) -> Record {
         .with("tcp_bytes", totals.tcp_bytes)
         .with("tcp_messages", totals.tcp_messages)
         .with("high_water", totals.high_water)
+        .with("waiting", totals.waiting)
         .with("failed_inserts", totals.failed_inserts())
 }
 
 impl<'a> Session<'a> {
-    fn new(args: &'a Sockredir, backend: Sockmap) -> Self {
+    fn new(args: &'a Sockredir, backend: Sockmap, turns: u32) -> Self {
         Self {
             args,
             backend,
@@ -279,6 +326,9 @@ impl<'a> Session<'a> {
             before: HashMap::new(),
             halves: HashMap::new(),
             rows: 0,
+            settling: Settling::default(),
+            turns,
+            turn: 0,
         }
     }
 
@@ -302,7 +352,8 @@ impl<'a> Session<'a> {
         if self.halves.values().all(|(_, since)| since.elapsed() < PATIENCE) {
             return Ok(());
         }
-        let open: Vec<Key> = tracer.ends()?.into_iter().map(|end| end.key).collect();
+        let ends = tracer.ends()?.into_iter().chain(tracer.refused()?);
+        let open: Vec<Key> = ends.map(|end| end.key).collect();
         let hopeless: Vec<Key> = self
             .halves
             .iter()

@@ -112,6 +112,10 @@ pub(crate) const REASONS: &[Field] = &[
         "signals",
         "a read that may block, in a process with a handler of a signal (but for SIGSEGV and what else only faults raise): when one comes, the read fails with EAGAIN and isn't restarted",
     ),
+    Field::new(
+        "threads",
+        "a read that may block, or a send that may find no room, while another thread waits in a read or a send of the same connection: the read fails with EAGAIN when the other thread is woken",
+    ),
     Field::new("ulp", "TCP_ULP is set, as for kernel TLS: it and redirection don't go together"),
     Field::new(
         "mptcp",

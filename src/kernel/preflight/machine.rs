@@ -5,10 +5,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use crate::kernel::addr::mapped;
 use crate::kernel::mounts::Mount;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns;
@@ -108,13 +108,6 @@ fn here() -> (Vec<[u8; 16]>, Vec<u16>) {
     (addresses.into_iter().map(mapped).collect(), ports)
 }
 
-fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => Ipv6Addr::octets(&v6),
-    }
-}
-
 fn listeners(table: &str) -> Vec<u16> {
     let Ok(file) = File::open(format!("/proc/thread-self/net/{table}")) else {
         return Vec::new();
@@ -147,7 +140,7 @@ pub(super) fn ephemeral() -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::net::{IpAddr, TcpListener};
 
     #[test]
     fn a_listener_is_seen_and_a_connection_is_none() {

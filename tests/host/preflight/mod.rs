@@ -7,6 +7,7 @@ mod calls;
 mod output;
 mod peers;
 mod reasons;
+mod threads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

@@ -83,6 +83,26 @@ fn two_threads(mut client: TcpStream, server: TcpStream) -> String {
     })
 }
 
+/// What comes wakes both, and is enough for one.
+fn two_readers(client: TcpStream, server: TcpStream) -> String {
+    server.set_read_timeout(None).unwrap();
+    thread::scope(|scope| {
+        let read = || {
+            let mut byte = [0];
+            told(recv(&server, &mut byte, 0))
+        };
+        let readers = [scope.spawn(read), scope.spawn(read)];
+        thread::sleep(SOON);
+        for _ in 0..2 {
+            send(&client, b"a", 0).unwrap();
+            thread::sleep(SOON);
+        }
+        let mut told = readers.map(|reader| reader.join().unwrap());
+        told.sort();
+        told.join(" and ")
+    })
+}
+
 fn peer_reset(client: TcpStream, server: TcpStream) -> String {
     server.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
@@ -219,6 +239,7 @@ fn received_by_tcp(client: TcpStream, mut server: TcpStream) -> String {
 const DIFFERENCES: &[(&str, Behaviour, &str, &[&str])] = &[
     ("a signal with SA_RESTART", signal, "4", &["EAGAIN"]),
     ("another thread waits to write", two_threads, "4", &["4", "EAGAIN"]),
+    ("two threads that read", two_readers, "1 and 1", &["1 and 1", "1 and EAGAIN"]),
     (
         "a read when the peer resets",
         peer_reset,
@@ -258,6 +279,34 @@ fn applications_see_these_differences() {
         assert_eq!(summary["clients"], 1, "{name}: {summary}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What has passed the loopback interface, in bytes.
+fn passed(place: &Place) -> u64 {
+    let text = place.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Packet filters, tcpdump and the counters of interfaces see the connection, and nothing that is sent on it.
+#[test]
+fn no_packet_carries_what_is_redirected() {
+    let Some(place) = Place::new() else { return };
+    let talk = || {
+        let before = passed(&place);
+        let (mut client, mut server) = place.run(pair);
+        for _ in 0..100 {
+            client.write_all(&[7; 10_000]).unwrap();
+            assert_eq!(take(&mut server, 10_000).len(), 10_000);
+        }
+        passed(&place) - before
+    };
+    let plain = talk();
+    let run = place.start(&[]);
+    let redirected = talk();
+    println!("a megabyte: {plain} bytes in packets by TCP, {redirected} redirected");
+    assert_eq!(run.stop().summary()["redirected_bytes"], 1_000_000);
+    assert!(plain > 1_000_000 && redirected < 2_000, "{plain} {redirected}");
 }
 
 /// Nothing of these is different.

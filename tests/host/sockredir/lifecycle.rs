@@ -151,6 +151,36 @@ fn older_connections_stay_on_tcp() {
     exchange(&mut client, &mut server);
 }
 
+/// A client whose server is not in the cgroup. Returns what its first send says.
+fn first_send_to_outside(place: &Place) -> std::io::Result<()> {
+    let home = place.home.join("cgroup.procs");
+    place.run(move || {
+        let mut outside = Actor::new(|stage| {
+            std::fs::write(home, "0").expect("root may move processes");
+            let (listener, addr) = listen("127.0.0.1");
+            stage.put(addr.port().into());
+            let mut got = Vec::new();
+            let _ = std::io::Read::read_to_end(&mut listener.accept().unwrap().0, &mut got);
+        });
+        outside.go();
+        let port = outside.get() as u16;
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let sent = client.write_all(b"hello");
+        drop(client);
+        outside.finish();
+        sent
+    })
+}
+
+#[test]
+fn naive_redirection_refuses_what_is_out_of_scope() {
+    let Some(place) = Place::new() else { return };
+    first_send_to_outside(&place).expect("without redirection it is sent");
+    let _naive = place.naive(false);
+    let error = first_send_to_outside(&place).expect_err("the test would not find it");
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
+}
+
 /// A server that is out of scope, and one that is in it with a client that is not.
 #[test]
 fn a_peer_out_of_scope_stays_on_tcp() {
@@ -188,9 +218,15 @@ fn a_peer_out_of_scope_stays_on_tcp() {
             outside.finish();
         }
     });
+    let left = || map_entries(run.pid(), "refused");
+    assert!((0..100).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        left() == 0
+    }));
     let summary = run.stop().summary();
     assert_eq!(summary["redirected"], 0, "{summary}");
     assert_eq!(summary["reasons"]["peer-unknown"], 2, "{summary}");
+    assert_eq!(summary["tcp_bytes"], 10, "{summary}");
 }
 
 #[test]

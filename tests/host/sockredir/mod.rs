@@ -11,12 +11,14 @@ mod content;
 mod differences;
 mod early;
 mod lifecycle;
+mod memory;
 mod naive;
 mod namespaces;
 mod options;
 mod order;
 mod programs;
 mod queue;
+mod refusals;
 mod work;
 
 use std::fs;

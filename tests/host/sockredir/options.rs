@@ -189,6 +189,44 @@ fn tables_show_the_busiest() {
     assert!(run.stderr.contains("3 connections stay in the kernel's map"), "{}", run.stderr);
 }
 
+/// What TCP has is in the table as well: with what it sent until now, and why.
+#[test]
+fn tables_show_what_stays_on_tcp() {
+    let Some(place) = Place::new() else { return };
+    let run = Running::start(&["sockredir", "--cgroup", place.path(), "-i", "200ms"]);
+    // Its server is not in the cgroup.
+    let home = place.home.join("cgroup.procs");
+    let run = place.run(move || {
+        let mut outside = Actor::new(|stage| {
+            fs::write(home, "0").expect("root may move processes");
+            let (listener, addr) = listen("127.0.0.1");
+            stage.put(addr.port().into());
+            let mut stream = listener.accept().unwrap().0;
+            stage.put(take(&mut stream, 3000).len() as i64);
+            stage.pause();
+        });
+        outside.go();
+        let port = outside.get() as u16;
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        patient(&client);
+        client.write_all(&[1; 3000]).unwrap();
+        assert_eq!(outside.get(), 3000);
+        let line = loop {
+            let line = run.line();
+            if line.contains(&format!(":{port} ")) && line.contains("2.9 KiB") {
+                break line;
+            }
+        };
+        assert!(line.contains("tcp:peer-unknown/-"), "{line}");
+        outside.go();
+        outside.finish();
+        run
+    });
+    let run = run.stop();
+    assert!(run.stderr.contains("2.9 KiB by TCP: peer-unknown 1"), "{}", run.stderr);
+    assert!(run.stderr.contains("no connection lingers"), "{}", run.stderr);
+}
+
 /// Rows of intervals add up, and every field is there.
 #[test]
 fn json_rows_add_up() {

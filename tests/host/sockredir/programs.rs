@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Programs of the world, with their own checks. On the host only: a guest has no libraries.
+//! Programs of the world, with their own checks. A guest has those that tests/vm/initramfs.sh gives it.
 
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -15,7 +16,7 @@ use super::work::PATIENCE;
 use super::*;
 use crate::support::stdout;
 
-/// Where a program is, if it is installed; a guest has none of them.
+/// Where a program is, if it is installed.
 fn found(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let postgres = ["15", "16", "17", "18"].map(|v| format!("/usr/lib/postgresql/{v}/bin"));
@@ -28,8 +29,8 @@ fn found(name: &str) -> Option<PathBuf> {
         .map(|directory| Path::new(&directory).join(name))
         .find(|path| path.is_file());
     match here {
-        Some(path) if std::env::var_os("BPFTK_VM").is_none() => Some(path),
-        _ => {
+        Some(path) => Some(path),
+        None => {
             println!("SKIP {name} is not installed here");
             None
         }
@@ -91,17 +92,28 @@ fn ended(run: Running) {
     assert!(summary["redirected"].as_u64().unwrap() > 0, "{summary}");
 }
 
+/// Any web server will do.
+fn web_server(port: u16) -> Option<Command> {
+    if let Some(busybox) = std::env::var_os("BPFTK_VM").and_then(|_| found("busybox")) {
+        let mut command = Command::new(busybox);
+        command.args(["httpd", "-f", "-p", &format!("127.0.0.1:{port}")]);
+        return Some(command);
+    }
+    let mut command = Command::new(found("python3")?);
+    command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()]);
+    Some(command)
+}
+
 #[test]
 fn curl_gets_what_a_web_server_has() {
-    let (Some(curl), Some(python)) = (found("curl"), found("python3")) else { return };
+    let Some(curl) = found("curl") else { return };
     let Some(place) = Place::new() else { return };
     let directory = tempfile::tempdir().unwrap();
     let content: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(9_000_001).collect();
     fs::write(directory.path().join("file"), &content).unwrap();
     let bpftk = place.start(&[]);
     let port = free_port(&place);
-    let mut command = Command::new(python);
-    command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()]);
+    let Some(mut command) = web_server(port) else { return };
     let _server = Server::start(&place, command.current_dir(directory.path()), port);
     for _ in 0..10 {
         let url = format!("http://127.0.0.1:{port}/file");
@@ -128,8 +140,9 @@ fn redis_answers_its_benchmark() {
     let directory = tempfile::tempdir().unwrap();
     command.args(["--save", "", "--appendonly", "no", "--daemonize", "no"]);
     let _server = Server::start(&place, command.current_dir(directory.path()), port);
+    let requests = rounds(20_000).to_string();
     let tests =
-        ["-p", &text, "-n", "20000", "-c", "20", "-d", "1000", "-q", "-t", "set,get,lpush,mset"];
+        ["-p", &text, "-n", &requests, "-c", "20", "-d", "1000", "-q", "-t", "set,get,lpush,mset"];
     let told = stdout(&run(&place, Command::new(benchmark).args(tests)));
     assert!(told.contains("requests per second"), "{told}");
     for number in 0..20 {
@@ -213,4 +226,100 @@ fn iperf3_measures() {
         assert!(server.wait().unwrap().success());
     });
     ended(bpftk);
+}
+
+/// A server for this test alone: its own keys, its own port, and a home of root's that only it sees.
+struct Ssh {
+    directory: tempfile::TempDir,
+    port: u16,
+    _server: Server,
+}
+
+impl Ssh {
+    fn start(place: &Place) -> Option<Self> {
+        let (dropbear, host_key) = (found("dropbear")?, found("dropbearkey")?);
+        let (user_key, unshare) = (found("ssh-keygen")?, found("unshare")?);
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path();
+        run(place, Command::new(host_key).args(["-t", "ed25519", "-f"]).arg(here.join("host")));
+        let key = here.join("user");
+        run(place, Command::new(user_key).args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+        let settings = here.join("home/.ssh");
+        fs::create_dir_all(&settings).unwrap();
+        fs::copy(here.join("user.pub"), settings.join("authorized_keys")).unwrap();
+        for (path, mode) in
+            [("home", 0o700), ("home/.ssh", 0o700), ("home/.ssh/authorized_keys", 0o600)]
+        {
+            fs::set_permissions(here.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let port = free_port(place);
+        let mut command = Command::new(unshare);
+        command.args(["-m", "sh", "-c", "mount --bind \"$1\" /root && shift && exec \"$@\"", "sh"]);
+        command.arg(here.join("home")).arg(dropbear).args(["-F", "-s", "-p"]);
+        command.arg(format!("127.0.0.1:{port}")).arg("-r").arg(here.join("host"));
+        command.arg("-P").arg(here.join("pid"));
+        let server = Server::start(place, &mut command, port);
+        Some(Self { directory, port, _server: server })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A client that asks nobody anything.
+    fn client(&self, program: &Path, port_option: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args([
+            "-F",
+            "/dev/null",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-q",
+            "-i",
+        ]);
+        command.arg(self.file("user")).arg("-o");
+        command.arg(format!("UserKnownHostsFile={}", self.file("known").display()));
+        command.arg(port_option).arg(self.port.to_string());
+        command
+    }
+}
+
+#[test]
+fn ssh_carries_what_goes_in() {
+    let (Some(ssh), Some(scp)) = (found("ssh"), found("scp")) else { return };
+    let Some(place) = Place::new() else { return };
+    let bpftk = place.start(&["--events"]);
+    let Some(server) = Ssh::start(&place) else { return };
+    let length = rounds(20_000_000);
+    let content: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(length).collect();
+    fs::write(server.file("content"), &content).unwrap();
+
+    // There and back at once.
+    let output = place.run(|| {
+        let mut command = server.client(&ssh, "-p");
+        command.args(["root@127.0.0.1", "cat"]);
+        command.stdin(fs::File::open(server.file("content")).unwrap()).output().unwrap()
+    });
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout == content, "{} bytes of {length}", output.stdout.len());
+
+    // -O: without the file transfer subsystem, which dropbear does not have by itself.
+    let there = format!("root@127.0.0.1:{}", server.file("copy").display());
+    run(&place, server.client(&scp, "-P").arg("-O").arg(server.file("content")).arg(&there));
+    assert!(fs::read(server.file("copy")).unwrap() == content);
+    run(&place, server.client(&scp, "-P").arg("-O").arg(&there).arg(server.file("back")));
+    assert!(fs::read(server.file("back")).unwrap() == content);
+
+    drop(server);
+    let run = bpftk.stop();
+    let events = run.events();
+    let sessions: Vec<_> = events.iter().filter(|event| event["client_comm"] == "ssh").collect();
+    assert_eq!(sessions.len(), 3, "{events:#?}");
+    for session in sessions {
+        // Every one of them began redirected, both ways.
+        assert_ne!(session["redirected_to_server"], 0, "{session}");
+        assert_ne!(session["redirected_to_client"], 0, "{session}");
+    }
 }

@@ -2,18 +2,20 @@
 
 //! The kernel side of `sockredir`: its programs, attached to a cgroup and a map of sockets, and what they count.
 
+mod model;
+mod settling;
+
 use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, libbpf_sys};
-use plain::Plain;
+use libbpf_rs::{MapCore, MapFlags, ProgramInput, libbpf_sys};
 
-use super::addr::canonical;
+pub(crate) use self::model::{End, Key, Reason, State, Totals};
+pub(crate) use self::settling::Settling;
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::losses::Losses;
@@ -29,16 +31,8 @@ pub(super) const MESSAGE_PROGRAM: &str = "bpftk_sk_msg";
 /// bpf/sockredir.h
 pub(crate) const MOST_COMMS: usize = 8;
 
-// SAFETY: integers and arrays of integers without hidden padding, as bpf/sockredir.h asserts.
-unsafe impl Plain for types::sockredir_key {}
-// SAFETY: as above.
-unsafe impl Plain for types::sockredir_end {}
-// SAFETY: as above.
-unsafe impl Plain for types::sockredir_event {}
-
-const _: () = assert!(size_of::<types::sockredir_key>() == 44);
-const _: () = assert!(size_of::<types::sockredir_end>() == 96);
-const _: () = assert!(size_of::<types::sockredir_event>() == 152);
+/// bpf/sockredir.h, SOCKREDIR_PACKET_HEADER
+const PACKET_HEADER: usize = 14;
 
 /// There is but one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +56,8 @@ pub(crate) struct Config {
     /// Of one direction, in bytes and in messages.
     pub(crate) max_queue: u64,
     pub(crate) max_messages: u32,
+    /// Of all directions together, a message counting for more than its bytes.
+    pub(crate) max_memory: u64,
     /// Ends of connections in the map.
     pub(crate) max_ends: u32,
     /// Whether connections are told of as they close.
@@ -77,150 +73,10 @@ impl Default for Config {
             comms: Vec::new(),
             max_queue: 4 << 20,
             max_messages: 1024,
+            max_memory: 256 << 20,
             max_ends: 65536,
             events: false,
         }
-    }
-}
-
-/// Why a direction is left to TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Reason(u32);
-
-impl Reason {
-    /// All that there are, and what they are called.
-    pub(crate) const NAMES: [(Self, &'static str); 14] = {
-        use types::sockredir_reason as reason;
-        [
-            (Self(reason::SOCKREDIR_PEER_UNKNOWN.0), "peer-unknown"),
-            (Self(reason::SOCKREDIR_PRIOR_BYTES.0), "prior-bytes"),
-            (Self(reason::SOCKREDIR_BACKLOG.0), "backlog"),
-            (Self(reason::SOCKREDIR_NOT_LOCAL.0), "not-local"),
-            (Self(reason::SOCKREDIR_FILTERED.0), "filtered"),
-            (Self(reason::SOCKREDIR_MAP_FULL.0), "map-full"),
-            (Self(reason::SOCKREDIR_EXISTS.0), "exists"),
-            (Self(reason::SOCKREDIR_MPTCP.0), "mptcp"),
-            (Self(reason::SOCKREDIR_KERNEL.0), "kernel"),
-            (Self(reason::SOCKREDIR_ULP.0), "ulp"),
-            (Self(reason::SOCKREDIR_READER.0), "reader"),
-            (Self(reason::SOCKREDIR_REFUSED.0), "refused"),
-            (Self(reason::SOCKREDIR_PEER_CLOSED.0), "peer-closed"),
-            (Self(reason::SOCKREDIR_STOPPED.0), "stopped"),
-        ]
-    };
-
-    pub(crate) fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(reason, _)| *reason == self).map_or("unknown", |(_, name)| name)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Nothing was sent yet.
-    Idle,
-    Redirect,
-    Tcp(Reason),
-}
-
-/// Which end of which connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
-    sequences: (u32, u32),
-}
-
-impl Key {
-    /// The key of the other end.
-    pub(crate) fn other(self) -> Self {
-        Self {
-            local: self.remote,
-            remote: self.local,
-            sequences: (self.sequences.1, self.sequences.0),
-        }
-    }
-}
-
-/// An end of a connection, and what it sent.
-#[derive(Clone, Debug)]
-pub(crate) struct End {
-    pub(crate) key: Key,
-    pub(crate) client: bool,
-    pub(crate) state: State,
-    /// Redirected.
-    pub(crate) bytes: u64,
-    pub(crate) messages: u64,
-    /// Left to TCP.
-    pub(crate) tcp_bytes: u64,
-    pub(crate) tcp_messages: u64,
-    /// Who sent last; 0 when nobody has.
-    pub(crate) pid: u32,
-    pub(crate) comm: String,
-    pub(crate) opened_ns: u64,
-    /// When it was closed, if it is.
-    pub(crate) closed_ns: Option<u64>,
-}
-
-impl End {
-    fn new(key: &types::sockredir_key, end: &types::sockredir_end) -> Self {
-        let local = SocketAddr::new(canonical(key.laddr), key.lport);
-        let remote = SocketAddr::new(canonical(key.raddr), key.rport);
-        Self {
-            key: Key { local, remote, sequences: (key.lseq, key.rseq) },
-            client: end.client != 0,
-            state: match u32::from(end.state) {
-                state if state == types::sockredir_state::SOCKREDIR_REDIRECT.0 => State::Redirect,
-                state if state == types::sockredir_state::SOCKREDIR_TCP.0 => {
-                    State::Tcp(Reason(end.reason.into()))
-                }
-                _ => State::Idle,
-            },
-            bytes: end.bytes,
-            messages: end.messages,
-            tcp_bytes: end.tcp_bytes,
-            tcp_messages: end.tcp_messages,
-            pid: end.pid,
-            comm: crate::output::bytes_to_string(&end.comm),
-            opened_ns: end.opened_ns,
-            closed_ns: None,
-        }
-    }
-
-    fn of_event(event: &types::sockredir_event) -> Self {
-        Self { closed_ns: Some(event.closed_ns), ..Self::new(&event.key, &event.end) }
-    }
-}
-
-/// Counts since the beginning.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    /// Ends of connections that were established in scope.
-    pub(crate) clients: u64,
-    pub(crate) servers: u64,
-    pub(crate) admitted: u64,
-    pub(crate) redirected: u64,
-    /// Of these, left to TCP later.
-    pub(crate) fell_back: u64,
-    /// Ends that closed without having sent.
-    pub(crate) silent: u64,
-    pub(crate) bytes: u64,
-    pub(crate) messages: u64,
-    pub(crate) tcp_bytes: u64,
-    pub(crate) tcp_messages: u64,
-    pub(crate) high_water: u64,
-    /// Directions left to TCP, by reason.
-    pub(crate) reasons: Vec<(Reason, u64)>,
-}
-
-impl Totals {
-    /// Sockets that the kernel did not take into the map.
-    pub(crate) fn failed_inserts(&self) -> u64 {
-        let failures = ["map-full", "exists", "refused"];
-        self.reasons
-            .iter()
-            .filter(|(reason, _)| failures.contains(&reason.name()))
-            .map(|(_, count)| count)
-            .sum()
     }
 }
 
@@ -264,6 +120,23 @@ pub(crate) fn no_cgroups() -> anyhow::Error {
     unsupported("cgroup v2 is not mounted here (mount -t cgroup2 none /sys/fs/cgroup)")
 }
 
+/// What a table has of each end.
+fn read(
+    map: &impl MapCore,
+    decode: impl Fn(&types::sockredir_key, &[u8]) -> Option<End>,
+) -> Result<Vec<End>> {
+    let mut ends = Vec::new();
+    for bytes in map.keys() {
+        // It may be closed meanwhile.
+        let Some(value) = map.lookup(&bytes, MapFlags::ANY).context("cannot read a table")? else {
+            continue;
+        };
+        let key: Option<types::sockredir_key> = copy_from(&bytes);
+        ends.extend(key.and_then(|key| decode(&key, &value)));
+    }
+    Ok(ends)
+}
+
 impl Redirector {
     fn load(config: &Config) -> Result<Self> {
         probes::may_read_kernel()?;
@@ -278,6 +151,7 @@ impl Redirector {
         let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         rodata.max_queue = config.max_queue;
         rodata.max_messages = config.max_messages;
+        rodata.max_memory = config.max_memory;
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
         rodata.with_events = config.events;
@@ -288,6 +162,7 @@ impl Redirector {
         let maps = &mut open.maps;
         maps.socks.set_max_entries(config.max_ends).context("cannot size the map of sockets")?;
         maps.ends.set_max_entries(config.max_ends).context("cannot size a table")?;
+        maps.refused.set_max_entries(config.max_ends).context("cannot size a table")?;
         log::clear();
         let skel = open
             .load()
@@ -329,22 +204,46 @@ impl Redirector {
         Ok(())
     }
 
-    /// The ends that are open, of connections that were taken.
+    /// The ends that are in the map of sockets.
     pub(crate) fn ends(&self) -> Result<Vec<End>> {
-        let map = &self.skel.maps.ends;
-        let mut ends = Vec::new();
-        for bytes in map.keys() {
-            // It may be closed meanwhile.
-            let Some(value) = map.lookup(&bytes, MapFlags::ANY).context("cannot read a table")?
-            else {
-                continue;
-            };
-            let key: Option<types::sockredir_key> = copy_from(&bytes);
-            if let (Some(key), Some(end)) = (key, copy_from(&value)) {
-                ends.push(End::new(&key, &end));
-            }
+        let entry = |bytes: &[u8]| copy_from::<types::sockredir_entry>(bytes);
+        read(&self.skel.maps.ends, |key, value| Some(End::of_entry(key, &entry(value)?)))
+    }
+
+    /// Ends that were refused, and are open; what they sent is as of now.
+    pub(crate) fn refused(&self) -> Result<Vec<End>> {
+        let map = &self.skel.maps.refused;
+        for key in map.keys() {
+            self.look(&key)?;
         }
-        Ok(ends)
+        let end = |bytes: &[u8]| copy_from::<types::sockredir_end>(bytes);
+        read(map, |key, value| Some(End::new(key, &end(value)?)))
+    }
+
+    /// What all queues of redirected data take.
+    pub(crate) fn waiting(&self) -> Result<u64> {
+        let bytes = self.skel.maps.waiting.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY);
+        let bytes = bytes.context("cannot read a table")?.unwrap_or_default();
+        let sum = bytes.as_slice().try_into().map(i64::from_ne_bytes).unwrap_or_default();
+        // Below 0 for a moment: see bpf/sockredir_queue.bpf.h.
+        Ok(sum.max(0) as u64)
+    }
+
+    /// Has queues emptied that were read meanwhile; when nobody sends any more.
+    pub(crate) fn settle(&self, ends: &[End]) -> Result<()> {
+        for end in ends.iter().filter(|end| end.queue.messages > 0) {
+            self.look(&end.key.bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel's side look at a socket: whether its queue is empty, or what it has sent.
+    fn look(&self, key: &[u8]) -> Result<()> {
+        let mut packet = vec![0; PACKET_HEADER];
+        packet.extend_from_slice(key);
+        let input = ProgramInput { data_in: Some(&packet), ..ProgramInput::default() };
+        let output = self.skel.progs.bpftk_look.test_run(input);
+        output.map(|_| ()).map_err(|error| anyhow!("cannot look at a socket: {error}"))
     }
 
     pub(crate) fn totals(&self) -> Result<Totals> {
@@ -379,6 +278,7 @@ impl Redirector {
             tcp_bytes: sum(which::SOCKREDIR_TCP_BYTES.0)?,
             tcp_messages: sum(which::SOCKREDIR_TCP_MESSAGES.0)?,
             high_water: per_cpu(which::SOCKREDIR_HIGH_WATER.0)?.into_iter().max().unwrap_or(0),
+            waiting: self.waiting()?,
             reasons,
         })
     }
