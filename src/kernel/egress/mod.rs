@@ -105,8 +105,10 @@ impl Default for Config {
 
 /// For `doctor`: in a namespace of its own, where the loopback is nobody else's.
 pub(crate) fn arm() -> Result<Chosen<TcBackend, Counter>> {
+    // Its tables are not to be filled.
+    let config = Config { max_entries: 16, ..Config::default() };
     backend::choose(&TcBackend::ORDER, None, |backend| {
-        let mut counter = Counter::load(&Config::default(), backend, interfaces(&["lo".into()])?)?;
+        let mut counter = Counter::load(&config, backend, interfaces(&["lo".into()])?)?;
         counter.attach(Order::Last)?;
         Ok(counter)
     })
