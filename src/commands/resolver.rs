@@ -34,7 +34,7 @@ impl Resolver {
             messages = self.reassembly.segment(*flow, piece.seq.wrapping_add(*offset), data);
             // A packet that closes may come in several pieces: only its last one is the end.
             if piece.edge && offset + data.len() as u32 >= *total {
-                self.reassembly.forget(*flow);
+                self.reassembly.ended(*flow);
             }
         } else {
             messages.extend(self.reassembly.datagram(*flow, *offset, *total, data));

@@ -13,6 +13,8 @@ use simple_dns::{CLASS, Packet, PacketFlag, RCODE};
 const MAX_STREAMS: usize = 256;
 /// A DNS message over TCP is at most this long, with its length.
 const MAX_MESSAGE: usize = 65_535 + 2;
+/// Segments that wait for one before them. Processors that a sender changes between may deliver a whole window later.
+const MAX_EARLY: usize = 1024;
 
 /// An address that was given for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,15 +168,17 @@ impl Reassembly {
         stream.early.push((seq, data.to_vec()));
         stream.advance();
         let messages = stream.messages();
-        if stream.ready.len() > MAX_MESSAGE || stream.early.len() > 64 {
+        if stream.ready.len() > MAX_MESSAGE || stream.early.len() > MAX_EARLY {
             self.streams.remove(&flow);
         }
         messages
     }
 
-    /// The connection began or ended with this packet: what was open is no more.
-    pub(crate) fn forget(&mut self, flow: Flow) {
-        self.streams.remove(&flow);
+    /// The connection began or ended with this packet: what was open is no more, unless there is something to come that was before it.
+    pub(crate) fn ended(&mut self, flow: Flow) {
+        if self.streams.get(&flow).is_some_and(|stream| stream.early.is_empty()) {
+            self.streams.remove(&flow);
+        }
     }
 }
 
@@ -258,6 +262,30 @@ mod tests {
 
     fn named(message: &[u8]) -> Vec<(IpAddr, String)> {
         answers(message).into_iter().map(|answer| (answer.addr, answer.name)).collect()
+    }
+
+    #[test]
+    fn an_end_that_comes_before_the_middle_ends_nothing() {
+        let message = reply("late.example", vec![("late.example", a("192.0.2.7"))]);
+        let mut wire = (message.len() as u16).to_be_bytes().to_vec();
+        wire.extend(&message);
+        let flow = ([127, 0, 0, 1].into(), [127, 0, 0, 1].into(), 4000);
+        let pieces: Vec<(u32, &[u8])> =
+            wire.chunks(1).enumerate().map(|(at, piece)| (at as u32, piece)).collect();
+        let (first, rest) = pieces.split_first().unwrap();
+        let mut reassembly = Reassembly::default();
+        assert!(reassembly.segment(flow, first.0, first.1).is_empty());
+        // The last is the end of the connection, and comes first of the rest.
+        let mut messages = Vec::new();
+        for (at, piece) in rest.iter().rev() {
+            messages.extend(reassembly.segment(flow, *at, piece));
+            if *at == rest.len() as u32 {
+                reassembly.ended(flow);
+            }
+        }
+        assert_eq!(messages, [message]);
+        reassembly.ended(flow);
+        assert!(reassembly.streams.is_empty());
     }
 
     #[test]
