@@ -30,6 +30,8 @@
 const volatile bool by_addr;
 const volatile bool by_proto;
 const volatile bool by_port;
+/* What IP carries is of interest: to keys, to events or to rules. */
+const volatile bool by_carried;
 /* Keys have the socket's cookie. */
 const volatile bool by_socket;
 /* Of addresses; IPv4 in host order, IPv6 in network order. */
@@ -256,7 +258,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	__u64 what = 0;
 
 	if (blocks && out && probing) {
-		tc_parse(skb, l3, true, packet);
+		tc_parse(skb, l3, true, true, packet);
 		return egress_packet_rule(skb, packet, l3) >= EGRESS_RULE_BLOCKED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	}
 	if (lifetime_ends && lifetime_over(lifetime_until))
@@ -264,7 +266,8 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	fixed = bpf_map_lookup_elem(&rows, &now);
 	if (!fixed)
 		return TC_ACT_UNSPEC;
-	tc_parse(skb, l3, true, packet);
+	/* Addresses alone are found sooner. */
+	tc_parse(skb, l3, true, by_carried, packet);
 	packets = tc_packets(skb, packet);
 	bytes = tc_bytes(skb, out, packets);
 	if (has_expression) {

@@ -113,7 +113,7 @@ static __always_inline void packet_is_whole(struct packet *packet)
 	packet->whole = true;
 }
 
-static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool addresses)
+static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool addresses, bool carried)
 {
 	struct iphdr *ip = at;
 	__u32 length = sizeof(*ip);
@@ -140,7 +140,10 @@ static __always_inline void packet_v4(void *at, void *end, struct packet *packet
 		packet->src[0] = bpf_ntohl(ip->saddr);
 		packet->dst[0] = bpf_ntohl(ip->daddr);
 	}
-	packet_transport(at + length, end, packet, 4, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
+	if (carried)
+		packet_transport(at + length, end, packet, 4, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
+	else
+		packet_end(packet, 4, false, false, PACKET_OK);
 }
 
 /*
@@ -172,7 +175,7 @@ static __always_inline __u64 packet_half(const __be32 words[2])
 	return (__u64)bpf_ntohl(words[0]) << 32 | bpf_ntohl(words[1]);
 }
 
-static __always_inline void packet_v6(void *at, void *end, struct packet *packet, bool addresses)
+static __always_inline void packet_v6(void *at, void *end, struct packet *packet, bool addresses, bool carried)
 {
 	struct ipv6hdr *ip = at;
 	__u32 next;
@@ -192,6 +195,10 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
 		packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
 		packet->dst[0] = packet_half(ip->daddr.in6_u.u6_addr32);
 		packet->dst[1] = packet_half(ip->daddr.in6_u.u6_addr32 + 2);
+	}
+	if (!carried) {
+		packet_end(packet, 6, false, false, PACKET_OK);
+		return;
 	}
 	next = ip->nexthdr;
 	at += sizeof(*ip);
@@ -234,9 +241,12 @@ static __always_inline struct packet *packet_in_memory(struct packet *packet)
 	return packet;
 }
 
-/* @l3: there is no Ethernet header. @addresses: somebody will look at them. */
-static __always_inline void packet_parse(void *at, void *end, bool l3, bool addresses,
-							struct packet *packet)
+/*
+ * @l3: there is no Ethernet header. @addresses: somebody will look at them. @carried: and at what IP carries; else it is not looked
+ * for.
+ */
+static __always_inline void packet_parse(void *at, void *end, bool l3, bool addresses, bool carried,
+					 struct packet *packet)
 {
 	__be16 type;
 	int i;
@@ -250,10 +260,10 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 			return;
 		switch (*(__u8 *)at >> 4) {
 		case 4:
-			packet_v4(at, end, packet, addresses);
+			packet_v4(at, end, packet, addresses, carried);
 			return;
 		case 6:
-			packet_v6(at, end, packet, addresses);
+			packet_v6(at, end, packet, addresses, carried);
 			return;
 		default:
 			packet->status = PACKET_OK;
@@ -279,9 +289,9 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 		}
 	}
 	if (type == bpf_htons(ETH_P_IP))
-		packet_v4(at, end, packet, addresses);
+		packet_v4(at, end, packet, addresses, carried);
 	else if (type == bpf_htons(ETH_P_IPV6))
-		packet_v6(at, end, packet, addresses);
+		packet_v6(at, end, packet, addresses, carried);
 	else
 		packet->status = PACKET_OK;
 }

@@ -19,14 +19,15 @@
 #define TC_LEAST_HEADERS_V4 54
 #define TC_LEAST_HEADERS_V6 74
 
-/* @l3, @addresses: of packet_parse. */
-static __always_inline void tc_parse(struct __sk_buff *skb, bool l3, bool addresses, struct packet *packet)
+/* @l3, @addresses, @carried: of packet_parse. */
+static __always_inline void tc_parse(struct __sk_buff *skb, bool l3, bool addresses, bool carried,
+				     struct packet *packet)
 {
-	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, packet);
+	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, carried, packet);
 	if (packet->status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
 		/* The rest is in other pages. */
 		bpf_skb_pull_data(skb, skb->len < TC_MOST_HEADERS ? skb->len : TC_MOST_HEADERS);
-		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, packet);
+		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, carried, packet);
 	}
 }
 
@@ -35,11 +36,12 @@ static __always_inline __u32 tc_packets(struct __sk_buff *skb, const struct pack
 {
 	__u32 headers, size;
 
-	if (skb->gso_segs)
-		return skb->gso_segs;
+	/* Each is found through two pointers: nearly always, one look is enough. */
 	size = skb->gso_size;
 	if (!size)
 		return 1;
+	if (skb->gso_segs)
+		return skb->gso_segs;
 	/*
 	 * What a virtual machine handed over, whose word for the number isn't trusted. Headers may be a little longer than this: where
 	 * the last segment is nearly full it is one too many.

@@ -364,10 +364,19 @@ fn figures() {
     let whole = By { proto: true, port: true, cookie: true, ..by };
     let nothing = time(&peer.progs.bpftk_nothing, &counted);
     println!("egress, a program that does nothing: {nothing:?} a packet");
-    let theirs = time(&peer.progs.bpftk_peer, &counted);
-    println!("egress, BCC style (IPv4, one range, hash): {theirs:?} a packet");
+    // In turns, the best of each: a machine is seldom as fast twice.
+    let counter = load(&Config::default());
+    let turns = (0..15)
+        .map(|_| (time(&peer.progs.bpftk_peer, &counted), time(program(&counter), &counted)));
+    let (theirs, ours) =
+        turns.reduce(|best, turn| (best.0.min(turn.0), best.1.min(turn.1))).unwrap();
+    let above = |time: Duration| time.saturating_sub(nothing).as_nanos() as f64;
+    println!(
+        "egress, BCC style (IPv4, one range, hash): {theirs:?} a packet; count by dst beside it: {ours:?}, {:.2} of it; without what nothing takes {:.2}",
+        ours.as_nanos() as f64 / theirs.as_nanos() as f64,
+        above(ours) / above(theirs)
+    );
     for (name, by, list, packet) in [
-        ("count by dst", by, None, &counted),
         ("count by dst, IPv6", by, None, &to_v6("2001:db8::7".parse().unwrap())),
         ("1000 excludes, count by dst", by, Some(&thousand), &counted),
         ("1000 excludes, cookie, count by dst,proto,port", whole, Some(&thousand), &counted),
@@ -377,8 +386,6 @@ fn figures() {
         let best = time(program(&counter), packet);
         println!("egress, {name}: {best:?} a packet");
     }
-    let again = time(&peer.progs.bpftk_peer, &counted);
-    println!("egress, BCC style again: {again:?} a packet");
 
     let counter = load(&Config::default());
     for _ in 0..3 {
