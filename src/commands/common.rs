@@ -71,6 +71,17 @@ fn check_pid(pid: u32) -> Result<()> {
     }
 }
 
+/// Refuses options that mean nothing without `needed`. clap does so, too, but not where `needed` would contradict an option that
+/// is there as well.
+pub(crate) fn refuse_without(needed: &str, present: bool, options: &[(bool, &str)]) -> Result<()> {
+    match options.iter().find(|(given, _)| *given && !present) {
+        Some((_, option)) => Err(usage(format!(
+            "{option}: means nothing without {needed}, which contradicts another option"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// How often an interval's table comes: what is asked for, or every second.
 pub(crate) fn interval(asked: Option<Duration>) -> Result<Duration> {
     match asked {

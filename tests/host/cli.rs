@@ -55,6 +55,7 @@ fn a_wrong_value_is_named_with_what_would_be_right() {
         (&["--at-start", "--failed"], &["cannot be used with"]),
         (&["--count", "-n", "3"], &["cannot be used with"]),
         (&["-i", "1s"], &["--count"]),
+        (&["--at-start", "-i", "1s"], &["--interval", "--count"]),
         (&["--count", "-i", "1us"], &["10ms"]),
         (&["--nope"], &["--nope"]),
         (&["extra"], &["extra"]),

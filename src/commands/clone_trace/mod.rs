@@ -14,7 +14,9 @@ use nix::sys::signal::Signal;
 
 use self::count::Counts;
 pub(crate) use self::manual::MANUAL;
-use super::common::{TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, with_losses};
+use super::common::{
+    TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, refuse_without, with_losses,
+};
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
@@ -284,6 +286,7 @@ impl CloneTrace {
 
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
+        refuse_without("--count", self.count, &[(self.interval.is_some(), "--interval")])?;
         let config = self.config()?;
         let plan = Plan {
             stream: &self.stream,

@@ -21,7 +21,7 @@ use self::tables::Tables;
 pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 pub(crate) use self::xdp::XdpDrop;
-use super::common::{interval, losses_sentence, note};
+use super::common::{interval, losses_sentence, note, refuse_without};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
@@ -111,6 +111,8 @@ impl DropArgs {
     /// `words` are interfaces, and behind them perhaps an expression.
     fn prepare(&self, words: &[String]) -> Result<Prepared> {
         log::collect(self.verbose > 1);
+        let options = [(self.max_events.is_some(), "-n"), (self.timestamp, "--timestamp")];
+        refuse_without("--sample", self.sample.is_some(), &options)?;
         interval(self.interval)?;
         caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
         let (interfaces, expression) = interfaces_and_expression(words)?;

@@ -31,7 +31,7 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note};
+use super::common::{interval, note, refuse_without};
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
@@ -59,6 +59,12 @@ fn tell(text: &str) {
 impl TcEgress {
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.verbose > 1);
+        let options = [
+            (self.all_packets, "--all-packets"),
+            (self.max_events.is_some(), "-n"),
+            (self.timestamp, "--timestamp"),
+        ];
+        refuse_without("--events", self.events, &options)?;
         let interval = interval(self.interval)?;
         let direction = match self.direction {
             Way::Egress => Direction::Egress,

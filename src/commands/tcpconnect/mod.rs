@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use self::count::Counts;
 pub(crate) use self::manual::MANUAL;
 use super::common::{
-    TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, millis, note, with_losses,
+    TIME_COLUMN, TaskArgs, USER_COLUMN, losses_sentence, millis, note, refuse_without, with_losses,
 };
 use super::resolver::Resolver;
 use super::tracing::{self, Plan};
@@ -205,6 +205,7 @@ impl Tcpconnect {
 
     pub(crate) fn run(self) -> Result<ExitCode> {
         log::collect(self.kernel.verbose > 1);
+        refuse_without("--count", self.count, &[(self.interval.is_some(), "--interval")])?;
         let config = self.config()?;
         let mut needed = vec![Cap::Bpf, Cap::Perfmon];
         if self.dns {

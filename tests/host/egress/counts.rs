@@ -432,6 +432,8 @@ fn values_that_mean_nothing_are_refused() {
         (vec!["lo", "--all-packets"], "--events"),
         (vec!["lo", "--events", "--by", "dst"], "--by"),
         (vec!["lo", "-n", "1"], "--events"),
+        (vec!["lo", "-n", "1", "--top", "5"], "--events"),
+        (vec!["lo", "--all-packets", "-i", "1s"], "--events"),
         (vec!["lo", "-i", "1ms"], "10ms"),
         (vec!["lo", "--direction", "both"], "ingress"),
         (vec!["lo", "--by", "process", "--direction", "ingress"], "no socket yet"),
