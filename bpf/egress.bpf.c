@@ -173,19 +173,27 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 		egress_add(&fixed->row[EGRESS_REFUSED], packets, bytes);
 }
 
-/* Once for each flow and what was decided about it, unless every packet is asked for. */
-static __always_inline void egress_tell(struct egress_event *event, struct egress_flow *flow)
+/* Each flow and what was decided about it is told of once, unless every packet is asked for. */
+static __always_inline bool egress_tells_once(const struct egress_flow *flow)
 {
-	bool first_only = !all_packets || flow->hook != EGRESS_HOOK_TC;
+	return !all_packets || flow->hook != EGRESS_HOOK_TC;
+}
+
+/* Whether it is to be told of: asked before anything is found out for it, which most packets don't need. */
+static __always_inline bool egress_is_news(const struct egress_flow *flow)
+{
 	__u8 told = 1;
 
-	if (first_only) {
-		if (bpf_map_lookup_elem(&flows, flow))
-			return;
-		/* Another CPU may be faster, and tells of it then. If there is no room, each packet is told of. */
-		if ((int)bpf_map_update_elem(&flows, flow, &told, BPF_NOEXIST) == -EEXIST)
-			return;
-	}
+	if (!egress_tells_once(flow))
+		return true;
+	if (bpf_map_lookup_elem(&flows, flow))
+		return false;
+	/* Another CPU may be faster, and tells of it then. If there is no room, each packet is told of. */
+	return (int)bpf_map_update_elem(&flows, flow, &told, BPF_NOEXIST) != -EEXIST;
+}
+
+static __always_inline void egress_tell(struct egress_event *event, const struct egress_flow *flow)
+{
 	event->time_ns = bpf_ktime_get_boot_ns();
 	__builtin_memcpy(event->daddr, flow->dst, 16);
 	event->sport = flow->sport;
@@ -197,7 +205,7 @@ static __always_inline void egress_tell(struct egress_event *event, struct egres
 	if (bpf_ringbuf_output(&events, event, sizeof(*event), 0)) {
 		count_loss(BPFTK_LOSS_RING_FULL);
 		/* The next packet of the flow is told of instead. */
-		if (first_only)
+		if (egress_tells_once(flow))
 			bpf_map_delete_elem(&flows, flow);
 	}
 }
@@ -216,6 +224,8 @@ static __always_inline void egress_tell_packet(struct __sk_buff *skb, const stru
 	flow.proto = packet->proto;
 	flow.rule = rule;
 	flow.hook = EGRESS_HOOK_TC;
+	if (!egress_is_news(&flow))
+		return;
 	event.bytes = bytes;
 	event.packets = packets;
 	__builtin_memcpy(event.saddr, flow.src, 16);
@@ -443,11 +453,13 @@ static __always_inline int egress_call(struct bpf_sock_addr *ctx, __u32 hook, __
 		flow.proto = proto;
 		flow.rule = rule;
 		flow.hook = hook;
-		event.cookie = cookie;
-		event.kind = SOCKET_OF_PROCESS;
-		event.tgid = bpf_get_current_pid_tgid() >> 32;
-		event.flags = EGRESS_HAS_PROTO | EGRESS_HAS_PORT | EGRESS_CALL;
-		egress_tell(&event, &flow);
+		if (egress_is_news(&flow)) {
+			event.cookie = cookie;
+			event.kind = SOCKET_OF_PROCESS;
+			event.tgid = bpf_get_current_pid_tgid() >> 32;
+			event.flags = EGRESS_HAS_PROTO | EGRESS_HAS_PORT | EGRESS_CALL;
+			egress_tell(&event, &flow);
+		}
 	}
 	if (wants_counts) {
 		struct egress_key key = {};

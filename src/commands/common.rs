@@ -71,6 +71,12 @@ fn check_pid(pid: u32) -> Result<()> {
     }
 }
 
+/// Says what is no row, where it does not disturb them.
+pub(crate) fn tell(text: &str) {
+    // Nobody may be listening any more, and that is no failure of the run.
+    let _ = writeln!(std::io::stderr(), "bpftk: {text}");
+}
+
 /// Refuses options that mean nothing without `needed`. clap does so, too, but not where `needed` would contradict an option that
 /// is there as well.
 pub(crate) fn refuse_without(needed: &str, present: bool, options: &[(bool, &str)]) -> Result<()> {

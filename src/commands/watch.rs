@@ -4,12 +4,12 @@
 //! programs are at interfaces: it follows what they tell, and leaves that for a moment when something is to be changed.
 
 use std::fmt;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+use super::common::tell;
 use crate::kernel::netlink::{Interface, Netlink};
 use crate::kernel::run::{Flow, Timing};
 
@@ -253,8 +253,4 @@ impl Following {
             }
         }
     }
-}
-
-fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "bpftk: {text}");
 }

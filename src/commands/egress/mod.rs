@@ -16,7 +16,6 @@ mod summary;
 mod whose;
 
 use std::cell::RefCell;
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Error, Result};
@@ -31,7 +30,7 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note, refuse_without};
+use super::common::{interval, note, refuse_without, tell};
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
@@ -50,11 +49,6 @@ use crate::output::{Format, Sink};
 
 /// Rows of a table, if nothing else is asked for: what a terminal holds.
 const TOP: usize = 20;
-
-fn tell(text: &str) {
-    // Nobody may be listening any more, and that is no failure of the run.
-    let _ = writeln!(std::io::stderr(), "bpftk: {text}");
-}
 
 impl TcEgress {
     pub(crate) fn run(self) -> Result<ExitCode> {

@@ -14,9 +14,8 @@ use super::by::Columns;
 use super::named::Named;
 use super::rows::{self, About, Style};
 use super::suggest::Suggestions;
-use super::tell;
 use super::whose::{self, RowKey, Sources, Whose};
-use crate::commands::common::clock;
+use crate::commands::common::{clock, tell};
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::egress::{Counter, Event, Key, RuleHook};
@@ -90,12 +89,15 @@ impl<'a> Session<'a> {
             Turn::Event(event) => self.event(&event, counter, sink),
             Turn::Tick => {
                 self.tick(counter, sink)?;
-                counter.follow_routes()?;
+                // The old routes are better than no block at all.
+                if let Err(error) = counter.follow_routes() {
+                    tell(&format!("a change of routes is not followed: {error:#}"));
+                }
                 following.tick()
             }
             Turn::Reopen => {
                 sink.reopen()?;
-                self.reread(counter)?;
+                self.reread(counter);
                 Ok(Flow::Continue)
             }
         })?;
@@ -104,18 +106,18 @@ impl<'a> Session<'a> {
     }
 
     /// Lists that can't be read are told of, and the old ones stay.
-    fn reread(&self, counter: &Counter) -> Result<()> {
+    fn reread(&self, counter: &Counter) {
         if !self.args.blocks.rereads() {
-            return Ok(());
+            return;
         }
-        match self.args.blocks.lists() {
-            Ok((blocked, allowed)) => {
-                counter.set_lists(blocked.as_ref(), allowed.as_ref())?;
-                tell("the lists are read again");
-            }
+        let outcome =
+            self.args.blocks.lists().and_then(|(blocked, allowed)| {
+                counter.set_lists(blocked.as_ref(), allowed.as_ref())
+            });
+        match outcome {
+            Ok(()) => tell("the lists are read again"),
             Err(error) => tell(&format!("the lists stay as they were: {error:#}")),
         }
-        Ok(())
     }
 
     pub(super) fn event(
