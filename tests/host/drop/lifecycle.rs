@@ -8,19 +8,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::support::{emulated, programs, programs_left, stdout};
-
-/// With this much patience: the kernel tears links down a little later, and a program without a heartbeat acts for 4 seconds.
-fn soon(mut holds: impl FnMut() -> bool) -> bool {
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(6) {
-        if holds() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    false
-}
+use crate::support::{emulated, programs, programs_left, soon, stdout};
 
 #[test]
 fn sigkill_under_load_leaves_nothing_that_drops() {
@@ -128,13 +116,16 @@ fn the_deadline_holds_with_bpftk_stopped() {
         return;
     }
     let wire = Wire::new();
+    let seconds = if emulated() { 6 } else { 3 };
+    let duration = format!("{seconds}s");
     for way in ways() {
-        let run = wire.start(&[&way[..], &["--proto", "udp", "--duration", "3s"]].concat());
+        let run = wire.start(&[&way[..], &["--proto", "udp", "--duration", &duration]].concat());
         let begin = Instant::now();
         run.signal(Signal::SIGSTOP);
         assert_eq!(wire.exchange(NEAR4, 10), 0, "{way:?}");
-        assert!(begin.elapsed() < Duration::from_secs(3), "this machine is too slow for the test");
-        thread::sleep(Duration::from_millis(3300).saturating_sub(begin.elapsed()));
+        let due = Duration::from_secs(seconds);
+        assert!(begin.elapsed() < due, "this machine is too slow for the test");
+        thread::sleep((due + Duration::from_millis(300)).saturating_sub(begin.elapsed()));
         assert_eq!(wire.exchange(NEAR4, 10), 10, "{way:?}");
         run.signal(Signal::SIGCONT);
         let run = run.wait();
@@ -235,8 +226,10 @@ fn a_new_interface_that_is_taken_is_tried_again() {
     assert_eq!(wire.exchange(NEAR4, 10), 0);
     let run = run.stop();
     assert_eq!(packets(&run, "udp"), 10, "{}", run.stdout);
-    // However often it was tried.
-    for once in ["there is a new near", "near has an XDP program already"] {
-        assert_eq!(run.stderr.matches(once).count(), 1, "{}", run.stderr);
-    }
+    // However often it was tried. (While its process ends, the program is said to be nobody's: that is another sentence.)
+    let mut said: Vec<_> = run.stderr.lines().collect();
+    let lines = said.len();
+    said.sort_unstable();
+    said.dedup();
+    assert_eq!(said.len(), lines, "{}", run.stderr);
 }

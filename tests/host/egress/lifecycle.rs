@@ -2,21 +2,8 @@
 
 //! However it ends, and whatever becomes of the interface: what others have there stays, and what it had goes.
 
-use std::time::Instant;
-
 use super::*;
-use crate::support::{programs, programs_left};
-
-fn soon(mut holds: impl FnMut() -> bool) -> bool {
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(10) {
-        if holds() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    false
-}
+use crate::support::{programs, programs_left, soon};
 
 /// Qdiscs and filters of near.
 fn state(wire: &Wire) -> String {

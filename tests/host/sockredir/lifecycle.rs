@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::work::{exchange, listen, pair, patient, recv, take};
 use super::*;
-use crate::support::{Actor, map_entries, stdout};
+use crate::support::{Actor, map_entries, soon, stdout};
 
 /// Bytes wait unread while it ends. Returns how many of the 10 000 arrive.
 fn unread(place: &Place, end: impl FnOnce()) -> usize {
@@ -107,6 +107,10 @@ fn restarts_under_traffic_lose_nothing() {
             if round % 2 == 0 {
                 run.kill();
             } else {
+                // One of the three has ended two, and began the second of them while bpftk was there.
+                let before = talks.load(Ordering::Relaxed);
+                let enough = || talks.load(Ordering::Relaxed) >= before + 4;
+                assert!(soon(enough), "nobody talks");
                 redirected += run.stop().summary()["redirected"].as_u64().unwrap();
             }
             drop(second.map(Running::stop));
@@ -219,10 +223,7 @@ fn a_peer_out_of_scope_stays_on_tcp() {
         }
     });
     let left = || map_entries(run.pid(), "refused");
-    assert!((0..100).any(|_| {
-        thread::sleep(Duration::from_millis(50));
-        left() == 0
-    }));
+    assert!(soon(|| left() == 0));
     let summary = run.stop().summary();
     assert_eq!(summary["redirected"], 0, "{summary}");
     assert_eq!(summary["reasons"]["peer-unknown"], 2, "{summary}");
@@ -296,9 +297,6 @@ fn doctor_tells_what_lingers() {
     );
     exchange(&mut client, &mut server);
     drop((client, server));
-    let gone = (0..50).any(|_| {
-        thread::sleep(Duration::from_millis(100));
-        !told().contains("bpftk_sk_msg")
-    });
+    let gone = soon(|| !told().contains("bpftk_sk_msg"));
     assert!(gone, "{}", told());
 }

@@ -73,11 +73,10 @@ fn all_directions_together_have_a_bound() {
         println!("--max-memory {limit}: {total}");
         read_all(&mut connections);
         // Nobody sends, and none is closed: it is noticed all the same that there is nothing any more.
-        totals(&run, |total| number(total, "waiting") == 0);
+        let before = number(&totals(&run, |total| number(total, "waiting") == 0), "redirected");
         // There is room again.
         let (mut client, mut server) = place.run(pair);
         exchange(&mut client, &mut server);
-        let before = number(&total, "redirected");
         totals(&run, |total| number(total, "redirected") == before + 2);
         let summary = run.stop().summary();
         assert_eq!(number(&summary, "waiting"), 0, "{summary}");

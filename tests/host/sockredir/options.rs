@@ -92,6 +92,8 @@ fn names_are_those_of_senders() {
             let mut client = Actor::new(move |stage| {
                 fs::write("/proc/self/comm", "sr-client").unwrap();
                 let mut stream = TcpStream::connect(addr).unwrap();
+                // What is sent before the other end is established stays on TCP.
+                stage.pause();
                 stream.write_all(b"question").unwrap();
                 stage.put(take(&mut stream, 6).len() as i64);
             });
@@ -100,6 +102,7 @@ fn names_are_those_of_senders() {
                 scope.spawn(|| {
                     fs::write("/proc/thread-self/comm", "sr-server").unwrap();
                     let (mut stream, _) = listener.accept().unwrap();
+                    client.go();
                     assert_eq!(take(&mut stream, 8), b"question");
                     stream.write_all(b"answer").unwrap();
                 });

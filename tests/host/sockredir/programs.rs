@@ -9,12 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use super::work::PATIENCE;
 use super::*;
-use crate::support::stdout;
+use crate::support::{soon, stdout};
 
 /// Where a program is, if it is installed.
 fn found(name: &str) -> Option<PathBuf> {
@@ -50,11 +47,8 @@ impl Server {
                 .spawn()
                 .expect("it starts");
             let server = Self(child);
-            let begin = Instant::now();
-            while TcpStream::connect(("127.0.0.1", port)).is_err() {
-                assert!(begin.elapsed() < PATIENCE, "{command:?} does not listen");
-                thread::sleep(Duration::from_millis(20));
-            }
+            let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+            assert!(soon(listens), "{command:?} does not listen");
             server
         })
     }
@@ -65,14 +59,10 @@ impl Drop for Server {
         // SIGQUIT: PostgreSQL takes its children along.
         let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
-        for _ in 0..100 {
-            if self.0.try_wait().is_ok_and(|status| status.is_some()) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(20));
+        if !soon(|| self.0.try_wait().is_ok_and(|status| status.is_some())) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
         }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -182,15 +172,14 @@ fn postgres_keeps_its_books() {
     let _server = Server::start(&place, &mut command, port.parse().unwrap());
     let to = ["-h", "127.0.0.1", "-p", &port, "-U", "nobody"];
     // It listens before it takes anybody.
-    let begin = Instant::now();
-    while !place.run(|| {
-        let mut ready = as_nobody(&psql);
-        ready.args(to).args(["-d", "postgres", "-c", "select 1"]);
-        ready.output().is_ok_and(|output| output.status.success())
-    }) {
-        assert!(begin.elapsed() < PATIENCE, "PostgreSQL is not ready");
-        thread::sleep(Duration::from_millis(100));
-    }
+    let ready = || {
+        place.run(|| {
+            let mut ready = as_nobody(&psql);
+            ready.args(to).args(["-d", "postgres", "-c", "select 1"]);
+            ready.output().is_ok_and(|output| output.status.success())
+        })
+    };
+    assert!(soon(ready), "PostgreSQL is not ready");
     run(&place, as_nobody(&pgbench).args(to).args(["-i", "-q", "postgres"]));
     let told =
         stdout(&run(&place, as_nobody(&pgbench).args(to).args(["-c", "4", "-T", "4", "postgres"])));

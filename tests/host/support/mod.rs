@@ -14,6 +14,7 @@ pub(crate) mod wire;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 pub(crate) use actor::{Actor, Stage};
 pub(crate) use bare::{BARE_BYTES, BEHIND_BARE, Bare};
@@ -42,6 +43,20 @@ pub(crate) fn bpftk(args: &[&str]) -> Command {
 /// Whether this is a guest of the kernel matrix, where everything takes long.
 pub(crate) fn emulated() -> bool {
     std::env::var_os("BPFTK_VM").is_some()
+}
+
+/// Whether it comes true while there is patience.
+pub(crate) fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    let (begin, patience) = (Instant::now(), Duration::from_secs(if emulated() { 60 } else { 15 }));
+    loop {
+        if holds() {
+            return true;
+        }
+        if begin.elapsed() > patience {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs bpftk to its end.

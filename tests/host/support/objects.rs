@@ -3,11 +3,11 @@
 //! The BPF objects that a process holds, as the kernel tells.
 
 use std::fs;
-use std::thread;
-use std::time::Duration;
 
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{MapCore, MapHandle};
+
+use super::soon;
 
 /// The ids in lines such as `map_id: 7` of a process's open files.
 fn ids(pid: u32, key: &str) -> Vec<u32> {
@@ -40,13 +40,8 @@ pub(crate) fn programs(pid: u32) -> Vec<u32> {
 
 /// Which of them the kernel still has. It frees what was closed a little later.
 pub(crate) fn programs_left(ids: &[u32]) -> Vec<u32> {
-    for _ in 0..100 {
-        let left: Vec<u32> =
-            ProgInfoIter::default().map(|info| info.id).filter(|id| ids.contains(id)).collect();
-        if left.is_empty() {
-            return left;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    ids.to_vec()
+    let left = || -> Vec<u32> {
+        ProgInfoIter::default().map(|info| info.id).filter(|id| ids.contains(id)).collect()
+    };
+    if soon(|| left().is_empty()) { Vec::new() } else { left() }
 }

@@ -2,55 +2,21 @@
 
 //! However it ends, nothing stays behind.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::process::Stdio;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::query::ProgInfoIter;
 use nix::sys::signal::Signal;
 
 use super::with_backends;
-use crate::support::{Running, Tcp, bpftk};
-
-/// Ids of the programs that a process holds.
-fn programs_of(pid: u32) -> BTreeSet<u32> {
-    let mut ids = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs") {
-        let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
-        for line in text.lines() {
-            if let Some(id) = line.strip_prefix("prog_id:") {
-                ids.insert(id.trim().parse().unwrap());
-            }
-        }
-    }
-    assert!(!ids.is_empty(), "a tracer holds programs");
-    ids
-}
-
-/// Waits for the kernel to let go of `ids`: it frees programs after a grace period.
-fn assert_gone(ids: &BTreeSet<u32>) {
-    let begin = Instant::now();
-    loop {
-        let left: Vec<_> = ProgInfoIter::default()
-            .filter(|info| ids.contains(&info.id))
-            .map(|info| info.name)
-            .collect();
-        if left.is_empty() {
-            return;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(20), "still loaded: {left:?}");
-        sleep(Duration::from_millis(20));
-    }
-}
+use crate::support::{Running, Tcp, bpftk, programs, programs_left};
 
 #[test]
 fn nothing_outlives_any_end() {
     with_backends(|traced| {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
             let running = traced.start(&["--dns"]);
-            let ids = programs_of(running.pid());
+            let ids = programs(running.pid());
+            assert!(!ids.is_empty(), "a tracer holds programs");
             traced.netns.run(|| {
                 let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
             });
@@ -60,7 +26,7 @@ fn nothing_outlives_any_end() {
             if signal != Signal::SIGKILL {
                 assert_eq!(run.events().len(), 1, "{signal}");
             }
-            assert_gone(&ids);
+            assert_eq!(programs_left(&ids), Vec::<u32>::new(), "{signal}");
         }
     });
 }
