@@ -31,6 +31,8 @@ static    = LIBBPF_SYS_LIBRARY_PATH=$(libdir) \
 	RUSTFLAGS="-C target-feature=+crt-static $(RUSTFLAGS)" \
 	$(CARGO) $(1) --locked --release --features static$(vendored) --target $(target)
 static_bin := $(build)/$(target)/release/bpftk
+# Where PostgreSQL is for tests, if the machine has none.
+export BPFTK_POSTGRES := $(abspath $(build)/postgresql)
 
 bindir    = $(DESTDIR)$(PREFIX)/bin
 mandir    = $(DESTDIR)$(PREFIX)/share/man/man1
@@ -41,7 +43,7 @@ fishdir   = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 .DEFAULT_GOAL := build
 # Targets that build with cargo share its directory, and it uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-bench build run static test host-test test-bin fuzz check-bpf check-spdx vm-test bench lint man \
+.PHONY: help deps deps-test deps-bench build run static test host-test test-bin postgres fuzz check-bpf check-spdx vm-test bench lint man \
 	install uninstall clean
 
 help: ## This list
@@ -75,10 +77,13 @@ static: deps-test ## Build dist/bpftk, one file that needs no shared library
 test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU
 
 # One test at a time, as in the guests: a tracer sees the whole machine, other tests included.
-host-test: deps-test test-bin ## Unit tests and host tests, on this kernel
+host-test: deps-test postgres test-bin ## Unit tests and host tests, on this kernel
 	@set -eu; for test in $$(cat $(build)/test-binaries); do \
 		echo "running $$(basename $$test)"; \
-		$(sudo) env BPFTK_BIN=$(abspath $(static_bin)) $$test --test-threads=1; done
+		$(sudo) env BPFTK_BIN=$(abspath $(static_bin)) BPFTK_POSTGRES=$(BPFTK_POSTGRES) $$test --test-threads=1; done
+
+postgres: deps-test
+	@tests/postgres.sh $(BPFTK_POSTGRES)
 
 # The binaries of the tests; their names have a hash in them, so cargo says what they are.
 test-bin:
@@ -97,7 +102,7 @@ check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
 check-spdx: ## Check that every source file names its licence
 	@tests/spdx.sh
 
-vm-test: deps-test test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
+vm-test: deps-test postgres test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
 	@tests/vm/run.sh --timeout 3000 --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
 
 bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the kernel's own

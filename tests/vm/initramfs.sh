@@ -20,13 +20,32 @@ pack() { # DIR OUT: owned by root, whoever builds it
     (cd "$1" && find . -mindepth 1 -print0 | sort -z | cpio --quiet -0 -o -H newc -R 0:0) >"$2"
 }
 
-# A program and the shared libraries it needs, at the paths where its interpreter will look. A static one needs none.
-install_with_libraries() { # ROOT FILE DEST
+# A program and the shared libraries it needs, at the paths where its interpreter will look. A static one needs none. Libraries that
+# are below FROM are installed as if it were the root.
+install_with_libraries() { # ROOT FILE DEST [FROM]
     install -D -m 755 "$2" "$1$3"
     { ldd "$2" 2>/dev/null || true; } | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) (.*/\1/p' |
         while read -r library; do
-            [ -e "$1$library" ] || install -D -m 755 "$(readlink -f "$library")" "$1$library"
+            [ -e "$1${library#"${4-}"}" ] || install -D -m 755 "$(readlink -f "$library")" "$1${library#"${4-}"}"
         done
+}
+
+# PostgreSQL, where this machine has it or where tests/postgres.sh unpacked it: four programs and what they read.
+install_postgres() { # ROOT
+    local from server program
+    for from in '' "${BPFTK_POSTGRES-}"; do
+        server=$({ ls -d "$from"/usr/lib/postgresql/*/bin/postgres 2>/dev/null || true; } | sort -V | tail -n 1)
+        [ -z "$server" ] || break
+    done
+    [ -n "$server" ] || return 0
+    server=${server%/bin/postgres}
+    server=${server#"$from"}
+    for program in postgres initdb psql pgbench; do
+        LD_LIBRARY_PATH=$from/usr/lib/$(uname -m)-linux-gnu install_with_libraries "$1" "$from$server/bin/$program" "$server/bin/$program" "$from"
+    done
+    install -D -m 755 -t "$1$server/lib" "$from$server"/lib/{plpgsql,dict_snowball}.so
+    # But for the manual, and for links into /var.
+    (cd "$from/" && find "usr/share/postgresql/${server##*/}" -type f ! -name '*.gz' | tar -c -T -) | tar -C "$1" -x --no-same-owner
 }
 
 base() {
@@ -54,6 +73,7 @@ base() {
     for tool in redis-benchmark redis-cli redis-check-rdb iperf3 curl ssh scp ssh-keygen dropbear dropbearkey; do
         if path=$(PATH=$PATH:/usr/sbin:/sbin type -P "$tool"); then install_with_libraries "$root" "$path" "/usr/bin/$tool"; fi
     done
+    install_postgres "$root"
     for applet in $("$root/usr/bin/busybox" --list); do
         [ -e "$root/usr/sbin/$applet" ] || [ -e "$root/usr/bin/$applet" ] || ln -s busybox "$root/usr/bin/$applet"
     done

@@ -16,6 +16,7 @@ mod naive;
 mod namespaces;
 mod options;
 mod order;
+mod postgres;
 mod programs;
 mod queue;
 mod refusals;

@@ -14,14 +14,12 @@ use super::*;
 use crate::support::{soon, stdout};
 
 /// Where a program is, if it is installed.
-fn found(name: &str) -> Option<PathBuf> {
+pub(super) fn found(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
-    let postgres = ["15", "16", "17", "18"].map(|v| format!("/usr/lib/postgresql/{v}/bin"));
     let more = ["/usr/local/bin", "/usr/sbin", "/sbin"].map(String::from);
     let here = path
         .split(':')
         .map(String::from)
-        .chain(postgres)
         .chain(more)
         .map(|directory| Path::new(&directory).join(name))
         .find(|path| path.is_file());
@@ -35,10 +33,10 @@ fn found(name: &str) -> Option<PathBuf> {
 }
 
 /// A server that ends with the test.
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
-    fn start(place: &Place, command: &mut Command, port: u16) -> Self {
+    pub(super) fn start(place: &Place, command: &mut Command, port: u16) -> Self {
         place.run(|| {
             let child = command
                 .stdin(Stdio::null())
@@ -66,17 +64,17 @@ impl Drop for Server {
     }
 }
 
-fn free_port(place: &Place) -> u16 {
+pub(super) fn free_port(place: &Place) -> u16 {
     place.run(|| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port())
 }
 
-fn run(place: &Place, command: &mut Command) -> Output {
+pub(super) fn run(place: &Place, command: &mut Command) -> Output {
     let output = place.run(|| command.stdin(Stdio::null()).output().expect("it runs"));
     assert!(output.status.success(), "{command:?}: {output:?}");
     output
 }
 
-fn ended(run: Running) {
+pub(super) fn ended(run: Running) {
     let summary = run.stop().summary();
     println!("{summary}");
     assert!(summary["redirected"].as_u64().unwrap() > 0, "{summary}");
@@ -141,55 +139,6 @@ fn redis_answers_its_benchmark() {
         let got = stdout(&run(&place, Command::new(&cli).args(["-p", &text, "get", &key])));
         assert_eq!(got.trim_end(), value);
     }
-    ended(bpftk);
-}
-
-/// The sums of pgbench's tables must agree.
-#[test]
-fn postgres_keeps_its_books() {
-    let (Some(postgres), Some(initdb), Some(pgbench)) =
-        (found("postgres"), found("initdb"), found("pgbench"))
-    else {
-        return;
-    };
-    let Some(psql) = found("psql") else { return };
-    let Some(place) = Place::new() else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let nobody = nix::unistd::User::from_name("nobody").unwrap().expect("there is nobody");
-    nix::unistd::chown(directory.path(), Some(nobody.uid), Some(nobody.gid)).unwrap();
-    let as_nobody = |program: &Path| {
-        let mut command = Command::new(program);
-        command.uid(nobody.uid.as_raw()).gid(nobody.gid.as_raw()).current_dir("/");
-        command.env("HOME", directory.path()).env("LC_ALL", "C");
-        command
-    };
-    let data = directory.path().join("data");
-    run(&place, as_nobody(&initdb).args(["-A", "trust", "-U", "nobody", "-N", "-D"]).arg(&data));
-    let bpftk = place.start(&[]);
-    let port = free_port(&place).to_string();
-    let mut command = as_nobody(&postgres);
-    command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port, "-k", "", "-F"]);
-    let _server = Server::start(&place, &mut command, port.parse().unwrap());
-    let to = ["-h", "127.0.0.1", "-p", &port, "-U", "nobody"];
-    // It listens before it takes anybody.
-    let ready = || {
-        place.run(|| {
-            let mut ready = as_nobody(&psql);
-            ready.args(to).args(["-d", "postgres", "-c", "select 1"]);
-            ready.output().is_ok_and(|output| output.status.success())
-        })
-    };
-    assert!(soon(ready), "PostgreSQL is not ready");
-    run(&place, as_nobody(&pgbench).args(to).args(["-i", "-q", "postgres"]));
-    let told =
-        stdout(&run(&place, as_nobody(&pgbench).args(to).args(["-c", "4", "-T", "4", "postgres"])));
-    assert!(told.contains("number of failed transactions: 0"), "{told}");
-    let query = "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), \
-                 (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)";
-    let sums =
-        stdout(&run(&place, as_nobody(&psql).args(to).args(["-d", "postgres", "-Atc", query])));
-    let sums: Vec<&str> = sums.trim().split('|').collect();
-    assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
     ended(bpftk);
 }
 
