@@ -49,6 +49,62 @@ int bpftk_peer(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+/* The same way to count, but what tc-egress counts by destination: both families, packets and bytes. */
+struct both {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 10240);
+	__type(key, struct in6_addr);
+	__type(value, struct both);
+} dsts_of_both SEC(".maps");
+
+SEC("tc")
+int bpftk_peer_both(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	struct in6_addr dst = {};
+	struct both *count;
+
+	if (data + sizeof(*eth) > end)
+		return TC_ACT_OK;
+	if (eth->h_proto == bpf_htons(0x0800)) {
+		struct iphdr *ip = data + sizeof(*eth);
+
+		if ((void *)(ip + 1) > end)
+			return TC_ACT_OK;
+		if ((bpf_ntohl(ip->daddr) & 0xffff0000) == 0xc0a80000)
+			return TC_ACT_OK;
+		dst.in6_u.u6_addr32[2] = bpf_htonl(0xffff);
+		dst.in6_u.u6_addr32[3] = ip->daddr;
+	} else if (eth->h_proto == bpf_htons(0x86dd)) {
+		struct ipv6hdr *ip = data + sizeof(*eth);
+
+		if ((void *)(ip + 1) > end)
+			return TC_ACT_OK;
+		dst = ip->daddr;
+	} else {
+		return TC_ACT_OK;
+	}
+	count = bpf_map_lookup_elem(&dsts_of_both, &dst);
+	if (!count) {
+		struct both none = {};
+
+		bpf_map_update_elem(&dsts_of_both, &dst, &none, BPF_NOEXIST);
+		count = bpf_map_lookup_elem(&dsts_of_both, &dst);
+	}
+	if (count) {
+		__sync_fetch_and_add(&count->packets, 1);
+		__sync_fetch_and_add(&count->bytes, skb->len);
+	}
+	return TC_ACT_OK;
+}
+
 /* What a run of a program costs that does nothing. */
 SEC("tc")
 int bpftk_nothing(struct __sk_buff *skb)
