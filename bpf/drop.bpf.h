@@ -199,11 +199,11 @@ static __always_inline bool drop_combined(const struct packet *packet)
 	if (match_proto && !(only_proto ? packet->proto == only_proto :
 					  protos[packet->proto / 64] >> (packet->proto % 64) & 1))
 		return false;
-	if (match_sport && !(few_sport ? drop_in(sport_ranges, few_sport, packet->sport) :
-					 drop_port_listed(0, packet->sport)))
+	if (match_sport && !(few_sport ? drop_in(sport_ranges, few_sport, packet_sport(packet)) :
+					 drop_port_listed(0, packet_sport(packet))))
 		return false;
-	if (match_dport && !(few_dport ? drop_in(dport_ranges, few_dport, packet->dport) :
-					 drop_port_listed(1024, packet->dport)))
+	if (match_dport && !(few_dport ? drop_in(dport_ranges, few_dport, packet_dport(packet)) :
+					 drop_port_listed(1024, packet_dport(packet))))
 		return false;
 	if (spare_neighbours && drop_is_neighbour_discovery(packet))
 		return false;
@@ -301,8 +301,8 @@ static __always_inline void drop_take_sample(const struct packet *packet, __u32 
 	sample.proto = packet->proto;
 	sample.has_proto = packet->has_proto;
 	sample.has_ports = packet->has_ports;
-	sample.sport = packet->sport;
-	sample.dport = packet->dport;
+	sample.sport = packet_sport(packet);
+	sample.dport = packet_dport(packet);
 	if (packet->family) {
 		drop_address(sample.saddr, packet->src, packet->family);
 		drop_address(sample.daddr, packet->dst, packet->family);

@@ -219,8 +219,8 @@ static __always_inline void egress_tell_packet(struct __sk_buff *skb, const stru
 	flow.family = packet->family;
 	egress_address(flow.src, packet->src, packet->family);
 	egress_address(flow.dst, packet->dst, packet->family);
-	flow.sport = packet->sport;
-	flow.dport = packet->dport;
+	flow.sport = packet_sport(packet);
+	flow.dport = packet_dport(packet);
 	flow.proto = packet->proto;
 	flow.rule = rule;
 	flow.hook = EGRESS_HOOK_TC;
@@ -328,7 +328,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	if (by_proto && packet->has_proto)
 		what |= EGRESS_HAS_PROTO | (__u64)packet->proto << EGRESS_PROTO_SHIFT;
 	if (by_port && packet->has_ports)
-		what |= EGRESS_HAS_PORT | (__u64)(out ? packet->dport : packet->sport) << EGRESS_PORT_SHIFT;
+		what |= EGRESS_HAS_PORT | (__u64)(out ? packet_dport(packet) : packet_sport(packet)) << EGRESS_PORT_SHIFT;
 	if (whose) {
 		key.cookie = packet_cookie(skb);
 		if (!key.cookie && skb->ingress_ifindex)

@@ -93,10 +93,10 @@ static __always_inline __u32 egress_spared(const struct packet *packet)
 		return EGRESS_RULE_NEIGHBOURS;
 	if (!packet->has_ports)
 		return EGRESS_RULE_DEFAULT;
-	if (ssh_port && packet->proto == IPPROTO_TCP && packet->sport == ssh_port && packet->family == ssh_family &&
+	if (ssh_port && packet->proto == IPPROTO_TCP && packet_sport(packet) == ssh_port && packet->family == ssh_family &&
 	    packet->dst[0] == ssh_addr[0] && packet->dst[1] == ssh_addr[1])
 		return EGRESS_RULE_SSH;
-	return egress_spared_port(packet->family, packet->proto, packet->dport);
+	return egress_spared_port(packet->family, packet->proto, packet_dport(packet));
 }
 
 /* @l3: there is no Ethernet header. */

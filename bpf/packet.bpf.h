@@ -40,13 +40,16 @@ enum packet_status {
 	PACKET_BAD,
 };
 
-/* Everything in host order. As much is filled in as was found, whatever the status is. */
+/* In host order, but for the ports. As much is filled in as was found, whatever the status is. */
 struct packet {
 	/* Halves of the addresses; of IPv4, all of it is the upper half. */
 	__u64 src[2];
 	__u64 dst[2];
-	__u16 sport;
-	__u16 dport;
+	/* As they came, and read at once: most packets are asked for one of them at most. packet_sport() and packet_dport() tell. */
+	union {
+		__be16 ports[2];
+		__be32 both_ports;
+	};
 	/* From here to the status: written at once, where the parser ends. */
 	/* 4, 6, or 0 for what isn't IP: then there is nothing else. */
 	__u8 family;
@@ -62,6 +65,16 @@ struct packet {
 	/* All of it, as long as IP says that it is, can be read. */
 	bool whole;
 };
+
+static __always_inline __u16 packet_sport(const struct packet *packet)
+{
+	return bpf_ntohs(packet->ports[0]);
+}
+
+static __always_inline __u16 packet_dport(const struct packet *packet)
+{
+	return bpf_ntohs(packet->ports[1]);
+}
 
 static __always_inline void packet_end(struct packet *packet, __u8 family, bool has_proto, bool has_ports,
 				       enum packet_status status)
@@ -85,14 +98,11 @@ static __always_inline void packet_transport(void *at, void *end, struct packet 
 {
 	packet->proto = proto;
 	if (!later_fragment && packet_proto_has_ports(proto)) {
-		__be16 *ports = at;
-
 		if (at + 4 > end) {
 			packet_end(packet, family, true, false, PACKET_SHORT);
 			return;
 		}
-		packet->sport = bpf_ntohs(ports[0]);
-		packet->dport = bpf_ntohs(ports[1]);
+		packet->both_ports = *(__be32 *)at;
 		packet_end(packet, family, true, true, PACKET_OK);
 		return;
 	}
@@ -254,7 +264,7 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 	if (addresses)
 		__builtin_memset(packet, 0, sizeof(*packet));
 	else
-		__builtin_memset(&packet->sport, 0, sizeof(*packet) - offsetof(struct packet, sport));
+		__builtin_memset(&packet->ports, 0, sizeof(*packet) - offsetof(struct packet, ports));
 	if (l3) {
 		if (at + 1 > end)
 			return;
