@@ -15,7 +15,8 @@ use crate::error::usage;
 use crate::kernel::cgroup;
 use crate::kernel::losses::Losses;
 use crate::kernel::task_filter::TaskFilter;
-use crate::output::{Column, Record, SinkOptions, Value};
+use crate::net::blocklist::{self, Blocklist};
+use crate::output::{Column, Progress, Record, SinkOptions, Value};
 use crate::values::{Comm, PidList, UserList, user_name};
 
 /// Which tasks to follow. The filters are combined by AND, and run in the kernel.
@@ -75,6 +76,12 @@ fn check_pid(pid: u32) -> Result<()> {
 pub(crate) fn tell(text: &str) {
     // Nobody may be listening any more, and that is no failure of the run.
     let _ = writeln!(std::io::stderr(), "bpftk: {text}");
+}
+
+/// A file of addresses, one CIDR a line. On a terminal it is said how far the reading is.
+pub(crate) fn read_list(what: &str, path: &Path) -> Result<Blocklist> {
+    let mut progress = Progress::new(format!("reading {}", path.display()));
+    blocklist::read(what, path, |share| progress.tell(share))
 }
 
 /// Refuses options that mean nothing without `needed`. clap does so, too, but not where `needed` would contradict an option that
@@ -175,7 +182,7 @@ pub(crate) fn with_losses(record: Record, losses: Losses, undecodable: u64) -> R
 /// A message for `-v`, on standard error.
 pub(crate) fn note(verbose: u8, message: impl FnOnce() -> String) {
     if verbose > 0 {
-        let _ = writeln!(std::io::stderr(), "bpftk: {}", message());
+        tell(&message());
     }
 }
 

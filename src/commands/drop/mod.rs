@@ -8,7 +8,6 @@ mod tables;
 mod tc;
 mod xdp;
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use self::tables::Tables;
 pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 pub(crate) use self::xdp::XdpDrop;
-use super::common::{interval, losses_sentence, note, refuse_without};
+use super::common::{interval, losses_sentence, note, refuse_without, tell};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
@@ -170,17 +169,16 @@ impl DropArgs {
         for (place, (mode, because)) in dropper.places().iter().zip(dropper.modes()) {
             let because = because.map(|because| format!(": {because}")).unwrap_or_default();
             // Which mode it is decides what it costs: that is told without being asked for.
-            let _ = writeln!(std::io::stderr(), "bpftk: {}: {mode}{because}", place.interface.name);
+            tell(&format!("{}: {mode}{because}", place.interface.name));
         }
         if how == How::Xdp && prepared.expressions {
             for place in dropper.places() {
                 let name = &place.interface.name;
                 if xdp_may_miss_tags(name).unwrap_or(false) {
-                    let _ = writeln!(
-                        std::io::stderr(),
-                        "bpftk: {name} takes VLAN tags off before XDP: expressions don't see them \
+                    tell(&format!(
+                        "{name} takes VLAN tags off before XDP: expressions don't see them \
                          (ethtool -K {name} rxvlan off, or tc-drop)"
-                    );
+                    ));
                 }
             }
         }
@@ -267,8 +265,7 @@ impl Session<'_> {
                 self.reread.is_some()
             }
             Err(error) => {
-                let _ =
-                    writeln!(std::io::stderr(), "bpftk: the block list stays as it was: {error:#}");
+                tell(&format!("the block list stays as it was: {error:#}"));
                 false
             }
         }

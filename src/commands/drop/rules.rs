@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use crate::commands::common::read_list;
 use crate::error::usage;
 use crate::filter::classic::insn::Insn;
 use crate::filter::libpcap::{self, Source};
 use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules};
 use crate::kernel::interfaces::link_of;
 use crate::kernel::netlink::Interface;
-use crate::net::blocklist::{self, Blocklist};
+use crate::net::blocklist::Blocklist;
 use crate::net::protos::ProtoList;
-use crate::output::Progress;
 use crate::values::{CidrList, PortSet, parse_rate};
 
 /// What to drop. Without any of these: ICMP, and ICMPv6 but for neighbour discovery
@@ -152,10 +152,6 @@ impl RuleArgs {
     }
 
     pub(super) fn read_blocklist(&self) -> Result<Option<Blocklist>> {
-        let Some(path) = &self.blocklist else {
-            return Ok(None);
-        };
-        let mut progress = Progress::new(format!("reading {}", path.display()));
-        blocklist::read("the block list", path, |share| progress.tell(share)).map(Some)
+        self.blocklist.as_ref().map(|path| read_list("the block list", path)).transpose()
     }
 }

@@ -3,12 +3,13 @@
 //! The options that say what to stop, and what rules are called.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use ipnet::IpNet;
 
+use crate::commands::common::read_list;
 use crate::error::usage;
 use crate::filter::libpcap::{self, Source};
 use crate::kernel::attach::tc::Direction;
@@ -16,9 +17,7 @@ use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules};
 use crate::kernel::guard::Ssh;
 use crate::kernel::interfaces::link_of;
 use crate::kernel::netlink::Interface;
-use crate::net::blocklist;
 use crate::net::ranges::Ranges;
-use crate::output::Progress;
 use crate::values::CidrList;
 
 #[derive(Args, Clone, Debug)]
@@ -128,11 +127,11 @@ impl BlockArgs {
         let mut blocked: Ranges =
             self.block.iter().flat_map(|list| list.0.iter().copied()).collect();
         for path in &self.block_file {
-            blocked = blocked.with(&read("the list of what to block", path)?.ranges);
+            blocked = blocked.with(&read_list("the list of what to block", path)?.ranges);
         }
         let mut allowed = Ranges::default();
         for path in &self.allow_only {
-            let list = read("the list of what to allow", path)?;
+            let list = read_list("the list of what to allow", path)?;
             // An empty file is a slip: half written, or the wrong one.
             if list.entries == 0 {
                 return Err(usage(format!(
@@ -145,11 +144,6 @@ impl BlockArgs {
         let blocks = !self.block.is_empty() || !self.block_file.is_empty();
         Ok((blocks.then_some(blocked), (!self.allow_only.is_empty()).then_some(allowed)))
     }
-}
-
-fn read(what: &str, path: &Path) -> Result<blocklist::Blocklist> {
-    let mut progress = Progress::new(format!("reading {}", path.display()));
-    blocklist::read(what, path, |share| progress.tell(share))
 }
 
 /// How rules and verdicts are called.

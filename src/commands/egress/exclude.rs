@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::net::blocklist;
+use crate::commands::common::read_list;
 use crate::net::ranges::Ranges;
 use crate::net::special;
-use crate::output::Progress;
 use crate::values::CidrList;
 
 #[derive(Args, Clone, Debug)]
@@ -48,10 +47,7 @@ impl ExcludeArgs {
         };
         let mut excluded = nets(&self.exclude);
         for path in &self.exclude_file {
-            let mut progress = Progress::new(format!("reading {}", path.display()));
-            let list =
-                blocklist::read("the list of addresses", path, |share| progress.tell(share))?;
-            excluded = excluded.with(&list.ranges);
+            excluded = excluded.with(&read_list("the list of addresses", path)?.ranges);
         }
         if self.exclude_private {
             excluded = excluded.with(&special::not_global());

@@ -164,7 +164,7 @@ impl Suggestions {
         }
         let mut entries = 0;
         for ((blocked, net), seen) in &nets {
-            let comment = seen.comment(self.names.get(&net.addr()));
+            let comment = seen.comment(self.names.get(&net.addr()), *blocked);
             if *blocked {
                 let _ = writeln!(text, "# blocked: {net}  {comment}");
             } else {
@@ -196,7 +196,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn comment(&self, names: Option<&Vec<Name>>) -> String {
+    fn comment(&self, names: Option<&Vec<Name>>, blocked: bool) -> String {
         let word = |text: &str| {
             let text: String = printable(text).chars().take(LONGEST_WORD).collect();
             text
@@ -212,7 +212,9 @@ impl Seen {
         if users.len() > MOST_USERS {
             parts.push(format!("{} more programs", users.len() - MOST_USERS));
         }
-        parts.push(format!("{} packets", self.count.packets));
+        // A call that was refused never became a packet.
+        let what = if blocked { "packets and calls" } else { "packets" };
+        parts.push(format!("{} {what}", self.count.packets));
         parts.push(amount(&self.count.bytes.into()));
         parts.join(", ")
     }

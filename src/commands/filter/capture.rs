@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::args::{CompilerArgs, join, read_classic};
 use crate::cli::OutputArgs;
-use crate::commands::common::{TIME_COLUMN, note};
+use crate::commands::common::{TIME_COLUMN, note, tell};
 use crate::error::usage;
 use crate::filter::libpcap::{Link, SNAPLEN};
 use crate::filter::savefile::Writer;
@@ -287,7 +287,7 @@ impl Capture {
             Target::Rows(sink) => sink.summary(&record, &sentence),
             Target::File(writer) => {
                 writer.flush()?;
-                let _ = writeln!(std::io::stderr(), "bpftk: {sentence}");
+                tell(&sentence);
                 Ok(())
             }
         }

@@ -8,7 +8,6 @@ mod preflight;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use jiff::Timestamp;
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
 pub(crate) use self::manual::MANUAL;
-use super::common::{amount, clock, interval, losses_sentence};
+use super::common::{amount, clock, interval, losses_sentence, tell};
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
@@ -167,7 +166,7 @@ impl Sockredir {
         let cgroup = self.scope()?;
         let config = self.config()?;
         if let Some(warning) = Gate::here()?.pass(self.force)? {
-            let _ = writeln!(std::io::stderr(), "bpftk: {warning}");
+            tell(&warning);
         }
         let plan = Plan {
             stream: &self.stream,
