@@ -2,6 +2,7 @@
 
 //! Every call that needs `unsafe`: libbpf functions without a safe wrapper, and raw system calls.
 
+pub(super) mod btf;
 pub(super) mod filter;
 pub(super) mod maps;
 pub(super) mod net;
@@ -176,43 +177,6 @@ pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_ty
     // SAFETY: a C string.
     let id = unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) };
     u32::try_from(id).ok().filter(|&id| id > 0)
-}
-
-/// The kernel's own BTF, by asking for the object instead of the file. `None` where that isn't to be had.
-pub(super) fn kernel_btf() -> Option<Vec<u8>> {
-    // The kernel registers its own first (kernel/bpf/btf.c, btf_vmlinux_init).
-    const FIRST: u32 = 1;
-    // SAFETY: a number in, a descriptor or a negative error out.
-    let fd = from_libbpf(unsafe { libbpf_sys::bpf_btf_get_fd_by_id(FIRST) }).ok()?;
-    let mut name = [0_u8; 16];
-    let mut info = libbpf_sys::bpf_btf_info {
-        name: name.as_mut_ptr() as u64,
-        name_len: name.len() as u32,
-        ..Default::default()
-    };
-    let mut length = size_of::<libbpf_sys::bpf_btf_info>() as u32;
-    // SAFETY: `info` and its length; the kernel writes a name into `name`, of the length that is stated.
-    let asked =
-        unsafe { libbpf_sys::bpf_btf_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) };
-    if asked != 0 || info.kernel_btf == 0 || !name.starts_with(b"vmlinux\0") {
-        return None;
-    }
-    let mut data = Vec::with_capacity(info.btf_size as usize);
-    let capacity = info.btf_size;
-    info = libbpf_sys::bpf_btf_info {
-        btf: data.as_mut_ptr() as u64,
-        btf_size: capacity,
-        ..Default::default()
-    };
-    // SAFETY: as above; the kernel writes at most `capacity` bytes into `data`, which has room for them.
-    let copied =
-        unsafe { libbpf_sys::bpf_btf_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) };
-    if copied != 0 || info.btf_size != capacity {
-        return None;
-    }
-    // SAFETY: the kernel has filled in that many bytes.
-    unsafe { data.set_len(capacity as usize) };
-    Some(data)
 }
 
 /// While it lives, libbpf loads fentry and fexit programs for the functions and ids that it was made with, and does not

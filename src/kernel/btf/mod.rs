@@ -16,7 +16,8 @@ use libbpf_rs::btf::Btf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{unsupported, usage};
-use crate::kernel::{log, sys};
+use crate::kernel::log;
+use crate::kernel::sys::btf::KernelBtf;
 
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -72,7 +73,8 @@ impl BtfSource {
             return Ok(Types { _file: None, functions: HashMap::new() });
         }
         let wanted: Vec<&str> = types.lines().collect();
-        let found = vmlinux().and_then(|data| minimal::find(&data, &wanted, functions));
+        let found = KernelBtf::new(Path::new(VMLINUX))
+            .and_then(|data| minimal::find(&data, &wanted, functions));
         let Some(found) = found else {
             // Unknown to us is not unknown to libbpf, which reads the whole.
             return Ok(Types { _file: None, functions: HashMap::new() });
@@ -85,10 +87,4 @@ impl BtfSource {
         builder.btf_custom_path(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         Ok(Types { _file: Some(file), functions: found.functions })
     }
-}
-
-/// The kernel's BTF as bytes. In one piece where the kernel gives it so (Linux 5.11, CAP_SYS_ADMIN): the file takes a
-/// system call a page.
-fn vmlinux() -> Option<Vec<u8>> {
-    sys::kernel_btf().or_else(|| fs::read(VMLINUX).ok())
 }
