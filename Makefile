@@ -85,12 +85,13 @@ host-test: deps-test postgres test-bin ## Unit tests and host tests, on this ker
 postgres: deps-test
 	@tests/postgres.sh $(BPFTK_POSTGRES)
 
-# The binaries of the tests; their names have a hash in them, so cargo says what they are.
+# The binaries of the tests; their names have a hash in them, so cargo says what they are, in the order in which they were done. The
+# host tests come last: the last of them locks a guest's kernel down, for good.
 test-bin:
 	$(call static,build)
 	@$(call static,test) --no-run --message-format=json-render-diagnostics >$(build)/test-build.json
-	@jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | .executable' \
-		$(build)/test-build.json >$(build)/test-binaries
+	@jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | "\(.target.kind == ["test"]) \(.executable)"' \
+		$(build)/test-build.json | sort | cut -d' ' -f2- >$(build)/test-binaries
 	@test -s $(build)/test-binaries
 
 fuzz: deps-test ## The random tests of all that reads text and files, ROUNDS=100 times as long as in `make test`
