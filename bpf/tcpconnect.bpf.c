@@ -550,25 +550,28 @@ static __always_inline void uring_ends(const struct tcpconnect_call *call, __u32
 SEC("tracepoint/io_uring/io_uring_complete")
 int bpftk_uring_end(struct trace_event_raw_io_uring_complete *ctx)
 {
+	struct uring_id id = {};
+	struct tcpconnect_call call = {};
 	int res = ctx->res;
 
 	if (bpf_core_field_exists(ctx->req)) {
 		struct io_kiocb *req = (void *)ctx->req;
-		struct tcpconnect_call call = {};
 
 		if (res >= 0 || !req || BPF_CORE_READ(req, opcode) != IORING_OP_CONNECT)
 			return 0;
 		read_request(req, &call);
-		uring_ends(&call, -res);
 	} else {
-		struct uring_id id = { .ctx = (__u64)ctx->ctx, .user_data = ctx->user_data };
-		struct tcpconnect_call *call = bpf_map_lookup_elem(&uring_requests, &id);
+		struct tcpconnect_call *known;
 
-		if (!call)
+		id.ctx = (__u64)ctx->ctx;
+		id.user_data = ctx->user_data;
+		known = bpf_map_lookup_elem(&uring_requests, &id);
+		if (!known)
 			return 0;
-		if (res < 0)
-			uring_ends(call, -res);
+		call = *known;
 		bpf_map_delete_elem(&uring_requests, &id);
 	}
+	if (res < 0)
+		uring_ends(&call, -res);
 	return 0;
 }

@@ -318,45 +318,47 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 {
 	__u64 key = (__u64)sk;
 	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
-	bool connected;
-	__u8 state;
+	/* One end for all of them: the verifier goes through what is written once more for each time that it is there. */
+	__u8 verdict = TCPCONNECT_PENDING;
 
 	if (!attempt || !(attempt->flags & ATTEMPT_CALL_KNOWN) ||
 	    attempt->call_tid != (__u32)bpf_get_current_pid_tgid())
 		return;
 	attempt->flags &= ~ATTEMPT_CALL_KNOWN;
 	if (attempt->flags & ATTEMPT_GIVEN_UP) {
-		if (error)
-			finish(attempt, sk, TCPCONNECT_FAILED, error);
-		else
-			finish(attempt, sk, TCPCONNECT_CLOSED, 0);
-		return;
-	}
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	connected = (!error || error == EINPROGRESS) && state != TCP_CLOSE && state != TCP_LISTEN &&
-		    state != TCP_SYN_SENT && state != TCP_SYN_RECV;
-	/* The program was skipped when the socket entered SYN_SENT. */
-	if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected))
-		goes_out(sk, attempt);
-	if (attempt->flags & ATTEMPT_SYN_SENT) {
-		/* The source port was chosen since. */
-		set_source(&attempt->event, sk);
-		/* The program was skipped when the socket left SYN_SENT. */
-		if (connected)
-			finish(attempt, sk, TCPCONNECT_OK, 0);
-		else if (state == TCP_CLOSE && is_failure(error))
-			finish(attempt, sk, TCPCONNECT_FAILED, error);
-		return;
-	}
-	/* It never was under way. */
-	if (is_failure(error) && set_destination_from(&attempt->event, addr, addr_len, user)) {
-		set_source(&attempt->event, sk);
-		if (destination_wanted(&attempt->event)) {
-			finish(attempt, sk, TCPCONNECT_FAILED, error);
-			return;
+		verdict = error ? TCPCONNECT_FAILED : TCPCONNECT_CLOSED;
+	} else {
+		__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+		bool failed = is_failure(error);
+		bool connected = (!error || error == EINPROGRESS) && state != TCP_CLOSE && state != TCP_LISTEN &&
+				 state != TCP_SYN_SENT && state != TCP_SYN_RECV;
+
+		/* The program was skipped when the socket entered SYN_SENT. */
+		if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected))
+			goes_out(sk, attempt);
+		if (attempt->flags & ATTEMPT_SYN_SENT) {
+			/* The source port was chosen since. */
+			set_source(&attempt->event, sk);
+			/* The program was skipped when the socket left SYN_SENT. */
+			if (connected) {
+				verdict = TCPCONNECT_OK;
+				error = 0;
+			} else if (state == TCP_CLOSE && failed) {
+				verdict = TCPCONNECT_FAILED;
+			} else {
+				return;
+			}
+		} else if (failed && set_destination_from(&attempt->event, addr, addr_len, user)) {
+			/* It never was under way. */
+			set_source(&attempt->event, sk);
+			if (destination_wanted(&attempt->event))
+				verdict = TCPCONNECT_FAILED;
 		}
 	}
-	bpf_map_delete_elem(&attempts, &key);
+	if (verdict == TCPCONNECT_PENDING)
+		bpf_map_delete_elem(&attempts, &key);
+	else
+		finish(attempt, sk, verdict, error);
 }
 
 /* The socket enters SYN_SENT, in the caller's context. */
@@ -405,17 +407,17 @@ static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt 
 
 static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, int newstate)
 {
-	__u32 error;
+	__u8 verdict = TCPCONNECT_OK;
+	__u32 error = 0;
 
 	set_source(&attempt->event, sk);
-	if (newstate != TCP_CLOSE) {
-		finish(attempt, sk, TCPCONNECT_OK, 0);
-		return;
-	}
-	error = BPF_CORE_READ(sk, sk_err);
-	attempt->event.end_ns = bpf_ktime_get_boot_ns();
-	if (error) {
-		if (has_uring_hooks && !attempt->call_tid) {
+	if (newstate == TCP_CLOSE) {
+		bool by_uring = has_uring_hooks && !attempt->call_tid;
+
+		error = BPF_CORE_READ(sk, sk_err);
+		verdict = error ? TCPCONNECT_FAILED : TCPCONNECT_CLOSED;
+		attempt->event.end_ns = bpf_ktime_get_boot_ns();
+		if (error && by_uring) {
 			/* io_uring may report the same error at its completion: that is no second attempt. */
 			if (!(attempt->flags & ATTEMPT_SILENT)) {
 				attempt->event.verdict = TCPCONNECT_FAILED;
@@ -425,22 +427,17 @@ static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_at
 			attempt->flags |= ATTEMPT_SILENT;
 			return;
 		}
-		finish(attempt, sk, TCPCONNECT_FAILED, error);
-		return;
+		/*
+		 * No error on the socket: the connect() itself failed after SYN_SENT (no free port, say), and its return
+		 * value, still to come, tells why; or the caller closed it.
+		 */
+		if (!error && (by_uring || ((attempt->flags & ATTEMPT_CALL_KNOWN) &&
+					    attempt->call_tid == (__u32)bpf_get_current_pid_tgid()))) {
+			attempt->flags |= ATTEMPT_GIVEN_UP;
+			return;
+		}
 	}
-	/*
-	 * No error on the socket: the connect() itself failed after SYN_SENT (no free port, say), and its return
-	 * value, still to come, tells why; or the caller closed it.
-	 */
-	if ((attempt->flags & ATTEMPT_CALL_KNOWN) && attempt->call_tid == (__u32)bpf_get_current_pid_tgid()) {
-		attempt->flags |= ATTEMPT_GIVEN_UP;
-		return;
-	}
-	if (has_uring_hooks && !attempt->call_tid) {
-		attempt->flags |= ATTEMPT_GIVEN_UP;
-		return;
-	}
-	finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+	finish(attempt, sk, verdict, error);
 }
 
 #endif
