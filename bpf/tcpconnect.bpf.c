@@ -158,14 +158,14 @@ static __always_inline void recall_call(int ret, bool user)
 	bpf_map_delete_elem(&calls, &tid);
 }
 
-/* A security module refused the call: @addr is the kernel's copy. */
-static __always_inline void refused(struct sock *sk, int ret, const void *addr, __u32 addr_len)
+/* A call that failed before the socket was under way: @ret is negative, @addr the caller's (@user) or the kernel's copy of it. */
+static __always_inline void refused(struct sock *sk, int ret, const void *addr, __u32 addr_len, bool user)
 {
 	struct tcpconnect_event event = {};
 	struct task_id task = {};
 
 	if (ret >= 0 || !connects_by_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE ||
-	    !task_wanted(&task) || !set_destination_from(&event, addr, addr_len, false))
+	    !task_wanted(&task) || !set_destination_from(&event, addr, addr_len, user))
 		return;
 	event.record = BPFTK_RECORD_EVENT;
 	event.start_ns = event.end_ns = bpf_ktime_get_boot_ns();
@@ -267,7 +267,7 @@ static __always_inline void security_checked(struct socket *sock, const void *ad
 			return;
 		bpf_map_update_elem(&checks, &tid, &mark, BPF_ANY);
 	}
-	refused(BPF_CORE_READ(sock, sk), ret, addr, addr_len);
+	refused(BPF_CORE_READ(sock, sk), ret, addr, addr_len, false);
 }
 
 SEC("fexit/security_socket_connect")
@@ -341,7 +341,7 @@ static __always_inline void check_ends(int ret)
 
 	if (!call)
 		return;
-	refused((struct sock *)call->sk, ret, (void *)call->addr, call->addr_len);
+	refused((struct sock *)call->sk, ret, (void *)call->addr, call->addr_len, false);
 	bpf_map_delete_elem(&checks, &tid);
 }
 
@@ -522,7 +522,6 @@ static __always_inline void uring_ends(const struct tcpconnect_call *call, __u32
 	struct socket *sock = (void *)call->sk;
 	struct tcpconnect_attempt *attempt;
 	struct sock *sk;
-	bool wanted;
 	__u64 key;
 
 	if (!sock)
@@ -540,11 +539,8 @@ static __always_inline void uring_ends(const struct tcpconnect_call *call, __u32
 			bpf_map_delete_elem(&attempts, &key);
 		return;
 	}
-	if (!free_to_connect(sock))
-		return;
-	attempt = new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
-	if (attempt)
-		call_ends(sk, error, (void *)call->addr, call->addr_len, true);
+	if (is_failure(error) && free_to_connect(sock))
+		refused(sk, -(int)error, (void *)call->addr, call->addr_len, true);
 }
 
 SEC("tracepoint/io_uring/io_uring_complete")
