@@ -8,7 +8,7 @@
 set -euo pipefail
 [ $# -eq 1 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 bpftk=$1
-rounds=${ROUNDS:-7} seconds=${SECONDS_EACH:-2}
+rounds=${ROUNDS:-15} seconds=${SECONDS_EACH:-2}
 
 command -v iperf3 >/dev/null || { echo 'egress: no iperf3: make deps-test' >&2; exit 1; }
 near=bpftk-bench-near-$$ far=bpftk-bench-far-$$

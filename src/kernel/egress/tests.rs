@@ -15,7 +15,7 @@ use libbpf_rs::{ProgramInput, ProgramMut};
 
 use super::*;
 use crate::kernel::count::Count;
-use crate::kernel::frames::{Seen, address4, address6, frame, seen, time};
+use crate::kernel::frames::{Seen, address4, address6, frame, seen, time, time_on_all};
 use crate::kernel::skel::egress_peer::EgressPeerSkelBuilder;
 use crate::kernel::sys::filter::test_run;
 use crate::random::{here_or_guest, seeded};
@@ -380,6 +380,12 @@ fn figures() {
             above(ours) / above(theirs)
         );
     }
+    let all = time_on_all(&peer.progs.bpftk_peer, &counted);
+    let ours = time_on_all(program(&counter), &counted);
+    println!(
+        "egress, on all processors at once, BCC style (IPv4 packets): {all:?} a packet; count by dst: {ours:?}, {:.2} of it",
+        ours.as_nanos() as f64 / all.as_nanos() as f64
+    );
     for (name, by, list, packet) in [
         ("count by dst, IPv6", by, None, &to_v6("2001:db8::7".parse().unwrap())),
         ("1000 excludes, count by dst", by, Some(&thousand), &counted),
