@@ -20,7 +20,7 @@ int bpftk_xdp_drop(struct xdp_md *ctx)
 
 	if (place >= DROP_PLACES)
 		return XDP_PASS;
-	packet_parse(data, end, drop_is_l3(place), by_address, true, packet);
+	packet_parse(data, end, drop_is_l3(place), by_address, by_address, true, knows_frags, packet);
 	/*
 	 * A call costs as much as all the rest does. A packet that ends in the first piece has no others: the trailer that somebody
 	 * put behind one, if it is so long that it needs more pieces, isn't counted.
@@ -37,7 +37,7 @@ static __always_inline int tc_drop(struct __sk_buff *skb, bool egress)
 
 	if (place >= DROP_PLACES)
 		return TC_ACT_UNSPEC;
-	tc_parse(skb, drop_is_l3(place), by_address, true, packet);
+	tc_parse(skb, drop_is_l3(place), by_address, by_address, true, packet);
 	packets = tc_packets(skb, packet);
 	bytes = tc_bytes(skb, egress, packets);
 	return drop_verdict(packet, place, drop_row(skb, packet, egress), packets, bytes) ? TC_ACT_SHOT :

@@ -32,6 +32,8 @@ const volatile bool by_proto;
 const volatile bool by_port;
 /* What IP carries is of interest: to keys, to events or to rules. */
 const volatile bool by_carried;
+/* And the address at the other end: to events or to rules. */
+const volatile bool by_both;
 /* Keys have the socket's cookie. */
 const volatile bool by_socket;
 /* Of addresses; IPv4 in host order, IPv6 in network order. */
@@ -120,6 +122,14 @@ static __always_inline void egress_add(struct egress_count *count, __u64 packets
 	}
 }
 
+static __always_inline void egress_add_malformed(struct egress_rows *fixed, bool blocked, __u64 packets, __u64 bytes)
+{
+	if (blocked)
+		egress_add(&fixed->row[EGRESS_MALFORMED_BLOCKED], packets, bytes);
+	else
+		egress_add(&fixed->row[EGRESS_MALFORMED], packets, bytes);
+}
+
 static __always_inline void egress_address(__u64 to[2], const __u64 from[2], __u8 family)
 {
 	if (family == 4) {
@@ -142,7 +152,7 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 					     __u64 packets, __u64 bytes, struct egress_rows *fixed)
 {
 	struct egress_key_count *known = bpf_map_lookup_elem(counts, key);
-	struct egress_key_count first = { { packets, bytes } };
+	struct egress_key_count first;
 	/* Not longer: before Linux 6.4 the upper half is not of the error. */
 	int error;
 
@@ -150,6 +160,9 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 		egress_add(&known->count, packets, bytes);
 		return;
 	}
+	first.count.packets = packets;
+	first.count.bytes = bytes;
+	first.kind = 0;
 	if (whose)
 		first.kind = packet_socket_kind(skb);
 	error = bpf_map_update_elem(counts, key, &first, BPF_NOEXIST);
@@ -258,7 +271,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
 	__u32 now = *(volatile __u32 *)&generation & 1;
 	struct egress_rows *fixed;
-	struct egress_key key = {};
+	struct egress_key key;
 	bool unreadable = false;
 	bool blocked = false;
 	__u32 rule = EGRESS_RULE_NONE;
@@ -268,7 +281,7 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	__u64 what = 0;
 
 	if (blocks && out && probing) {
-		tc_parse(skb, l3, true, true, packet);
+		tc_parse(skb, l3, true, true, true, packet);
 		return egress_packet_rule(skb, packet, l3) >= EGRESS_RULE_BLOCKED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	}
 	if (lifetime_ends && lifetime_over(lifetime_until))
@@ -276,8 +289,8 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	fixed = bpf_map_lookup_elem(&rows, &now);
 	if (!fixed)
 		return TC_ACT_UNSPEC;
-	/* Addresses alone are found sooner. */
-	tc_parse(skb, l3, true, by_carried, packet);
+	/* One address alone is found sooner. */
+	tc_parse(skb, l3, !out || by_both, out || by_both, by_carried, packet);
 	packets = tc_packets(skb, packet);
 	bytes = tc_bytes(skb, out, packets);
 	if (has_expression) {
@@ -299,17 +312,19 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 				verdict = TC_ACT_SHOT;
 		}
 	}
-	if (!packet->family || unreadable) {
-		__u32 row = packet->status == PACKET_OK && !unreadable ? EGRESS_NOT_IP : EGRESS_MALFORMED;
-
-		if (blocked && row == EGRESS_NOT_IP)
-			egress_add(&fixed->row[EGRESS_NOT_IP_BLOCKED], packets, bytes);
+	if (unreadable) {
+		egress_add_malformed(fixed, blocked, packets, bytes);
+		return verdict;
+	}
+	/* Keeps the compiler from asking both at once, of all packets. */
+	asm volatile("" : : : "memory");
+	if (!packet->family) {
+		if (packet->status != PACKET_OK)
+			egress_add_malformed(fixed, blocked, packets, bytes);
 		else if (blocked)
-			egress_add(&fixed->row[EGRESS_MALFORMED_BLOCKED], packets, bytes);
-		else if (row == EGRESS_NOT_IP)
-			egress_add(&fixed->row[EGRESS_NOT_IP], packets, bytes);
+			egress_add(&fixed->row[EGRESS_NOT_IP_BLOCKED], packets, bytes);
 		else
-			egress_add(&fixed->row[EGRESS_MALFORMED], packets, bytes);
+			egress_add(&fixed->row[EGRESS_NOT_IP], packets, bytes);
 		return verdict;
 	}
 	addr = out ? packet->dst : packet->src;
@@ -325,6 +340,8 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 
 	if (by_addr)
 		egress_key_address(&key, &what, addr, packet->family);
+	else
+		key.addr[0] = key.addr[1] = 0;
 	if (by_proto && packet->has_proto)
 		what |= EGRESS_HAS_PROTO | (__u64)packet->proto << EGRESS_PROTO_SHIFT;
 	if (by_port && packet->has_ports)

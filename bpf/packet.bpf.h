@@ -123,7 +123,8 @@ static __always_inline void packet_is_whole(struct packet *packet)
 	packet->whole = true;
 }
 
-static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool addresses, bool carried)
+static __always_inline void packet_v4(void *at, void *end, struct packet *packet, bool src, bool dst, bool carried,
+				       bool whole)
 {
 	struct iphdr *ip = at;
 	__u32 length = sizeof(*ip);
@@ -144,12 +145,12 @@ static __always_inline void packet_v4(void *at, void *end, struct packet *packet
 		packet->status = PACKET_BAD;
 		return;
 	}
-	if (end - at >= bpf_ntohs(ip->tot_len))
+	if (whole && end - at >= bpf_ntohs(ip->tot_len))
 		packet_is_whole(packet);
-	if (addresses) {
+	if (src)
 		packet->src[0] = bpf_ntohl(ip->saddr);
+	if (dst)
 		packet->dst[0] = bpf_ntohl(ip->daddr);
-	}
 	if (carried)
 		packet_transport(at + length, end, packet, 4, ip->protocol, ip->frag_off & bpf_htons(0x1fff));
 	else
@@ -185,7 +186,8 @@ static __always_inline __u64 packet_half(const __be32 words[2])
 	return (__u64)bpf_ntohl(words[0]) << 32 | bpf_ntohl(words[1]);
 }
 
-static __always_inline void packet_v6(void *at, void *end, struct packet *packet, bool addresses, bool carried)
+static __always_inline void packet_v6(void *at, void *end, struct packet *packet, bool src, bool dst, bool carried,
+				       bool whole)
 {
 	struct ipv6hdr *ip = at;
 	__u32 next;
@@ -198,11 +200,13 @@ static __always_inline void packet_v6(void *at, void *end, struct packet *packet
 		return;
 	}
 	/* Without a length it is longer than that could say. */
-	if (ip->payload_len && end - at >= (long)sizeof(*ip) + bpf_ntohs(ip->payload_len))
+	if (whole && ip->payload_len && end - at >= (long)sizeof(*ip) + bpf_ntohs(ip->payload_len))
 		packet_is_whole(packet);
-	if (addresses) {
+	if (src) {
 		packet->src[0] = packet_half(ip->saddr.in6_u.u6_addr32);
 		packet->src[1] = packet_half(ip->saddr.in6_u.u6_addr32 + 2);
+	}
+	if (dst) {
 		packet->dst[0] = packet_half(ip->daddr.in6_u.u6_addr32);
 		packet->dst[1] = packet_half(ip->daddr.in6_u.u6_addr32 + 2);
 	}
@@ -252,16 +256,16 @@ static __always_inline struct packet *packet_in_memory(struct packet *packet)
 }
 
 /*
- * @l3: there is no Ethernet header. @addresses: somebody will look at them. @carried: and at what IP carries; else it is not looked
- * for.
+ * @l3: there is no Ethernet header. @src, @dst: somebody will look at these addresses; @carried: at what IP carries; @whole: at whether
+ * all of it can be read. What nobody will look at is not found out.
  */
-static __always_inline void packet_parse(void *at, void *end, bool l3, bool addresses, bool carried,
+static __always_inline void packet_parse(void *at, void *end, bool l3, bool src, bool dst, bool carried, bool whole,
 					 struct packet *packet)
 {
 	__be16 type;
 	int i;
 
-	if (addresses)
+	if (src || dst)
 		__builtin_memset(packet, 0, sizeof(*packet));
 	else
 		__builtin_memset(&packet->ports, 0, sizeof(*packet) - offsetof(struct packet, ports));
@@ -270,10 +274,10 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 			return;
 		switch (*(__u8 *)at >> 4) {
 		case 4:
-			packet_v4(at, end, packet, addresses, carried);
+			packet_v4(at, end, packet, src, dst, carried, whole);
 			return;
 		case 6:
-			packet_v6(at, end, packet, addresses, carried);
+			packet_v6(at, end, packet, src, dst, carried, whole);
 			return;
 		default:
 			packet->status = PACKET_OK;
@@ -299,9 +303,9 @@ static __always_inline void packet_parse(void *at, void *end, bool l3, bool addr
 		}
 	}
 	if (type == bpf_htons(ETH_P_IP))
-		packet_v4(at, end, packet, addresses, carried);
+		packet_v4(at, end, packet, src, dst, carried, whole);
 	else if (type == bpf_htons(ETH_P_IPV6))
-		packet_v6(at, end, packet, addresses, carried);
+		packet_v6(at, end, packet, src, dst, carried, whole);
 	else
 		packet->status = PACKET_OK;
 }

@@ -19,15 +19,14 @@
 #define TC_LEAST_HEADERS_V4 54
 #define TC_LEAST_HEADERS_V6 74
 
-/* @l3, @addresses, @carried: of packet_parse. */
-static __always_inline void tc_parse(struct __sk_buff *skb, bool l3, bool addresses, bool carried,
-				     struct packet *packet)
+/* @l3, @src, @dst, @carried: of packet_parse. */
+static __always_inline void tc_parse(struct __sk_buff *skb, bool l3, bool src, bool dst, bool carried, struct packet *packet)
 {
-	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, carried, packet);
+	packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, src, dst, carried, false, packet);
 	if (packet->status == PACKET_SHORT && skb->len > skb->data_end - skb->data) {
 		/* The rest is in other pages. */
 		bpf_skb_pull_data(skb, skb->len < TC_MOST_HEADERS ? skb->len : TC_MOST_HEADERS);
-		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, addresses, carried, packet);
+		packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, l3, src, dst, carried, false, packet);
 	}
 }
 

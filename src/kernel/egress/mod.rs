@@ -185,8 +185,8 @@ impl Counter {
         rodata.by_proto = by.proto;
         rodata.by_port = by.port;
         rodata.by_socket = by.cookie;
-        rodata.by_carried =
-            by.proto || by.port || config.events.is_some() || config.rules.is_some();
+        rodata.by_both = config.events.is_some() || config.rules.is_some();
+        rodata.by_carried = by.proto || by.port || rodata.by_both;
         let (v4, v6) = by.addr.unwrap_or((32, 128));
         rodata.mask_v4 = u32::MAX.checked_shl(32 - u32::from(v4)).unwrap_or(0);
         rodata.mask_v6 = mask_v6(v6);
