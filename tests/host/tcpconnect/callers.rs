@@ -130,6 +130,55 @@ fn fast_open_connects_by_sending() {
     });
 }
 
+/// Sends a byte to `to` by the call of this number, with MSG_FASTOPEN.
+fn fast_open_by(call: libc::c_long, socket: &Tcp, to: SocketAddr) -> Result<i64, Errno> {
+    let addr = crate::support::sockaddr(to);
+    let mut byte = *b"x";
+    let mut piece = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // SAFETY: zero bytes are valid for both.
+    let mut messages: [libc::mmsghdr; 2] = unsafe { std::mem::zeroed() };
+    for message in &mut messages {
+        message.msg_hdr.msg_iov = &raw mut piece;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    messages[0].msg_hdr.msg_name = addr.as_ptr().cast_mut().cast();
+    messages[0].msg_hdr.msg_namelen = addr.len();
+    let (fd, flags) = (socket.0.as_raw_fd(), libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL);
+    // SAFETY: what the arguments point to lives until the call is back.
+    Errno::result(unsafe {
+        match call {
+            libc::SYS_sendto => {
+                libc::syscall(call, fd, byte.as_ptr(), 1, flags, addr.as_ptr(), addr.len())
+            }
+            libc::SYS_sendmsg => libc::syscall(call, fd, &raw const messages[0].msg_hdr, flags),
+            _ => libc::syscall(call, fd, messages.as_mut_ptr(), 2, flags),
+        }
+    })
+}
+
+#[test]
+fn each_call_that_sends_can_connect() {
+    with_backends(|traced| {
+        let (ports, rows, _) = traced.trace(&[], || {
+            [libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg].map(|call| {
+                let (listener, to) = Tcp::listen("127.0.0.1");
+                listener.option(libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 5);
+                assert!(fast_open_by(call, &Tcp::v4(), to).unwrap() >= 1);
+                let nowhere = SocketAddr::new("192.0.2.1".parse().unwrap(), to.port());
+                assert_eq!(fast_open_by(call, &Tcp::v4(), nowhere), Err(Errno::ENETUNREACH));
+                to.port()
+            })
+        });
+        let results: Vec<_> = rows
+            .iter()
+            .map(|row| (text(&row["result"]), row["dport"].as_u64().unwrap() as u16))
+            .collect();
+        let expected: Vec<_> =
+            ports.iter().flat_map(|port| [("ok", *port), ("ENETUNREACH", *port)]).collect();
+        assert_eq!(results, expected);
+    });
+}
+
 /// Submits one connect, and gives what completes it.
 fn uring_connect(ring: &mut IoUring, socket: &Tcp, to: SocketAddr, punt: bool) -> i32 {
     let addr = crate::support::sockaddr(to);
