@@ -425,44 +425,52 @@ static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 add
 	remember_call(sk, addr, addr_len);
 }
 
+/*
+ * Two programs for four calls, since to load one takes longer than to tell calls apart. The kernel attaches a program only where the
+ * context has all that it reads: connect and sendmsg have three arguments, sendmmsg has four.
+ */
+
+/* sys_enter_connect, sys_enter_sendmsg */
 SEC("tracepoint/syscalls/sys_enter_connect")
 int bpftk_connect(struct syscall_trace_enter *ctx)
 {
-	syscall_begins(ctx->args[0], (void *)ctx->args[1], ctx->args[2]);
+	void *addr = (void *)ctx->args[1];
+	__u32 third = ctx->args[2], addr_len = third;
+
+	if (ctx->nr == nr_sendmsg) {
+		struct user_msghdr msg;
+
+		/* The header's memory was written by the caller just now. */
+		if (!(third & MSG_FASTOPEN) || bpf_probe_read_user(&msg, sizeof(msg), addr))
+			return 0;
+		addr = msg.msg_name;
+		addr_len = msg.msg_namelen;
+	}
+	syscall_begins(ctx->args[0], addr, addr_len);
 	return 0;
 }
 
-SEC("tracepoint/syscalls/sys_enter_sendto")
-int bpftk_sendto(struct syscall_trace_enter *ctx)
-{
-	if (ctx->args[3] & MSG_FASTOPEN)
-		syscall_begins(ctx->args[0], (void *)ctx->args[4], ctx->args[5]);
-	return 0;
-}
-
-static __always_inline void sendmsg_begins(__u32 fd, struct user_msghdr *header)
-{
-	struct user_msghdr msg;
-
-	/* The header's memory was written by the caller just now. */
-	if (!bpf_probe_read_user(&msg, sizeof(msg), header))
-		syscall_begins(fd, msg.msg_name, msg.msg_namelen);
-}
-
-SEC("tracepoint/syscalls/sys_enter_sendmsg")
-int bpftk_sendmsg(struct syscall_trace_enter *ctx)
-{
-	if (ctx->args[2] & MSG_FASTOPEN)
-		sendmsg_begins(ctx->args[0], (void *)ctx->args[1]);
-	return 0;
-}
-
-/* Only the first message can open the connection. */
+/* sys_enter_sendmmsg, sys_enter_sendto */
 SEC("tracepoint/syscalls/sys_enter_sendmmsg")
-int bpftk_sendmmsg(struct syscall_trace_enter *ctx)
+int bpftk_send(struct syscall_trace_enter *ctx)
 {
-	if (ctx->args[3] & MSG_FASTOPEN)
-		sendmsg_begins(ctx->args[0], (void *)ctx->args[1]);
+	void *second = (void *)ctx->args[1];
+	struct user_msghdr msg;
+	__u64 last[2];
+
+	if (!(ctx->args[3] & MSG_FASTOPEN))
+		return 0;
+	if (ctx->nr == nr_sendto) {
+		/* The fifth and the sixth, which sendmmsg does not have. */
+		if (bpf_probe_read_kernel(last, sizeof(last), &ctx->args[4]))
+			return 0;
+		msg.msg_name = (void *)last[0];
+		msg.msg_namelen = last[1];
+	} else if (bpf_probe_read_user(&msg, sizeof(msg), second)) {
+		return 0;
+	}
+	/* Of several messages, only the first can open the connection. */
+	syscall_begins(ctx->args[0], msg.msg_name, msg.msg_namelen);
 	return 0;
 }
 

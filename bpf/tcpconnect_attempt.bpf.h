@@ -58,6 +58,9 @@ const volatile __u8 has_copies;
 /* Back end tracepoint: attempts without a call that we follow are ended by io_uring's completion or the socket's end. */
 const volatile __u8 has_uring_hooks;
 
+/* Numbers of system calls: each architecture has its own. */
+const volatile __s32 nr_sendto, nr_sendmsg;
+
 /* Sized by user space. Inserted at the call or at SYN_SENT; deleted when SYN_SENT is left, at the call's end, or with the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

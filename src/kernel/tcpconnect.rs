@@ -174,6 +174,8 @@ impl Tracer {
         rodata.has_copies = preempted.into();
         rodata.may_miss_returns = (backend == Backend::Kprobe || copies).into();
         rodata.has_uring_hooks = (uring != Uring::None).into();
+        rodata.nr_sendto = libc::SYS_sendto as i32;
+        rodata.nr_sendmsg = libc::SYS_sendmsg as i32;
         configure_task_filter!(open, &config.tasks);
         for (map, prefixes) in [
             (&mut open.maps.filter_dst, &config.dst),
@@ -291,9 +293,9 @@ impl Tracer {
                 let tracefs = tracefs.context("the tracepoint back end has tracefs")?;
                 for (exit, enter, call) in [
                     (&progs.bpftk_sysexit, &progs.bpftk_connect, "connect"),
-                    (&progs.bpftk_sysexit, &progs.bpftk_sendto, "sendto"),
-                    (&progs.bpftk_sysexit, &progs.bpftk_sendmsg, "sendmsg"),
-                    (&progs.bpftk_sysexit, &progs.bpftk_sendmmsg, "sendmmsg"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_send, "sendto"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_connect, "sendmsg"),
+                    (&progs.bpftk_sysexit, &progs.bpftk_send, "sendmmsg"),
                 ] {
                     links.push(attach::tracepoint(
                         tracefs,
@@ -361,6 +363,7 @@ impl Tracer {
             (&progs.bpftk_fx_conn, Some(&progs.bpftk_fx_conn2)),
             (&progs.bpftk_fx_lsm, Some(&progs.bpftk_fx_lsm2)),
             (&progs.bpftk_connect, None),
+            (&progs.bpftk_send, None),
             (&progs.bpftk_sysexit, None),
         ] {
             // What a program was skipped for, its copy did.
@@ -419,13 +422,7 @@ fn select_programs(
     ] {
         program.set_autoload(backend == Backend::Kprobe);
     }
-    for program in [
-        &mut progs.bpftk_connect,
-        &mut progs.bpftk_sendto,
-        &mut progs.bpftk_sendmsg,
-        &mut progs.bpftk_sendmmsg,
-        &mut progs.bpftk_sysexit,
-    ] {
+    for program in [&mut progs.bpftk_connect, &mut progs.bpftk_send, &mut progs.bpftk_sysexit] {
         program.set_autoload(backend == Backend::Tracepoint);
     }
     progs.bpftk_exit.set_autoload(backend == Backend::Kprobe || preempted);
