@@ -162,9 +162,7 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 	}
 	first.count.packets = packets;
 	first.count.bytes = bytes;
-	first.kind = 0;
-	if (whose)
-		first.kind = packet_socket_kind(skb);
+	first.kind = whose ? packet_socket_kind(skb) : 0;
 	error = bpf_map_update_elem(counts, key, &first, BPF_NOEXIST);
 	if (!error)
 		return;

@@ -22,8 +22,8 @@ command -v apt-get >/dev/null || unavailable 'no apt-get'
 
 version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/^ *Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
 [ -n "$version" ] || unavailable 'apt knows no package postgresql'
-# What installing it would bring. Of that the server runs its programs and libraries alone, and compiles no query to machine code.
-packages=$(apt-get -qq -s install --no-install-recommends "postgresql-$version" 2>/dev/null | awk '$1 == "Inst" { print $2 }' |
+# What installing it would bring; what it would only renew is here, and good enough. Of that the server runs its programs and libraries alone, and compiles no query to machine code.
+packages=$(apt-get -qq -s install --no-install-recommends "postgresql-$version" 2>/dev/null | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }' |
     grep -E "^(lib|postgresql-(client-)?$version\$)" | grep -vE '^lib(llvm|z3|perl)' || true)
 case $packages in *postgresql-"$version"*) ;; *) unavailable "apt would not install postgresql-$version" ;; esac
 

@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 
 use super::ways::*;
 use super::*;
-use crate::support::soon;
 use crate::support::wire::outcome;
+use crate::support::within;
 
 const BLOCKED4: &str = "10.50.0.1";
 const BLOCKED6: &str = "fd50::1";
@@ -161,9 +161,9 @@ fn what_leaves_elsewhere_is_not_refused() {
     assert_eq!(bound.raw_os_error(), Some(libc::EPERM), "{bound}");
     // Routes change.
     wire.near.run(|| ip("route del 10.50.7.0/24 dev second"));
-    assert!(soon(|| !sent("10.50.7.9")), "the change of routes goes unnoticed");
+    assert!(within(10, || !sent("10.50.7.9")), "the change of routes goes unnoticed");
     wire.near.run(|| ip("route add 10.50.0.0/16 dev second"));
-    assert!(soon(|| sent(BLOCKED4)), "the change of routes goes unnoticed");
+    assert!(within(10, || sent(BLOCKED4)), "the change of routes goes unnoticed");
     run.stop();
 }
 
@@ -326,7 +326,7 @@ fn lists_are_read_again_and_bad_ones_change_nothing() {
     assert_eq!(fate(&wire, &far, || datagram(OPEN4, 9)), Fate::Arrived);
     let until = |to: &'static str, expected: Fate| {
         let decided = || fate(&wire, &far, || datagram(to, 9)) == expected;
-        assert!(soon(decided), "{to} is not {expected:?}");
+        assert!(within(10, decided), "{to} is not {expected:?}");
     };
     std::fs::write(path, "10.60.0.0/16\n").unwrap();
     run.signal(Signal::SIGHUP);
@@ -358,7 +358,7 @@ fn a_kill_opens_everything_again() {
             fate(&wire, &far, || raw(BLOCKED4)) == Fate::Arrived
                 && fate(&wire, &far, || datagram(BLOCKED4, 9)) == Fate::Arrived
         };
-        assert!(soon(open), "{backend}");
+        assert!(within(20, open), "{backend}");
         wire.near.run(|| output(&["doctor", "--cleanup"]));
     }
 }

@@ -3,7 +3,7 @@
 //! However it ends, and whatever becomes of the interface: what others have there stays, and what it had goes.
 
 use super::*;
-use crate::support::{programs, programs_left, soon};
+use crate::support::{programs, programs_left, within};
 
 /// Qdiscs and filters of near.
 fn state(wire: &Wire) -> String {
@@ -81,7 +81,7 @@ fn before_and_after_are_equal_in_every_ending() {
                 let doctor = wire.near.run(|| output(&["doctor", "--cleanup"]));
                 assert!(stdout(&doctor).contains("removed"), "{}", stdout(&doctor));
             }
-            assert!(soon(|| state(&wire) == before), "{backend} {}", state(&wire));
+            assert!(within(10, || state(&wire) == before), "{backend} {}", state(&wire));
             assert_eq!(programs_left(&ids), Vec::<u32>::new(), "{backend}");
         }
     }

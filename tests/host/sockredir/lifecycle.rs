@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::work::{exchange, listen, pair, patient, recv, take};
 use super::*;
-use crate::support::{Actor, map_entries, soon, stdout};
+use crate::support::{Actor, map_entries, stdout, within};
 
 /// Bytes wait unread while it ends. Returns how many of the 10 000 arrive.
 fn unread(place: &Place, end: impl FnOnce()) -> usize {
@@ -110,7 +110,7 @@ fn restarts_under_traffic_lose_nothing() {
                 // One of the three has ended two, and began the second of them while bpftk was there.
                 let before = talks.load(Ordering::Relaxed);
                 let enough = || talks.load(Ordering::Relaxed) >= before + 4;
-                assert!(soon(enough), "nobody talks");
+                assert!(within(60, enough), "nobody talks");
                 redirected += run.stop().summary()["redirected"].as_u64().unwrap();
             }
             drop(second.map(Running::stop));
@@ -223,7 +223,7 @@ fn a_peer_out_of_scope_stays_on_tcp() {
         }
     });
     let left = || map_entries(run.pid(), "refused");
-    assert!(soon(|| left() == 0));
+    assert!(within(5, || left() == 0));
     let summary = run.stop().summary();
     assert_eq!(summary["redirected"], 0, "{summary}");
     assert_eq!(summary["reasons"]["peer-unknown"], 2, "{summary}");
@@ -297,6 +297,6 @@ fn doctor_tells_what_lingers() {
     );
     exchange(&mut client, &mut server);
     drop((client, server));
-    let gone = soon(|| !told().contains("bpftk_sk_msg"));
+    let gone = within(5, || !told().contains("bpftk_sk_msg"));
     assert!(gone, "{}", told());
 }

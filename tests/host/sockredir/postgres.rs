@@ -12,13 +12,18 @@ use nix::unistd::{User, chown};
 
 use super::programs::{Server, ended, free_port, run};
 use super::*;
-use crate::support::{soon, stdout};
+use crate::support::{stdout, within};
 
 /// Where its programs are below `root`: the newest version of them.
 fn programs_below(root: &Path) -> Option<PathBuf> {
     let versions = fs::read_dir(root.join("usr/lib/postgresql")).ok()?;
     let programs = versions.filter_map(|version| Some(version.ok()?.path().join("bin")));
-    programs.filter(|bin| bin.join("postgres").is_file()).max()
+    programs.filter(|bin| are_in(bin)).max()
+}
+
+/// Whether all that the test runs is there: distributions put pgbench elsewhere.
+fn are_in(bin: &Path) -> bool {
+    ["postgres", "initdb", "psql", "pgbench"].iter().all(|program| bin.join(program).is_file())
 }
 
 /// PostgreSQL's programs, which refuse to run as root.
@@ -37,7 +42,10 @@ impl Postgres {
         let user = User::from_name("nobody").unwrap().expect("there is nobody");
         let home = tempfile::tempdir().unwrap();
         chown(home.path(), Some(user.uid), Some(user.gid)).unwrap();
-        if let Some(bin) = programs_below(Path::new("/")) {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let installed = programs_below(Path::new("/"))
+            .or_else(|| env::split_paths(&path).find(|directory| are_in(directory)));
+        if let Some(bin) = installed {
             return Some(Self { bin, libraries: None, user, home });
         }
         let Some(unpacked) = env::var_os("BPFTK_POSTGRES").filter(|path| Path::new(path).is_dir())
@@ -90,7 +98,7 @@ fn postgres_keeps_its_books() {
             ready.output().is_ok_and(|output| output.status.success())
         })
     };
-    assert!(soon(ready), "PostgreSQL is not ready");
+    assert!(within(30, ready), "PostgreSQL is not ready");
     let tool = |program: &str, arguments: &[&str]| {
         stdout(&run(&place, postgres.command(program).args(to).args(arguments)))
     };

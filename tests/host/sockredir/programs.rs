@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use super::*;
-use crate::support::{soon, stdout};
+use crate::support::{stdout, within};
 
 /// Where a program is, if it is installed.
 pub(super) fn found(name: &str) -> Option<PathBuf> {
@@ -46,7 +46,7 @@ impl Server {
                 .expect("it starts");
             let server = Self(child);
             let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-            assert!(soon(listens), "{command:?} does not listen");
+            assert!(within(30, listens), "{command:?} does not listen");
             server
         })
     }
@@ -57,7 +57,7 @@ impl Drop for Server {
         // SIGQUIT: PostgreSQL takes its children along.
         let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
-        if !soon(|| self.0.try_wait().is_ok_and(|status| status.is_some())) {
+        if !within(2, || self.0.try_wait().is_ok_and(|status| status.is_some())) {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }

@@ -20,7 +20,7 @@ pub(crate) use actor::{Actor, Stage};
 pub(crate) use bare::{BARE_BYTES, BEHIND_BARE, Bare};
 pub(crate) use cgroup::Cgroup;
 pub(crate) use netns::{Netns, ip, silent_network};
-pub(crate) use objects::{map_entries, programs, programs_left};
+pub(crate) use objects::{map_entries, programs, programs_left, programs_left_after};
 pub(crate) use running::{Run, Running};
 pub(crate) use socket::{Tcp, sockaddr};
 
@@ -45,14 +45,14 @@ pub(crate) fn emulated() -> bool {
     std::env::var_os("BPFTK_VM").is_some()
 }
 
-/// Whether it comes true while there is patience.
-pub(crate) fn soon(mut holds: impl FnMut() -> bool) -> bool {
-    let (begin, patience) = (Instant::now(), Duration::from_secs(if emulated() { 60 } else { 15 }));
+/// Whether it comes true in so many seconds.
+pub(crate) fn within(seconds: u64, mut holds: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
     loop {
         if holds() {
             return true;
         }
-        if begin.elapsed() > patience {
+        if begin.elapsed() > Duration::from_secs(seconds) {
             return false;
         }
         std::thread::sleep(Duration::from_millis(20));

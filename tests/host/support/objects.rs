@@ -7,7 +7,7 @@ use std::fs;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{MapCore, MapHandle};
 
-use super::soon;
+use super::within;
 
 /// The ids in lines such as `map_id: 7` of a process's open files.
 fn ids(pid: u32, key: &str) -> Vec<u32> {
@@ -40,8 +40,13 @@ pub(crate) fn programs(pid: u32) -> Vec<u32> {
 
 /// Which of them the kernel still has. It frees what was closed a little later.
 pub(crate) fn programs_left(ids: &[u32]) -> Vec<u32> {
+    programs_left_after(5, ids)
+}
+
+/// With so many seconds for that.
+pub(crate) fn programs_left_after(seconds: u64, ids: &[u32]) -> Vec<u32> {
     let left = || -> Vec<u32> {
         ProgInfoIter::default().map(|info| info.id).filter(|id| ids.contains(id)).collect()
     };
-    if soon(|| left().is_empty()) { Vec::new() } else { left() }
+    if within(seconds, || left().is_empty()) { Vec::new() } else { left() }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::with_backends;
-use crate::support::{Running, Tcp, bpftk, programs, programs_left};
+use crate::support::{Running, Tcp, bpftk, programs, programs_left_after};
 
 #[test]
 fn nothing_outlives_any_end() {
@@ -26,7 +26,7 @@ fn nothing_outlives_any_end() {
             if signal != Signal::SIGKILL {
                 assert_eq!(run.events().len(), 1, "{signal}");
             }
-            assert_eq!(programs_left(&ids), Vec::<u32>::new(), "{signal}");
+            assert_eq!(programs_left_after(20, &ids), Vec::<u32>::new(), "{signal}");
         }
     });
 }
