@@ -125,6 +125,14 @@ static __always_inline bool is_v4_mapped(const __u8 addr[16])
 	return !high && (__u32)low == bpf_htonl(0xffff);
 }
 
+/* The longest prefix decides: IPv4 is no part of ::/0, though v4-mapped addresses are. */
+static __always_inline bool has_address(void *set, const struct prefix *prefix)
+{
+	__u8 *included = bpf_map_lookup_elem(set, prefix);
+
+	return included && *included;
+}
+
 /* The filters on the destination. @event has its final destination. */
 static __always_inline bool destination_wanted(const struct tcpconnect_event *event)
 {
@@ -143,11 +151,9 @@ static __always_inline bool destination_wanted(const struct tcpconnect_event *ev
 	}
 	if (filter_by_dst || filter_by_exclude)
 		__builtin_memcpy(prefix.addr, event->daddr, 16);
-	if (filter_by_exclude && bpf_map_lookup_elem(&filter_exclude, &prefix))
+	if (filter_by_exclude && has_address(&filter_exclude, &prefix))
 		return false;
-	if (filter_by_dst && !bpf_map_lookup_elem(&filter_dst, &prefix))
-		return false;
-	return true;
+	return !filter_by_dst || has_address(&filter_dst, &prefix);
 }
 
 /* The filters on the outcome, and the row. */

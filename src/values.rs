@@ -250,7 +250,19 @@ pub(crate) fn parse_cidr(text: &str) -> Result<ipnet::IpNet, String> {
     if net.trunc() != net {
         return Err(format!("has bits behind its prefix; did you mean {}?", net.trunc()));
     }
-    Ok(net)
+    Ok(unmapped(net))
+}
+
+/// IPv4 as IPv6 is never seen in a packet, and is shown as the IPv4 that it is.
+fn unmapped(net: ipnet::IpNet) -> ipnet::IpNet {
+    if let ipnet::IpNet::V6(v6) = net
+        && let Some(v4) = v6.network().to_ipv4_mapped()
+        && let Some(length) = v6.prefix_len().checked_sub(96)
+        && let Ok(v4) = ipnet::Ipv4Net::new(v4, length)
+    {
+        return ipnet::IpNet::V4(v4);
+    }
+    net
 }
 
 /// Addresses and CIDRs: `192.0.2.1,10.0.0.0/8`.
@@ -377,6 +389,9 @@ mod tests {
     fn cidrs() {
         assert_eq!(parse_cidr("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
         assert_eq!(parse_cidr("::1").unwrap().to_string(), "::1/128");
+        assert_eq!(parse_cidr("::ffff:10.0.0.0/104").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(parse_cidr("::ffff:0:0/96").unwrap().to_string(), "0.0.0.0/0");
+        assert_eq!(parse_cidr("::/0").unwrap().to_string(), "::/0");
         assert!(parse_cidr("10.0.0.1/8").unwrap_err().contains("10.0.0.0/8"));
         for bad in
             ["", "10.0.0", "10.0.0.0/33", "::/129", "example.org", "10.0.0.0/-1", "10.0.0.0/"]

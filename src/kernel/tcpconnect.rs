@@ -2,6 +2,7 @@
 
 //! The kernel side of `tcpconnect`: its programs, loaded and attached by back end, and its records.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -9,7 +10,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags};
 use plain::Plain;
@@ -177,10 +178,10 @@ impl Tracer {
         rodata.nr_sendto = libc::SYS_sendto as i32;
         rodata.nr_sendmsg = libc::SYS_sendmsg as i32;
         configure_task_filter!(open, &config.tasks);
-        for (map, prefixes) in [
-            (&mut open.maps.filter_dst, &config.dst),
-            (&mut open.maps.filter_exclude, &config.exclude),
-        ] {
+        let (dst, exclude) = (prefixes(&config.dst), prefixes(&config.exclude));
+        for (map, prefixes) in
+            [(&mut open.maps.filter_dst, &dst), (&mut open.maps.filter_exclude, &exclude)]
+        {
             map.set_max_entries(prefixes.len().max(1) as u32).context("cannot size a filter")?;
         }
 
@@ -218,11 +219,9 @@ impl Tracer {
                 .update(&(i as u32).to_ne_bytes(), &word.to_ne_bytes(), MapFlags::ANY)
                 .context("cannot filter by port")?;
         }
-        for (map, prefixes) in
-            [(&maps.filter_dst, &config.dst), (&maps.filter_exclude, &config.exclude)]
-        {
-            for net in prefixes {
-                map.update(&prefix_key(net), &[1], MapFlags::ANY)
+        for (map, prefixes) in [(&maps.filter_dst, &dst), (&maps.filter_exclude, &exclude)] {
+            for (key, included) in prefixes {
+                map.update(key, &[u8::from(*included)], MapFlags::ANY)
                     .context("cannot filter by destination")?;
             }
         }
@@ -466,6 +465,18 @@ fn prefix_key(net: &IpNet) -> [u8; 20] {
     key
 }
 
+/// The set of these networks, as prefixes that are in it or not: the longest decides. IPv6's do not have IPv4's addresses.
+fn prefixes(nets: &[IpNet]) -> BTreeMap<[u8; 20], bool> {
+    let mapped: Ipv6Net = "::ffff:0:0/96".parse().expect("a network");
+    let around = |net: &IpNet| matches!(net, IpNet::V6(net) if net.contains(&mapped));
+    let mut prefixes = BTreeMap::new();
+    if nets.iter().any(around) {
+        prefixes.insert(prefix_key(&mapped.into()), false);
+    }
+    prefixes.extend(nets.iter().map(|net| (prefix_key(net), true)));
+    prefixes
+}
+
 /// What comes through the ring buffer.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -564,6 +575,22 @@ mod tests {
         assert_eq!(&key[4..], &"::ffff:10.0.0.0".parse::<Ipv6Addr>().unwrap().octets());
         let key = prefix_key(&"2001:db8::/32".parse().unwrap());
         assert_eq!(u32::from_ne_bytes(key[..4].try_into().unwrap()), 32);
+    }
+
+    #[test]
+    fn ipv4_is_in_no_network_of_ipv6() {
+        let set = |nets: &[&str]| {
+            prefixes(&nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>())
+        };
+        let key = |net: &str| prefix_key(&net.parse().unwrap());
+        assert_eq!(set(&[]), BTreeMap::new());
+        assert_eq!(set(&["::/97"]), [(key("::/97"), true)].into());
+        for around in ["::/0", "::/80", "::fffe:0:0/95"] {
+            let expected = [(key(around), true), (key("::ffff:0:0/96"), false)];
+            assert_eq!(set(&[around]), expected.into(), "{around}");
+        }
+        let both = [(key("::/0"), true), (key("0.0.0.0/0"), true)];
+        assert_eq!(set(&["0.0.0.0/0", "::/0"]), both.into());
     }
 
     #[test]

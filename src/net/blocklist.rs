@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Result;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::ranges::Ranges;
 use crate::error::usage;
@@ -101,7 +101,7 @@ fn entry(line: &[u8]) -> Result<Option<IpNet>, String> {
     }
     let text = String::from_utf8_lossy(text);
     match parse_cidr(&text) {
-        Ok(net) => Ok(Some(unmapped(net))),
+        Ok(net) => Ok(Some(net)),
         Err(cause) => {
             let shown: String = text.chars().take(60).collect();
             let dots = if shown.len() < text.len() { "…" } else { "" };
@@ -111,24 +111,12 @@ fn entry(line: &[u8]) -> Result<Option<IpNet>, String> {
     }
 }
 
-/// IPv4 as IPv6 would never be seen in a packet.
-fn unmapped(net: IpNet) -> IpNet {
-    if let IpNet::V6(v6) = net
-        && let Some(v4) = v6.network().to_ipv4_mapped()
-        && let Some(length) = v6.prefix_len().checked_sub(96)
-        && let Ok(v4) = Ipv4Net::new(v4, length)
-    {
-        return IpNet::V4(v4);
-    }
-    net
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use ipnet::Ipv6Net;
+    use ipnet::{Ipv4Net, Ipv6Net};
 
     fn parsed(text: &[u8]) -> Result<Blocklist, Error> {
         parse(text, |_| {})

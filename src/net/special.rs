@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn entries_are_blocks_each_once() {
         let mut blocks: Vec<ipnet::IpNet> =
-            REGISTRY.iter().map(|(block, ..)| crate::values::parse_cidr(block).unwrap()).collect();
+            REGISTRY.iter().map(|(block, ..)| block.parse().unwrap()).collect();
         let count = blocks.len();
         blocks.sort();
         blocks.dedup();

@@ -21,6 +21,7 @@ use super::common::{
 use super::resolver::Resolver;
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
+use crate::error::usage;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
 use crate::kernel::cgroup;
@@ -30,8 +31,9 @@ use crate::kernel::netns;
 use crate::kernel::run::Flow;
 use crate::kernel::tcpconnect::{Attempt, Backend, Config, Event, Outcome, Tracer, arm};
 use crate::net::errno;
+use crate::net::ranges::Ranges;
 use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
-use crate::values::{PortSet, parse_cidr, parse_duration};
+use crate::values::{CidrList, PortSet, parse_duration};
 
 /// Trace every active TCP connect: who, where to, its result and its latency
 #[derive(Args, Debug)]
@@ -43,13 +45,13 @@ pub(crate) struct Tcpconnect {
     #[arg(short = 'P', long, value_name = "LIST", help_heading = "Filters")]
     port: Option<PortSet>,
 
-    /// Only to addresses in CIDR; may be given more than once
-    #[arg(long, value_name = "CIDR", value_parser = parse_cidr, help_heading = "Filters")]
-    dst: Vec<IpNet>,
+    /// Only to these addresses, such as 10.0.0.0/8,2001:db8::1; may be given several times
+    #[arg(long, value_name = "CIDRS", help_heading = "Filters")]
+    dst: Vec<CidrList>,
 
-    /// Not to addresses in CIDR, even if --dst has them; may be given more than once
-    #[arg(long, value_name = "CIDR", value_parser = parse_cidr, help_heading = "Filters")]
-    exclude: Vec<IpNet>,
+    /// Not to these addresses, even if --dst has them; may be given several times
+    #[arg(long, value_name = "CIDRS", help_heading = "Filters")]
+    exclude: Vec<CidrList>,
 
     /// Only IPv4, v4-mapped IPv6 included
     #[arg(short = '4', long, conflicts_with = "ipv6", help_heading = "Filters")]
@@ -182,7 +184,26 @@ impl Tcpconnect {
         columns
     }
 
+    fn require_destinations(&self, dst: &[IpNet], exclude: &[IpNet]) -> Result<()> {
+        let ranges = |nets: &[IpNet]| nets.iter().copied().collect::<Ranges>();
+        let asked = if dst.is_empty() { Ranges::all() } else { ranges(dst) };
+        let left = asked.without(&ranges(exclude));
+        let v4 = !self.ipv6 && !left.v4().is_empty();
+        let v6 = !self.ipv4 && !left.v6().is_empty();
+        if v4 || v6 {
+            return Ok(());
+        }
+        Err(usage(
+            "--dst, --exclude, -4 and -6 contradict each other: together they leave no address",
+        ))
+    }
+
     fn config(&self) -> Result<Config> {
+        let nets = |lists: &[CidrList]| -> Vec<IpNet> {
+            lists.iter().flat_map(|list| list.0.clone()).collect()
+        };
+        let (dst, exclude) = (nets(&self.dst), nets(&self.exclude));
+        self.require_destinations(&dst, &exclude)?;
         Ok(Config {
             tasks: self.tasks.resolve()?,
             at_start: self.at_start,
@@ -195,8 +216,8 @@ impl Tcpconnect {
             },
             netns: self.netns.as_deref().map(netns::resolve).transpose()?.unwrap_or(0),
             ports: self.port.as_ref().map(PortSet::words),
-            dst: self.dst.clone(),
-            exclude: self.exclude.clone(),
+            dst,
+            exclude,
             dns: self.dns,
             max_pending: self.max_pending,
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
