@@ -33,7 +33,6 @@ const volatile bool by_port;
 const volatile bool by_excluded_port;
 const volatile __u32 comms;
 const volatile __u8 comm_names[SOCKREDIR_COMMS][BPFTK_COMM_LEN];
-const volatile bool with_events;
 
 /* Off, the programs let everything pass: at the end, and until all is attached. */
 bool enabled;
@@ -414,11 +413,9 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 		count(SOCKREDIR_TCP_BYTES, event.end.tcp_bytes);
 		bpf_map_delete_elem(&refused, &event.key);
 	}
-	if (with_events) {
-		event._pad = 0;
-		event.closed_ns = bpf_ktime_get_boot_ns();
-		emit_record(&event, sizeof(event));
-	}
+	event._pad = 0;
+	event.closed_ns = bpf_ktime_get_boot_ns();
+	emit_record(&event, sizeof(event));
 }
 
 /* The reply stays as it is: it may be another program's. */

@@ -47,6 +47,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("tcp_to_server", "bytes that went by TCP, since the connection began"),
     Field::new("tcp_to_client", "the same of the other direction"),
     Field::new("age_us", "for how long the connection is, or was, there"),
+    Field::new("closed", "whether the connection is closed; null in the row totals"),
     Field::new("open", "in the row totals: open connections; else null"),
     Field::new("clients", "in the row totals: ends that connected, established in scope"),
     Field::new("servers", "in the row totals: ends that accepted, established in scope"),
@@ -153,6 +154,10 @@ impl Connection {
         self.ends().any(|end| end.state == state)
     }
 
+    fn is_closed(&self) -> bool {
+        self.ends().all(|end| end.closed_ns.is_some())
+    }
+
     pub(super) fn closed(&self) -> Timestamp {
         wall_time(self.closed_ns())
     }
@@ -163,7 +168,8 @@ impl Connection {
 
     fn age_ns(&self) -> u64 {
         let opened = self.ends().map(|end| end.opened_ns).min().unwrap_or_default();
-        self.closed_ns().saturating_sub(opened)
+        let until = if self.is_closed() { self.closed_ns() } else { boot_ns() };
+        until.saturating_sub(opened)
     }
 }
 
@@ -233,6 +239,9 @@ pub(super) fn record(
     let (state_to_server, reason_to_server) = state(client);
     let (state_to_client, reason_to_client) = state(server);
     let of = |end: &Option<End>, what: fn(&End) -> u64| end.as_ref().map(what);
+    // With --events all are.
+    let mark = if kind == Kind::Row && connection.is_closed() { " (closed)" } else { "" };
+    let state_cell = states(connection) + mark;
     Record::new(kind)
         .with("time", time)
         .with("scope", scope)
@@ -256,6 +265,7 @@ pub(super) fn record(
         .with("tcp_to_server", of(client, |end| end.tcp_bytes))
         .with("tcp_to_client", of(server, |end| end.tcp_bytes))
         .with("age_us", connection.age_ns() / 1000)
+        .with("closed", connection.is_closed())
         .with("open", None::<u64>)
         .with("clients", None::<u64>)
         .with("servers", None::<u64>)
@@ -271,7 +281,7 @@ pub(super) fn record(
         .shown("client", address(key.local))
         .shown("server", address(key.remote))
         .shown("comm", comms(connection))
-        .shown("state", states(connection))
+        .shown("state", state_cell)
         .shown("to_server", connection.counted().to_server)
         .shown("to_client", connection.counted().to_client)
         .shown("all_messages", connection.counted().messages)
@@ -292,6 +302,7 @@ pub(super) fn totals(totals: &Totals, open: usize) -> Record {
         .with("tcp_to_server", None::<u64>)
         .with("tcp_to_client", None::<u64>)
         .with("age_us", None::<u64>)
+        .with("closed", None::<bool>)
         .with("open", open as u64)
         .with("clients", totals.clients)
         .with("servers", totals.servers)

@@ -42,7 +42,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ),
         (
             "STATE",
-            "redirect, tcp with the reason, or idle when nothing was sent yet: one word when both directions are alike, else the direction to the server first.",
+            "redirect, tcp with the reason, or idle when nothing was sent yet: one word when both directions are alike, else the direction to the server first; followed by (closed) in the table that is a connection's last.",
         ),
         ("BYTES→ BYTES←", "Sent to the server and to the client since the beginning, both ways."),
         ("MSGS", "In how many sends, as the kernel cut them."),
@@ -120,6 +120,9 @@ const SUMMARY: &[Field] = &[
     Field::new("backend", "sockmap"),
     Field::new("lingering", "connections in the map at the end"),
     Field::new("lingering_redirected", "of these, redirected until the end"),
-    Field::new("lost", "with --events: connections that could not be reported in full"),
+    Field::new(
+        "lost",
+        "ends that closed and could not be reported: rows lack them, the totals don't",
+    ),
     Field::new("lost_ring_full", "of these, because the ring buffer was full"),
 ];

@@ -6,7 +6,7 @@ mod connections;
 mod manual;
 mod preflight;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +36,9 @@ use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
 
 /// Every so often, what was read is looked for, and with --events what is waited for in vain.
 const OFTEN: Duration = Duration::from_secs(1);
+
+/// Closed connections that are kept for the next table, before all but the busiest are let go.
+const MOST_CLOSED: usize = 4096;
 
 /// Let local TCP connections bypass the network stack, losing and reordering no byte
 #[derive(Args, Debug)]
@@ -135,16 +138,22 @@ impl Sockredir {
         if self.stream.timestamp && !self.events {
             return Err(usage("--timestamp is for the rows of --events; expected both"));
         }
+        let ports = self.port.as_ref().map(PortSet::words);
+        let excluded_ports = self.exclude_port.as_ref().map(PortSet::words);
+        if let (Some(wanted), Some(excluded)) = (&ports, &excluded_ports)
+            && wanted.iter().zip(excluded).all(|(wanted, excluded)| wanted & !excluded == 0)
+        {
+            return Err(usage("--exclude-port leaves none of the ports of --port"));
+        }
         Ok(Config {
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
-            ports: self.port.as_ref().map(PortSet::words),
-            excluded_ports: self.exclude_port.as_ref().map(PortSet::words),
+            ports,
+            excluded_ports,
             comms,
             max_queue: self.max_queue,
             max_messages: self.max_messages,
             max_memory: self.max_memory,
             max_ends: 2 * self.max_connections,
-            events: self.events,
         })
     }
 
@@ -189,15 +198,25 @@ struct Session<'a> {
     args: &'a Sockredir,
     backend: Sockmap,
     begin: Instant,
-    /// Of each connection at the last table.
-    before: HashMap<Key, Counted>,
+    /// What the last tables said of each connection.
+    told: HashMap<Key, Told>,
+    tables: u64,
     /// Ends that are closed while the other one may not be.
     halves: HashMap<Key, (End, Instant)>,
+    /// Without --events: connections that closed since the last table.
+    closed: Vec<Connection>,
     rows: u64,
     settling: Settling,
     /// Of an interval, in all and so far.
     turns: u32,
     turn: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    counted: Counted,
+    /// By which table.
+    table: u64,
 }
 
 impl tracing::Session<Redirector> for Session<'_> {
@@ -206,7 +225,7 @@ impl tracing::Session<Redirector> for Session<'_> {
             return Ok(Flow::Stop);
         }
         match self.halves.remove(&end.key.other()) {
-            Some((other, _)) => self.closed(Connection::new(end, Some(other)), sink)?,
+            Some((other, _)) => self.over(Connection::new(end, Some(other)), sink)?,
             None => {
                 self.halves.insert(end.key, (end, Instant::now()));
             }
@@ -218,48 +237,25 @@ impl tracing::Session<Redirector> for Session<'_> {
         self.turn += 1;
         let due = !self.args.events && self.turn >= self.turns;
         // Whoever shows every end can as well look at all.
-        if !due {
-            if tracer.waiting()? > self.args.max_memory / 8 {
-                self.settling.turn(tracer, &tracer.ends()?)?;
-            }
-            return if self.args.events { self.give_up(tracer, sink) } else { Ok(()) };
+        if due {
+            self.turn = 0;
+            return self.table(tracer, sink);
         }
-        self.turn = 0;
-        let mut ends = tracer.ends()?;
-        self.settling.turn(tracer, &ends)?;
-        let refused = tracer.refused()?;
-        let totals = totals(tracer, &refused)?;
-        ends.extend(refused);
-        let mut all = connections(ends);
-        let now: HashMap<Key, Counted> = all.iter().map(|c| (c.key(), c.counted())).collect();
-        let new =
-            |c: &Connection| c.counted() - self.before.get(&c.key()).copied().unwrap_or_default();
-        all.sort_by_key(|c| std::cmp::Reverse((new(c).bytes(), c.counted().bytes())));
-        let open = all.len();
-        let mut rows: Vec<Record> = all
-            .iter()
-            .take(self.args.top as usize)
-            .map(|c| record(Kind::Row, "interval", c, new(c), Timestamp::now()))
-            .collect();
-        if !sink.is_table() {
-            rows.push(connections::totals(&totals, open));
+        if tracer.waiting()? > self.args.max_memory / 8 {
+            self.settling.turn(tracer, &tracer.ends()?)?;
         }
-        let title = format!(
-            "{}, {} connected, {} accepted, {open} open; {}",
-            clock(self.begin.elapsed()),
-            totals.clients,
-            totals.servers,
-            connections::sentence(&totals)
-        );
-        self.before = now;
-        sink.interval(&title, &rows)
+        if self.args.events && self.halves.values().any(Self::is_late) {
+            let open = tracer.ends()?.into_iter().chain(tracer.refused()?);
+            self.give_up(&open.map(|end| end.key).collect(), sink)?;
+        }
+        Ok(())
     }
 
     /// What is left of the connections that were taken, and the totals.
     fn finish(&mut self, tracer: &Redirector, undecodable: u64, sink: &mut Sink) -> Result<()> {
         let halves = std::mem::take(&mut self.halves);
         for (end, _) in halves.into_values() {
-            self.closed(Connection::new(end, None), sink)?;
+            self.over(Connection::new(end, None), sink)?;
         }
         let ends = tracer.ends()?;
         tracer.settle(&ends)?;
@@ -273,10 +269,6 @@ impl tracing::Session<Redirector> for Session<'_> {
             .with("lingering_redirected", redirected as u64)
             .with("lost", losses.rows() + undecodable)
             .with("lost_ring_full", losses.ring_full);
-        let lost = match self.args.events {
-            true => format!("; {}", losses_sentence(losses, undecodable)),
-            false => String::new(),
-        };
         let stay = match lingering.len() {
             0 => "no connection lingers".to_string(),
             n => format!(
@@ -284,7 +276,8 @@ impl tracing::Session<Redirector> for Session<'_> {
             ),
         };
         sink.settle();
-        sink.summary(&record, &format!("{}; {stay}{lost}", connections::sentence(&totals)))
+        let lost = losses_sentence(losses, undecodable);
+        sink.summary(&record, &format!("{}; {stay}; {lost}", connections::sentence(&totals)))
     }
 }
 
@@ -322,8 +315,10 @@ impl<'a> Session<'a> {
             args,
             backend,
             begin: Instant::now(),
-            before: HashMap::new(),
+            told: HashMap::new(),
+            tables: 0,
             halves: HashMap::new(),
+            closed: Vec::new(),
             rows: 0,
             settling: Settling::default(),
             turns,
@@ -335,8 +330,17 @@ impl<'a> Session<'a> {
         self.args.stream.max_events.is_some_and(|most| self.rows >= most)
     }
 
-    /// The row of a connection that is over.
-    fn closed(&mut self, connection: Connection, sink: &mut Sink) -> Result<()> {
+    /// A row for a connection that is over, at once or in the next table.
+    fn over(&mut self, connection: Connection, sink: &mut Sink) -> Result<()> {
+        if !self.args.events {
+            self.closed.push(connection);
+            if self.closed.len() >= MOST_CLOSED.max(2 * self.args.top as usize) {
+                let mut closed = std::mem::take(&mut self.closed);
+                self.busiest(&mut closed);
+                self.closed = closed;
+            }
+            return Ok(());
+        }
         if self.full() {
             return Ok(());
         }
@@ -345,23 +349,78 @@ impl<'a> Session<'a> {
         sink.event(&record(Kind::Event, "closed", &connection, connection.counted(), time))
     }
 
-    /// The other end of a connection may have been refused, or its record lost.
-    fn give_up(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        if self.halves.values().all(|(_, since)| since.elapsed() < PATIENCE) {
-            return Ok(());
-        }
-        let ends = tracer.ends()?.into_iter().chain(tracer.refused()?);
-        let open: Vec<Key> = ends.map(|end| end.key).collect();
-        let hopeless: Vec<Key> = self
-            .halves
+    /// What a connection sent since the last table.
+    fn new_in(&self, connection: &Connection) -> Counted {
+        let told = self.told.get(&connection.key()).map(|told| told.counted).unwrap_or_default();
+        connection.counted() - told
+    }
+
+    /// As many as a table has, those that sent most first.
+    fn busiest(&self, all: &mut Vec<Connection>) {
+        all.sort_by_cached_key(|c| {
+            std::cmp::Reverse((self.new_in(c).bytes(), c.counted().bytes()))
+        });
+        all.truncate(self.args.top as usize);
+    }
+
+    fn table(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
+        let mut ends = tracer.ends()?;
+        self.settling.turn(tracer, &ends)?;
+        let refused = tracer.refused()?;
+        let totals = totals(tracer, &refused)?;
+        ends.extend(refused);
+        let keys: HashSet<Key> = ends.iter().map(|end| end.key).collect();
+        self.give_up(&keys, sink)?;
+        let closed_halves = self.halves.values().map(|(end, _)| end);
+        ends.extend(closed_halves.filter(|end| keys.contains(&end.key.other())).cloned());
+        let mut all = connections(ends);
+        let open = all.len();
+        let now: Vec<(Key, Counted)> = all.iter().map(|c| (c.key(), c.counted())).collect();
+        all.append(&mut self.closed);
+        self.busiest(&mut all);
+        let mut rows: Vec<Record> = all
             .iter()
-            .filter(|(key, (_, since))| since.elapsed() >= PATIENCE && !open.contains(&key.other()))
-            .map(|(key, _)| *key)
+            .map(|c| record(Kind::Row, "interval", c, self.new_in(c), Timestamp::now()))
             .collect();
+        if !sink.is_table() {
+            rows.push(connections::totals(&totals, open));
+        }
+        let title = format!(
+            "{}, {} connected, {} accepted, {open} open; {}",
+            clock(self.begin.elapsed()),
+            totals.clients,
+            totals.servers,
+            connections::sentence(&totals)
+        );
+        self.remember(now);
+        sink.interval(&title, &rows)
+    }
+
+    fn remember(&mut self, now: Vec<(Key, Counted)>) {
+        self.tables += 1;
+        let table = self.tables;
+        self.told.extend(now.into_iter().map(|(key, counted)| (key, Told { counted, table })));
+        // A connection that closes is in no map for a moment, and then waits here for its other end.
+        let halves = &self.halves;
+        self.told.retain(|key, told| {
+            told.table + 1 >= table || halves.contains_key(key) || halves.contains_key(&key.other())
+        });
+    }
+
+    fn is_late((_, since): &(End, Instant)) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        since.elapsed() >= PATIENCE
+    }
+
+    /// The other end of a connection may have been refused, or its record lost.
+    fn give_up(&mut self, open: &HashSet<Key>, sink: &mut Sink) -> Result<()> {
+        let late = |(key, half): (&Key, &(End, Instant))| {
+            (Self::is_late(half) && !open.contains(&key.other())).then_some(*key)
+        };
+        let hopeless: Vec<Key> = self.halves.iter().filter_map(late).collect();
         for key in hopeless {
             if let Some((end, _)) = self.halves.remove(&key) {
-                self.closed(Connection::new(end, None), sink)?;
+                self.over(Connection::new(end, None), sink)?;
             }
         }
         Ok(())

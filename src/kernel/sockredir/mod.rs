@@ -60,8 +60,6 @@ pub(crate) struct Config {
     pub(crate) max_memory: u64,
     /// Ends of connections in the map.
     pub(crate) max_ends: u32,
-    /// Whether connections are told of as they close.
-    pub(crate) events: bool,
 }
 
 impl Default for Config {
@@ -75,7 +73,6 @@ impl Default for Config {
             max_messages: 1024,
             max_memory: 256 << 20,
             max_ends: 65536,
-            events: false,
         }
     }
 }
@@ -154,7 +151,6 @@ impl Redirector {
         rodata.max_memory = config.max_memory;
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
-        rodata.with_events = config.events;
         rodata.comms = config.comms.len() as u32;
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
             *slot = *comm;

@@ -25,6 +25,7 @@ fn a_scope_is_asked_for() {
         (&["--all", "--max-queue", "much"], "64K"),
         (&["--all", "--max-messages", "0"], "0"),
         (&["--all", "--comm", "a,b,c,d,e,f,g,h,i"], "more than 8"),
+        (&["--all", "--port", "80-82", "--exclude-port", "1-81,82"], "leaves none"),
         (&["--all", "-n", "5"], "--events"),
         (&["--all", "-T"], "--events"),
     ] {
@@ -228,6 +229,51 @@ fn tables_show_what_stays_on_tcp() {
     let run = run.stop();
     assert!(run.stderr.contains("2.9 KiB by TCP: peer-unknown 1"), "{}", run.stderr);
     assert!(run.stderr.contains("no connection lingers"), "{}", run.stderr);
+}
+
+/// Connections that begin and end between two tables, and one that has been shown open: each is shown closed once, with what it
+/// sent since.
+#[test]
+fn short_connections_are_in_the_next_table() {
+    let Some(place) = Place::new() else { return };
+    let run = place.start(&["-i", "300ms"]);
+    let (mut client, mut server) = place.run(pair);
+    let long = client.local_addr().unwrap().port();
+    client.write_all(&[1; 500]).unwrap();
+    take(&mut server, 500);
+    thread::sleep(Duration::from_millis(700));
+    let mut short = Vec::new();
+    for number in 1..=10 {
+        let (mut client, mut server) = place.run(pair);
+        client.write_all(&vec![1; number * 100]).unwrap();
+        take(&mut server, number * 100);
+        short.push((client.local_addr().unwrap().port(), number * 100));
+    }
+    client.write_all(&[1; 70]).unwrap();
+    take(&mut server, 70);
+    drop((client, server));
+    thread::sleep(Duration::from_millis(700));
+    let run = run.stop();
+    let lines = run.json();
+    let of = |port: u16| -> Vec<_> {
+        lines.iter().filter(|line| line["scope"] == "interval" && line["sport"] == port).collect()
+    };
+    for (port, bytes) in short {
+        let rows = of(port);
+        let sum: u64 = rows.iter().map(|row| row["bytes_to_server"].as_u64().unwrap()).sum();
+        assert_eq!(sum, bytes as u64, "{rows:?}");
+        let closed: Vec<_> = rows.iter().map(|row| row["closed"].as_bool().unwrap()).collect();
+        assert_eq!(closed.iter().filter(|closed| **closed).count(), 1, "{rows:?}");
+        assert_eq!(closed.last(), Some(&true), "{rows:?}");
+        assert_eq!(rows[0]["state_to_server"], "redirect", "{rows:?}");
+    }
+    let rows = of(long);
+    let bytes: Vec<_> = rows.iter().map(|row| row["bytes_to_server"].as_u64().unwrap()).collect();
+    assert_eq!(bytes.iter().sum::<u64>(), 570, "{rows:?}");
+    assert_eq!(rows.iter().filter(|row| row["closed"] == true).count(), 1, "{rows:?}");
+    assert_eq!(rows.last().unwrap()["redirected_to_server"], 570, "{rows:?}");
+    let totals = lines.iter().rfind(|line| line["scope"] == "totals").unwrap();
+    assert_eq!((&totals["open"], &totals["closed"]), (&0.into(), &serde_json::Value::Null));
 }
 
 /// Rows of intervals add up, and every field is there.
