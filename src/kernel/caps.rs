@@ -37,6 +37,10 @@ impl Cap {
     }
 }
 
+/// For programs that see packets. The verifier lets none compute with pointers as packets need it without CAP_PERFMON
+/// (allow_ptr_leaks in kernel/bpf/verifier.c).
+pub(crate) const PACKETS: &[Cap] = &[Cap::Bpf, Cap::Perfmon, Cap::NetAdmin];
+
 /// The effective capabilities of this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held(u64);

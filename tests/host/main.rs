@@ -3,6 +3,7 @@
 //! What a user would see: the tests run bpftk, make things happen, and read its output. They need root, and say so
 //! where they have to skip. The same binary runs in the kernel matrix (`tests/vm`).
 
+mod capabilities;
 mod cli;
 mod clone_trace;
 mod doctor;

@@ -78,6 +78,7 @@ const SUMMARY: &[Field] = &[
     Field::new("command", "doctor"),
     Field::new("commands", "commands that were tried"),
     Field::new("unavailable", "of these, without a back end"),
+    Field::new("not_tried", "of these, not tried for want of a capability that only trying takes"),
     Field::new(
         "leftovers",
         "places that hold a program of bpftk without an owner; null when that is not known",

@@ -50,7 +50,17 @@ struct Works {
 struct Command {
     name: &'static str,
     needs: &'static [Cap],
+    /// What trying it takes beside these.
+    trial_needs: &'static [Cap],
     arm: fn(BtfSource) -> Result<Works>,
+}
+
+/// What is known of a command.
+struct Trial {
+    name: &'static str,
+    /// Not, if it may work and doctor lacks what trying takes.
+    tried: bool,
+    outcome: Result<Works>,
 }
 
 /// Every command that needs the kernel.
@@ -58,6 +68,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "clone-trace",
         needs: &[Cap::Bpf, Cap::Perfmon],
+        trial_needs: &[],
         arm: |btf| {
             let config = clone_trace::Config { btf, ..Default::default() };
             works(clone_trace::arm(&config, None))
@@ -66,6 +77,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "tcpconnect",
         needs: &[Cap::Bpf, Cap::Perfmon],
+        trial_needs: &[],
         arm: |btf| {
             let config = tcpconnect::Config { btf, ..Default::default() };
             works(tcpconnect::arm(&config, None))
@@ -73,22 +85,26 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "xdp-drop",
-        needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
+        needs: caps::PACKETS,
+        trial_needs: &[Cap::SysAdmin],
         arm: |_| in_new_namespace(|| works(drop::arm_xdp())),
     },
     Command {
         name: "tc-drop",
-        needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
+        needs: caps::PACKETS,
+        trial_needs: &[Cap::SysAdmin],
         arm: |_| in_new_namespace(|| works(drop::arm_tc())),
     },
     Command {
         name: "tc-egress",
-        needs: &[Cap::Bpf, Cap::NetAdmin, Cap::SysAdmin],
+        needs: caps::PACKETS,
+        trial_needs: &[Cap::SysAdmin],
         arm: |_| in_new_namespace(|| works(egress::arm())),
     },
     Command {
         name: "sockredir",
         needs: &[Cap::Bpf, Cap::Perfmon, Cap::NetAdmin],
+        trial_needs: &[],
         arm: |btf| {
             Gate::here()?.pass(false)?;
             works(sockredir::try_out(btf))
@@ -98,6 +114,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "filter",
         needs: &[],
+        trial_needs: &[],
         arm: |_| {
             let version = libpcap::version()?;
             Ok(Works { backend: "libpcap".into(), remarks: vec![version] })
@@ -129,8 +146,8 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("name", "of the command, the fact, or the left program"),
     Field::new(
         "status",
-        "of a command: ok or unavailable; of a fact: yes, no, unknown (the kernel does not tell), not tried (a \
-         capability is missing), or null where the detail is all there is to tell; of a leftover: left, removed \
+        "of a command: ok, unavailable, or not tried (it may work; to try it takes another capability); of a fact: \
+         yes, no, unknown (the kernel does not tell), not tried (a capability is missing), or null where the detail is all there is to tell; of a leftover: left, removed \
          or failed (to be removed)",
     ),
     Field::new("backend", "of a command: the back end that it would use here; else null"),
@@ -201,16 +218,22 @@ fn text(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-fn command_row(name: &str, outcome: &Result<Works>) -> Record {
-    let record = match outcome {
-        Ok(works) => row("command", name, Some("ok"))
+fn command_row(trial: &Trial) -> Record {
+    let record = match &trial.outcome {
+        Ok(works) => row("command", trial.name, Some("ok"))
             .with("backend", works.backend.as_str())
             .with("detail", text(&works.remarks.join("; "))),
-        Err(error) => row("command", name, Some("unavailable"))
+        Err(error) => row("command", trial.name, Some(trial.failure()))
             .with("backend", None::<&str>)
             .with("detail", format!("{error:#}")),
     };
     without_program(record)
+}
+
+impl Trial {
+    fn failure(&self) -> &'static str {
+        if self.tried { "unavailable" } else { "not tried" }
+    }
 }
 
 fn fact_row(fact: &Fact) -> Record {
@@ -253,10 +276,8 @@ impl Doctor {
 
         // First of all: what libbpf does to the memory limit for the first program is not to be told as a fact.
         let facts = facts::all(file)?;
-        let commands: Vec<(&str, Result<Works>)> =
-            COMMANDS.iter().map(|command| (command.name, self.arm(command))).collect();
-        let rows: Vec<Record> =
-            commands.iter().map(|(name, outcome)| command_row(name, outcome)).collect();
+        let commands: Vec<Trial> = COMMANDS.iter().map(|command| self.try_out(command)).collect();
+        let rows: Vec<Record> = commands.iter().map(command_row).collect();
         sink.section(&COMMAND_COLUMNS, &rows, "")?;
         let rows: Vec<Record> = facts.iter().map(fact_row).collect();
         sink.section(&FACT_COLUMNS, &rows, "")?;
@@ -277,8 +298,19 @@ impl Doctor {
         self.finish(&commands, &totals, &mut sink)
     }
 
+    fn try_out(&self, command: &Command) -> Trial {
+        let able = caps::require(command.trial_needs);
+        let (tried, outcome) = match (caps::require(command.needs), able) {
+            (Err(lacking), _) => (true, Err(lacking)),
+            (Ok(()), Err(lacking)) => {
+                (false, Err(lacking).context("cannot make a network namespace to try it in"))
+            }
+            (Ok(()), Ok(())) => (true, self.arm(command)),
+        };
+        Trial { name: command.name, tried, outcome }
+    }
+
     fn arm(&self, command: &Command) -> Result<Works> {
-        caps::require(command.needs)?;
         let works = (command.arm)(BtfSource::new(self.kernel.btf.as_deref())?)?;
         note(self.kernel.verbose, || {
             format!("{}: armed, back end {}", command.name, works.backend)
@@ -305,29 +337,24 @@ impl Doctor {
         sink.section(&LEFTOVER_COLUMNS, &rows, "Nothing of bpftk was left behind.")
     }
 
-    fn finish(
-        &self,
-        commands: &[(&str, Result<Works>)],
-        totals: &Totals,
-        sink: &mut Sink,
-    ) -> Result<ExitCode> {
-        let unavailable: Vec<(&str, Status)> = commands
-            .iter()
-            .filter_map(|(name, outcome)| {
-                let error = outcome.as_ref().err()?;
-                Some((*name, status_of(error)))
-            })
-            .collect();
+    fn finish(&self, commands: &[Trial], totals: &Totals, sink: &mut Sink) -> Result<ExitCode> {
+        let failures = |tried: bool| -> Vec<(&str, Status)> {
+            let failed =
+                |trial: &Trial| Some((trial.name, status_of(trial.outcome.as_ref().err()?)));
+            commands.iter().filter(|trial| trial.tried == tried).filter_map(failed).collect()
+        };
+        let (unavailable, not_tried) = (failures(true), failures(false));
         let not_looked = totals.not_looked.as_ref();
         let record = Record::new(Kind::Summary)
             .with("command", "doctor")
             .with("commands", commands.len() as u64)
             .with("unavailable", unavailable.len() as u64)
+            .with("not_tried", not_tried.len() as u64)
             .with("leftovers", not_looked.is_none().then_some(totals.left))
             .with("removed", totals.removed)
             .with("failed", totals.failed)
             .with("leftovers_unknown", not_looked.map(|(reason, _)| reason.as_str()));
-        sink.summary(&record, &self.sentence(&unavailable, totals))?;
+        sink.summary(&record, &self.sentence(&unavailable, &not_tried, totals))?;
 
         if totals.failed > 0 {
             return Ok(Status::Failed.into());
@@ -336,7 +363,8 @@ impl Doctor {
         if let Some((_, status)) = not_looked.filter(|_| self.cleanup) {
             return Ok((*status).into());
         }
-        let statuses: Vec<Status> = unavailable.iter().map(|(_, status)| *status).collect();
+        let statuses: Vec<Status> =
+            unavailable.iter().chain(&not_tried).map(|(_, status)| *status).collect();
         Ok(if statuses.is_empty() {
             ExitCode::SUCCESS
         } else if statuses.contains(&Status::NotPermitted) {
@@ -347,13 +375,21 @@ impl Doctor {
         })
     }
 
-    fn sentence(&self, unavailable: &[(&str, Status)], totals: &Totals) -> String {
+    fn sentence(
+        &self,
+        unavailable: &[(&str, Status)],
+        not_tried: &[(&str, Status)],
+        totals: &Totals,
+    ) -> String {
         let mut parts = Vec::new();
-        if unavailable.is_empty() {
+        for (what, commands) in [("no back end for", unavailable), ("not tried:", not_tried)] {
+            if !commands.is_empty() {
+                let names: Vec<&str> = commands.iter().map(|(name, _)| *name).collect();
+                parts.push(format!("{what} {}", names.join(", ")));
+            }
+        }
+        if parts.is_empty() {
             parts.push("every command works here".to_string());
-        } else {
-            let names: Vec<&str> = unavailable.iter().map(|(name, _)| *name).collect();
-            parts.push(format!("no back end for {}", names.join(", ")));
         }
         parts.push(match (&totals.not_looked, totals.left) {
             (Some(_), _) => "leftovers not looked for".to_string(),
@@ -390,19 +426,20 @@ mod tests {
 
     #[test]
     fn rows_have_the_schema() {
-        let works = works(Ok(Chosen {
+        let trial = |outcome| Trial { name: "x", tried: true, outcome };
+        let works = trial(works(Ok(Chosen {
             backend: "b",
             armed: (),
             passed_over: vec![("a", "missing".to_string())],
-        }));
-        let failed: Result<Works> = Err(crate::error::unsupported("nothing works"));
+        })));
+        let failed = trial(Err(crate::error::unsupported("nothing works")));
         let fact = Fact { name: "JIT", answer: facts::Answer::Yes, detail: String::new() };
-        for record in [command_row("x", &works), command_row("x", &failed), fact_row(&fact)] {
+        for record in [command_row(&works), command_row(&failed), fact_row(&fact)] {
             let names: Vec<_> = record.fields.iter().map(|(name, _)| *name).collect();
             let schema: Vec<_> = FIELDS.iter().map(|field| field.name).collect();
             assert_eq!(names, schema);
         }
-        let record = command_row("x", &works);
+        let record = command_row(&works);
         assert_eq!(record.get("detail").text(), "not a: missing");
         assert_eq!(record.get("backend").text(), "b");
     }

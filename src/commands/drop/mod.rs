@@ -26,7 +26,7 @@ use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::attach::tc::Order;
 use crate::kernel::attach::xdp::XdpMode;
-use crate::kernel::caps::{self, Cap};
+use crate::kernel::caps;
 use crate::kernel::drop::{By, Config, Dropper, How, Sample};
 use crate::kernel::filter::inject::xdp_may_miss_tags;
 use crate::kernel::guard::Ssh;
@@ -113,7 +113,7 @@ impl DropArgs {
         let options = [(self.max_events.is_some(), "-n"), (self.timestamp, "--timestamp")];
         refuse_without("--sample", self.sample.is_some(), &options)?;
         interval(self.interval)?;
-        caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
+        caps::require(caps::PACKETS)?;
         let (interfaces, expression) = interfaces_and_expression(words)?;
         let (rules, named) = self
             .rules

@@ -70,12 +70,7 @@ impl TcEgress {
         let needs_btf = shown.whose() || names || self.btf.is_some();
         let btf = needs_btf.then(|| BtfSource::new(self.btf.as_deref())).transpose()?;
         let excluded = self.excludes.resolve()?;
-        let needed = if shown.whose() {
-            &[Cap::Bpf, Cap::NetAdmin, Cap::Perfmon][..]
-        } else {
-            &[Cap::Bpf, Cap::NetAdmin]
-        };
-        caps::require(needed)?;
+        caps::require(caps::PACKETS)?;
         let (interfaces, expression) = interfaces_and_expression(&self.interfaces)?;
         let expression = expression
             .map(|expression| {

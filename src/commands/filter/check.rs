@@ -14,7 +14,7 @@ use crate::cli::OutputArgs;
 use crate::error::{Status, usage};
 use crate::filter::classic::insn::Insn;
 use crate::filter::ebpf::translate::{Hook, Options, Refused, translate};
-use crate::kernel::caps::{self, Cap};
+use crate::kernel::caps;
 use crate::kernel::filter::engine::{self, SocketFilter};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -136,7 +136,7 @@ impl Check {
         {
             return Err(usage(format!("`{expression}`: {refused}")));
         }
-        caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
+        caps::require(caps::PACKETS)?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
 
         let mut outcomes = vec![socket(&program)];

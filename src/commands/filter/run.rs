@@ -18,7 +18,7 @@ use crate::error::usage;
 use crate::filter::classic::insn::Insn;
 use crate::filter::libpcap::Link;
 use crate::filter::savefile::{Captured, Savefile};
-use crate::kernel::caps::{self, Cap};
+use crate::kernel::caps;
 use crate::net::packet::describe;
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -137,7 +137,7 @@ impl Run {
         };
         needs_only_bytes(&program)?;
         if self.engine.loads_ebpf() {
-            caps::require(&[Cap::Bpf, Cap::NetAdmin])?;
+            caps::require(caps::PACKETS)?;
         }
         let (name, reader) = open(&self.read)?;
         let mut file = Savefile::new(&name, reader)?;

@@ -28,7 +28,7 @@
 //! - The stub is called like any function of the program: the verifier knows what it knew before, the packet is unchanged, and
 //!   there is no tail call. It takes up to 64 bytes of stack, and 32 more for what it calls.
 //! - What the program's constants decide is taken out of it on the way (`crate::filter::ebpf::fold`), with or without filters.
-//! - Loading needs CAP_BPF and CAP_NET_ADMIN; an expression that asks for the length at XDP needs CAP_PERFMON, too.
+//! - Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
 //! - An interface that takes VLAN tags off itself leaves XDP no way to see them ([`xdp_may_miss_tags`]): before a filter is
 //!   attached there, the user has to be told.
 
