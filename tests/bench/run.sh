@@ -3,8 +3,8 @@
 #
 # usage: run.sh BPFTK FIGURES UNIT-TESTS
 #
-# bpftk beside libbpf-tools and bpftrace on the 6.1 kernel in QEMU, then bpftk alone, its filters, and xdp-drop beside xdp-filter on
-# this machine's kernel. The files are static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1
+# bpftk beside libbpf-tools, bpftrace and xdp-filter on the 6.1 kernel in QEMU, then bpftk alone, its filters, and xdp-drop beside
+# xdp-filter on this machine's kernel. The files are static. Prints, stores nothing. Exit status: 0 measured, whatever came out; 1
 # something could not be measured.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -35,13 +35,22 @@ if script=$(dpkg -L bpftrace 2>/dev/null | grep '/tcpconnect\.bt$'); then
     sed '/^#/d; s/AF_INET6/10/g; s/AF_INET/2/g' "$script" >"$tmp/root/bench/tcpconnect.bt"
     peers="$peers -- bpftrace /bench/bpftrace /bench/tcpconnect.bt"
 fi
+then=''
+if objects=$(dpkg -L xdp-tools libxdp1 2>/dev/null | sed -n 's|/xdpfilt_alw_ip\.o$||p') && [ -n "$objects" ]; then
+    copy "$(command -v bash)" /bin/bash
+    copy "$(command -v bpftool)" /usr/sbin/bpftool
+    install -D -m 755 tests/bench/xdp-filter.sh "$tmp/root/bench/xdp-filter.sh"
+    cp "$objects"/xdpfilt_alw_*.o "$tmp/root/bench/"
+    then='; echo; /bench/xdp-filter.sh /usr/bin/bpftk /bench'
+fi
 
 status=0
 dpkg-query -W -f '${Package} ${Version}\n' libbpf-tools bpftrace 2>/dev/null || true
 case $peers in *libbpf-tools*bpftrace*) ;; *) echo 'libbpf-tools or bpftrace is not installed: make deps-bench'; status=1 ;; esac
 
 out=$(tests/vm/run.sh --kernels 6.1 --memory 3072 --bpftk "$bpftk" --extra "$tmp/root" \
-    --command "uname -r; /bench/figures guest /usr/bin/bpftk $peers" | tee /dev/stderr) || status=1
+    --env LC_ALL=C --env REPEAT=300000 \
+    --command "uname -r; /bench/figures guest /usr/bin/bpftk $peers$then" | tee /dev/stderr) || status=1
 case $out in *SKIP* | '') status=1 ;; esac
 
 echo
