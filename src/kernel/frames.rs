@@ -4,7 +4,6 @@
 //! what a packet costs a program.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use fastrand::Rng;
 use libbpf_rs::{ProgramInput, ProgramMut};
@@ -174,45 +173,42 @@ pub(super) fn address6(random: &mut Rng) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, random.u16(..4), 0, 0, 0, random.u16(..4), random.u16(..))
 }
 
-/// What a packet costs a program: the best of some rounds.
-pub(super) fn time(program: &ProgramMut<'_>, packet: &[u8]) -> Duration {
-    let round = || {
-        let input = ProgramInput { data_in: Some(packet), repeat: 1_000_000, ..Default::default() };
-        program.test_run(input).unwrap().duration
-    };
-    (0..7).map(|_| round()).min().unwrap()
+/// What one packet costs on one processor, in nanoseconds: the best of seven rounds.
+pub(super) fn time(program: &ProgramMut<'_>, packet: &[u8]) -> f64 {
+    time_on(1, program, packet)
 }
 
 /// The same while every processor runs it: what they share is not cheap then.
-pub(super) fn time_on_all(program: &ProgramMut<'_>, packet: &[u8]) -> Duration {
+pub(super) fn time_on_all(program: &ProgramMut<'_>, packet: &[u8]) -> f64 {
+    time_on(std::thread::available_parallelism().map_or(1, usize::from), program, packet)
+}
+
+/// By the clock: the kernel's own average is in whole nanoseconds.
+fn time_on(processors: usize, program: &ProgramMut<'_>, packet: &[u8]) -> f64 {
+    const REPEAT: u32 = 1_000_000;
     struct Shared<'a>(&'a ProgramMut<'a>);
     // SAFETY: a test run reads the program's descriptor, and changes nothing of it.
     unsafe impl Sync for Shared<'_> {}
     let shared = &Shared(program);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let begin = &std::sync::Barrier::new(processors);
+    let run = |processor: usize| {
+        let Shared(program) = shared;
+        let mut only = nix::sched::CpuSet::new();
+        only.set(processor).unwrap();
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only).unwrap();
+        let input = ProgramInput { data_in: Some(packet), repeat: REPEAT, ..Default::default() };
+        begin.wait();
+        let begin = std::time::Instant::now();
+        program.test_run(input).unwrap();
+        begin.elapsed().as_nanos() as f64 / f64::from(REPEAT)
+    };
     let round = || {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..processors)
-                .map(|processor| {
-                    scope.spawn(move || {
-                        let Shared(program) = shared;
-                        let mut only = nix::sched::CpuSet::new();
-                        only.set(processor).unwrap();
-                        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &only)
-                            .unwrap();
-                        begin.wait();
-                        let input = ProgramInput {
-                            data_in: Some(packet),
-                            repeat: 1_000_000,
-                            ..Default::default()
-                        };
-                        program.test_run(input).unwrap().duration
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+            let run = &run;
+            let threads: Vec<_> =
+                (0..processors).map(|processor| scope.spawn(move || run(processor))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).fold(0.0, f64::max)
         })
     };
-    (0..7).map(|_| round()).min().unwrap()
+    (0..7).map(|_| round()).fold(f64::INFINITY, f64::min)
 }

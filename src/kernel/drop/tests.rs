@@ -308,7 +308,10 @@ fn figures() {
         map.set_max_entries(1).unwrap();
     }
     let bare = open.load().unwrap();
-    println!("xdp, a bare drop by one byte: {:?} a packet", time(&bare.progs.bpftk_bare, &echo));
+    println!(
+        "xdp, a bare drop by one byte: {:.1} ns a packet",
+        time(&bare.progs.bpftk_bare, &echo)
+    );
     for (name, options) in cases {
         for (how, direction) in [WAYS[0], WAYS[1]] {
             let mut dropper = load(&options, how, direction);
@@ -319,7 +322,7 @@ fn figures() {
             let progs = &dropper.skel.progs;
             let program = if how == How::Xdp { &progs.bpftk_xdp_drop } else { &progs.bpftk_tc_in };
             let best = time(program, &echo);
-            println!("{how} {direction}, {name}: {best:?} a packet");
+            println!("{how} {direction}, {name}: {best:.1} ns a packet");
         }
     }
 }

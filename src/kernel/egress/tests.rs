@@ -363,10 +363,9 @@ fn figures() {
     let by = By { addr: Some((32, 128)), ..By::default() };
     let whole = By { proto: true, port: true, cookie: true, ..by };
     let nothing = time(&peer.progs.bpftk_nothing, &counted);
-    println!("egress, a program that does nothing: {nothing:?} a packet");
+    println!("egress, a program that does nothing: {nothing:.1} ns a packet");
     // In turns, the best of each: a machine is seldom as fast twice.
     let counter = load(&Config::default());
-    let above = |time: Duration| time.saturating_sub(nothing).as_nanos() as f64;
     for (what, peer) in [
         ("IPv4 packets", &peer.progs.bpftk_peer),
         ("packets and bytes of both families, as bpftk", &peer.progs.bpftk_peer_both),
@@ -375,16 +374,16 @@ fn figures() {
         let (theirs, ours) =
             turns.reduce(|best, turn| (best.0.min(turn.0), best.1.min(turn.1))).unwrap();
         println!(
-            "egress, BCC style ({what}): {theirs:?} a packet; count by dst beside it: {ours:?}, {:.2} of it; without what nothing takes {:.2}",
-            ours.as_nanos() as f64 / theirs.as_nanos() as f64,
-            above(ours) / above(theirs)
+            "egress, BCC style ({what}): {theirs:.1} ns a packet; count by dst beside it: {ours:.1} ns, {:.2} of it; without what nothing takes {:.2}",
+            ours / theirs,
+            (ours - nothing) / (theirs - nothing)
         );
     }
     let all = time_on_all(&peer.progs.bpftk_peer, &counted);
     let ours = time_on_all(program(&counter), &counted);
     println!(
-        "egress, on all processors at once, BCC style (IPv4 packets): {all:?} a packet; count by dst: {ours:?}, {:.2} of it",
-        ours.as_nanos() as f64 / all.as_nanos() as f64
+        "egress, on all processors at once, BCC style (IPv4 packets): {all:.1} ns a packet; count by dst: {ours:.1} ns, {:.2} of it",
+        ours / all
     );
     for (name, by, list, packet) in [
         ("count by dst, IPv6", by, None, &to_v6("2001:db8::7".parse().unwrap())),
@@ -394,7 +393,7 @@ fn figures() {
     ] {
         let counter = load(&Config { by, excluded: list.cloned(), ..Config::default() });
         let best = time(program(&counter), packet);
-        println!("egress, {name}: {best:?} a packet");
+        println!("egress, {name}: {best:.1} ns a packet");
     }
 
     let counter = load(&Config::default());
