@@ -103,6 +103,7 @@ BPFTK_FILTER(egress_matches, 0)
 struct egress_key _key;
 struct egress_key_count _key_count;
 enum socket_kind _kind;
+struct egress_recent _recent;
 struct egress_rows _rows;
 struct egress_event _event;
 enum egress_flag _flag;
@@ -182,6 +183,46 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 		egress_add(&fixed->row[EGRESS_NO_MEMORY], packets, bytes);
 	else
 		egress_add(&fixed->row[EGRESS_REFUSED], packets, bytes);
+}
+
+static __always_inline bool egress_same_key(const struct egress_key *a, const struct egress_key *b)
+{
+	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->what == b->what;
+}
+
+static __always_inline void egress_count_in(__u32 generation, struct __sk_buff *skb, const struct egress_key *key, bool whose,
+					    __u64 packets, __u64 bytes, struct egress_rows *fixed)
+{
+	/* Two times the same: known maps are looked up in without a call through a pointer. */
+	if (generation & 1)
+		egress_count_key(skb, &counts_odd, key, whose, packets, bytes, fixed);
+	else
+		egress_count_key(skb, &counts_even, key, whose, packets, bytes, fixed);
+}
+
+/*
+ * Packets come in trains: the table has to be asked only when another key comes. User space takes what is left here together with
+ * the table.
+ */
+static __always_inline void egress_count_train(__u32 generation, struct __sk_buff *skb, const struct egress_key *key,
+					       __u64 packets, __u64 bytes, struct egress_rows *fixed)
+{
+	struct egress_recent *recent = &fixed->recent;
+
+	if (recent->generation == generation && recent->count.packets) {
+		if (egress_same_key(&recent->key, key)) {
+			recent->count.packets += packets;
+			recent->count.bytes += bytes;
+			return;
+		}
+		egress_count_in(generation, skb, &recent->key, false, recent->count.packets, recent->count.bytes, fixed);
+	}
+	recent->key.addr[0] = key->addr[0];
+	recent->key.addr[1] = key->addr[1];
+	recent->key.what = key->what;
+	recent->count.packets = packets;
+	recent->count.bytes = bytes;
+	recent->generation = generation;
 }
 
 /* Each flow and what was decided about it is told of once, unless every packet is asked for. */
@@ -267,7 +308,7 @@ static __always_inline void egress_key_address(struct egress_key *key, __u64 *wh
 static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool whose)
 {
 	struct packet on_stack, *packet = packet_in_memory(&on_stack);
-	__u32 now = *(volatile __u32 *)&generation & 1;
+	__u32 current = *(volatile __u32 *)&generation, now = current & 1;
 	struct egress_rows *fixed;
 	struct egress_key key;
 	bool unreadable = false;
@@ -352,11 +393,11 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	if (blocks && out)
 		what |= (__u64)rule << EGRESS_RULE_SHIFT;
 	key.what = what;
-	/* Two times the same: known maps are looked up in without a call through a pointer. */
-	if (now)
-		egress_count_key(skb, &counts_odd, &key, whose, packets, bytes, fixed);
+	/* What kind of socket it is would have to be asked for each train, and where packets interrupt each other there are none. */
+	if (whose || shared_cpus)
+		egress_count_in(current, skb, &key, whose, packets, bytes, fixed);
 	else
-		egress_count_key(skb, &counts_even, &key, whose, packets, bytes, fixed);
+		egress_count_train(current, skb, &key, packets, bytes, fixed);
 	return verdict;
 }
 

@@ -87,10 +87,6 @@ struct egress_key_count {
 #define EGRESS_PORT_SHIFT 16
 #define EGRESS_RULE_SHIFT 32
 
-/* What is counted while a generation lasts, but by key. */
-struct egress_rows {
-	struct egress_count row[EGRESS_ROWS];
-};
 
 /* What a key has; what was not asked for is never set. */
 enum egress_flag {
@@ -115,6 +111,21 @@ struct egress_key {
 	__u64 what;
 	/* Last, since maps for which nobody asked for it have shorter keys. */
 	__u64 cookie;
+};
+
+/* The key of a CPU's last packets, which often are the next one's too, and their count. It is in no table yet. */
+struct egress_recent {
+	struct egress_key key;
+	struct egress_count count;
+	/* Which it is of; of any other there is nothing here. */
+	__u32 generation;
+	__u32 _pad;
+};
+
+/* What is counted while a generation lasts, but by key. */
+struct egress_rows {
+	struct egress_count row[EGRESS_ROWS];
+	struct egress_recent recent;
 };
 
 /* One way of a connection, and what was decided about it. Of a call, which has no source yet, the cookie is in its place. */
@@ -157,6 +168,8 @@ struct egress_event {
 _Static_assert(sizeof(struct egress_count) == 16, "user space has the same");
 _Static_assert(sizeof(struct egress_key_count) == 24, "user space has the same");
 _Static_assert(sizeof(struct egress_key) == 32, "user space has the same");
+_Static_assert(sizeof(struct egress_recent) == 56, "user space has the same");
+_Static_assert(sizeof(struct egress_rows) == 16 * EGRESS_ROWS + 56, "user space has the same");
 _Static_assert(sizeof(struct egress_event) == 80, "user space has the same");
 
 #endif

@@ -2,6 +2,7 @@
 
 //! What the programs counted since the last time.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -54,6 +55,8 @@ impl Socket {
 const WHAT: usize = 16;
 const COOKIE: usize = 24;
 const WHOLE: usize = 32;
+/// Behind the rows of a CPU, what it saw last.
+const RECENT: usize = size_of::<Count>() * egress_row::EGRESS_ROWS.0 as usize;
 const PROTO_SHIFT: u32 = 8;
 const PORT_SHIFT: u32 = 16;
 const RULE_SHIFT: u32 = 32;
@@ -196,6 +199,14 @@ impl std::ops::Sub for Rows {
     }
 }
 
+/// A CPU's last packets, if they had keys, of `generation`: the key as the kernel has it, and their count.
+fn recent(rows: &[u8], generation: u32) -> Option<(&[u8; COOKIE], Count)> {
+    let recent = rows.get(RECENT..)?;
+    let of = u32::from_ne_bytes(*recent.get(WHOLE + size_of::<Count>()..)?.first_chunk()?);
+    let count = Count::from_bytes(recent.get(WHOLE..)?)?;
+    (of == generation && count.packets > 0).then_some((recent.first_chunk()?, count))
+}
+
 /// What was counted since the last time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
@@ -212,33 +223,46 @@ impl Counter {
             let mut variables = self.variables.borrow_mut();
             let before = variables.generation;
             variables.generation = before.wrapping_add(1);
-            before & 1
+            before
         };
+        let which = before & 1;
         // Programs that saw the old number end; nobody writes there then.
         self.grace.wait()?;
         let maps = &self.skel.maps;
-        let now: Rows = maps
+        let rows = maps
             .rows
-            .lookup_percpu(&before.to_ne_bytes(), MapFlags::ANY)
+            .lookup_percpu(&which.to_ne_bytes(), MapFlags::ANY)
             .context("cannot read the counts")?
-            .context("the counts are not there")?
-            .iter()
-            .fold(Rows::default(), |sum, rows| sum + Rows::decode(rows));
-        let read = &mut self.read.borrow_mut()[before as usize];
+            .context("the counts are not there")?;
+        let now = rows.iter().fold(Rows::default(), |sum, rows| sum + Rows::decode(rows));
+        let mut recently: HashMap<[u8; COOKIE], Count> = HashMap::new();
+        for (key, count) in rows.iter().filter_map(|rows| recent(rows, before)) {
+            *recently.entry(*key).or_default() += count;
+        }
+        let read = &mut self.read.borrow_mut()[which as usize];
         let rows = now - std::mem::replace(read, now);
-        let map = if before == 0 { maps.counts_even.as_fd() } else { maps.counts_odd.as_fd() };
+        let map = if which == 0 { maps.counts_even.as_fd() } else { maps.counts_odd.as_fd() };
         let mut taken = Taken { rows, ..Taken::default() };
-        self.take_keys(map, &mut taken).context("cannot read the counts")?;
+        self.take_keys(map, recently, &mut taken).context("cannot read the counts")?;
         Ok(taken)
     }
 
-    fn take_keys(&self, map: BorrowedFd<'_>, taken: &mut Taken) -> Result<()> {
+    /// What is in the table, and what was counted `recently` and is not.
+    fn take_keys(
+        &self,
+        map: BorrowedFd<'_>,
+        mut recently: HashMap<[u8; COOKIE], Count>,
+        taken: &mut Taken,
+    ) -> Result<()> {
         let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
         let mut undecodable = false;
         let (key_size, value_size) = (key_size(self.by), value_size(self.by));
         maps::take_all(map, key_size, value_size * cpus, |key, values| {
             let values = values.chunks_exact(value_size);
-            let sum = values.clone().filter_map(Count::from_bytes).sum();
+            let mut sum: Count = values.clone().filter_map(Count::from_bytes).sum();
+            if !recently.is_empty() {
+                sum += recently.remove(key).unwrap_or_default();
+            }
             // One CPU said so, the others have zeros.
             let kind = values
                 .filter_map(|value| value.get(size_of::<Count>()..)?.first_chunk())
@@ -250,6 +274,12 @@ impl Counter {
                 None => undecodable = true,
             }
         })?;
+        for (key, count) in recently {
+            match Key::decode(&key, 0) {
+                Some(found) => taken.keys.push((found, count)),
+                None => undecodable = true,
+            }
+        }
         debug_assert!(!undecodable, "keys are as long as was asked for");
         Ok(())
     }

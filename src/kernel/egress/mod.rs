@@ -353,6 +353,8 @@ unsafe impl Plain for types::egress_event {}
 const _: () = assert!(size_of::<types::egress_event>() == 80);
 const _: () = assert!(size_of::<types::egress_key>() == 32);
 const _: () = assert!(size_of::<types::egress_key_count>() == 24);
+const _: () = assert!(size_of::<types::egress_recent>() == 56);
+const _: () = assert!(size_of::<types::egress_rows>() == 16 * 13 + 56);
 
 /// A packet that is told of, or a call that is refused.
 #[derive(Clone, Debug)]
