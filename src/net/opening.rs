@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use tls_parser::{
-    Err as TlsError, TlsExtension, TlsMessage, TlsMessageHandshake,
-    parse_tls_client_hello_extensions, parse_tls_plaintext,
+    Err as TlsError, TlsExtension, TlsMessage, TlsMessageHandshake, TlsRecordType,
+    parse_tls_client_hello_extensions, parse_tls_message_handshake, parse_tls_raw_record,
 };
 
 use super::names::{Name, Source};
@@ -77,17 +77,33 @@ fn said(bytes: &[u8]) -> Said {
     }
 }
 
-/// RFC 6066, 3: the name in a ClientHello.
+/// RFC 6066, 3: the name in a ClientHello. RFC 8446, 5.1: which may be spread over several records.
 fn server_name(bytes: &[u8]) -> Said {
-    let record = match parse_tls_plaintext(bytes) {
-        Ok((_, record)) => record,
-        Err(TlsError::Incomplete(_)) => return Said::More,
-        Err(_) => return Said::Nothing,
-    };
-    let extensions = record.msg.iter().find_map(|message| match message {
-        TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)) => hello.ext,
-        _ => None,
-    });
+    let mut message = Vec::new();
+    let mut rest = bytes;
+    loop {
+        match parse_tls_message_handshake(&message) {
+            Ok((_, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello)))) => {
+                return name_in(hello.ext);
+            }
+            Err(TlsError::Incomplete(_)) => {}
+            Ok(_) | Err(_) => return Said::Nothing,
+        }
+        match parse_tls_raw_record(rest) {
+            Ok((next, record))
+                if record.hdr.record_type == TlsRecordType::Handshake
+                    && !record.data.is_empty() =>
+            {
+                message.extend_from_slice(record.data);
+                rest = next;
+            }
+            Err(TlsError::Incomplete(_)) => return Said::More,
+            Ok(_) | Err(_) => return Said::Nothing,
+        }
+    }
+}
+
+fn name_in(extensions: Option<&[u8]>) -> Said {
     let Some(Ok((_, extensions))) = extensions.map(parse_tls_client_hello_extensions) else {
         return Said::Nothing;
     };
@@ -186,6 +202,33 @@ mod tests {
         }
     }
 
+    /// The same in records of `size` bytes.
+    fn in_records(hello: &[u8], size: usize) -> Vec<u8> {
+        let record = |data: &[u8]| [&[22, 3, 1, 0, data.len() as u8][..], data].concat();
+        hello[5..].chunks(size).flat_map(record).collect()
+    }
+
+    #[test]
+    fn a_client_hello_may_be_in_several_records() {
+        let whole = hello(Some("records.example"), 100);
+        for size in 1..255 {
+            let records = in_records(&whole, size);
+            assert_eq!(first(&records), name("records.example", Source::Sni), "{size}");
+            let mut openings = Openings::default();
+            let found: Vec<Name> = records
+                .chunks(7)
+                .enumerate()
+                .filter_map(|(i, piece)| openings.segment(1, 7 * i as u32, piece))
+                .collect();
+            assert_eq!(found.first(), name("records.example", Source::Sni).as_ref(), "{size}");
+        }
+        // Something else in between, and records without anything.
+        let mut records = in_records(&whole, 50);
+        records[55] = 23;
+        assert_eq!(first(&records), None);
+        assert_eq!(first(&[22, 3, 1, 0, 0].repeat(100)), None);
+    }
+
     #[test]
     fn an_http_client_names_its_host() {
         let request = |host: &str| format!("GET / HTTP/1.1\r\nAccept: */*\r\nhOsT: {host}\r\n\r\n");
@@ -255,6 +298,7 @@ mod tests {
         let seeds = [
             hello(Some("fuzz.example"), 40),
             hello(None, 0),
+            in_records(&hello(Some("fuzz.example"), 40), 30),
             b"GET /x HTTP/1.1\r\nHost: fuzz.example:80\r\nA: b\r\n\r\n".to_vec(),
         ];
         for _ in 0..rounds(20_000) {
