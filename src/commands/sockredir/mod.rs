@@ -244,7 +244,7 @@ impl tracing::Session<Redirector> for Session<'_> {
         if tracer.waiting()? > self.args.max_memory / 8 {
             self.settling.turn(tracer, &tracer.ends()?)?;
         }
-        if self.args.events && self.halves.values().any(Self::is_late) {
+        if self.halves.values().any(Self::is_late) {
             let open = tracer.ends()?.into_iter().chain(tracer.refused()?);
             self.give_up(&open.map(|end| end.key).collect(), sink)?;
         }
