@@ -147,8 +147,8 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new(
         "status",
         "of a command: ok, unavailable, or not tried (it may work; to try it takes another capability); of a fact: \
-         yes, no, unknown (the kernel does not tell), not tried (a capability is missing), or null where the detail is all there is to tell; of a leftover: left, removed \
-         or failed (to be removed)",
+         yes, no, unknown (the kernel does not tell), not tried (a capability is missing), or null where the detail is \
+         all there is to tell; of a leftover: left, removed or failed (to be removed)",
     ),
     Field::new("backend", "of a command: the back end that it would use here; else null"),
     Field::new("detail", "what was found, or why not, and what to do; or null"),
