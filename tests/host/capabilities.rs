@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -33,13 +34,12 @@ fn with_only<'a>(command: &'a mut Command, caps: &[Cap]) -> &'a mut Command {
             MsFlags::MS_REC | MsFlags::MS_PRIVATE,
             None::<&str>,
         )?;
-        mount(
-            Some("tracefs"),
-            "/sys/kernel/tracing",
-            Some("tracefs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )?;
+        let (tracefs, place) = ("tracefs", "/sys/kernel/tracing");
+        match mount(Some(tracefs), place, Some(tracefs), MsFlags::empty(), None::<&str>) {
+            // It is there already.
+            Ok(()) | Err(Errno::EBUSY) => {}
+            Err(error) => return Err(error.into()),
+        }
         // Linux before 5.11 counts maps against it, and it takes another capability to raise it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         for cap in (0..64).filter(|cap| !wanted.contains(cap)) {
