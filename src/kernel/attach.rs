@@ -16,9 +16,9 @@ use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{Link, ProgramMut};
 
 use super::btf::Types;
+use super::probes::perf_refused;
 use super::tracefs::Tracefs;
 use super::{log, sys};
-use crate::error::not_permitted;
 
 /// Attaches to a tracepoint by its id. libbpf would look for tracefs where it may not be mounted.
 pub(crate) fn tracepoint(
@@ -28,12 +28,8 @@ pub(crate) fn tracepoint(
     name: &str,
 ) -> Result<Link> {
     let id = tracefs.event_id(category, name)?;
-    let event = sys::perf_tracepoint(id).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => not_permitted(format!(
-            "the kernel refuses the tracepoint {category}:{name}: it needs CAP_PERFMON"
-        )),
-        _ => anyhow!("cannot open the tracepoint {category}:{name}: {error}"),
-    })?;
+    let event = sys::perf_tracepoint(id)
+        .map_err(|error| perf_refused(format!("the tracepoint {category}:{name}"), &error))?;
     log::clear();
     let link = program
         .attach_perf_event(event.as_raw_fd())

@@ -89,7 +89,7 @@ pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Bac
     backend::choose(&Backend::ORDER, forced, |backend| {
         match (backend, config.needs_calls) {
             (Backend::Kprobe, _) => {
-                probes::kprobe(&CString::new(wrapper("clone"))?).map_err(unsupported)?;
+                probes::kprobe(&CString::new(wrapper("clone"))?)?;
             }
             (Backend::Task, Some(option)) => {
                 return Err(unsupported(format!(

@@ -3,7 +3,6 @@
 //! What this kernel offers, each thing found by trying it. Whatever is made for a trial is gone when it ends.
 
 use std::fs;
-use std::io;
 use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -96,9 +95,9 @@ const TRIALS: &[Trial] = &[
     trial("unprivileged BPF", &[], |_| unprivileged()),
     trial("JIT", &[Cap::Bpf], |_| jit()),
     trial("memlock", &[Cap::Bpf], memlock),
-    trial("kprobes", &[Cap::Bpf, Cap::Perfmon], kprobes),
+    trial("kprobes", &[Cap::Bpf, Cap::Perfmon], |_| kprobes()),
     trial("fentry", &[Cap::Bpf, Cap::Perfmon], |_| by_probe(probes::fentry())),
-    trial("tracepoints", &[Cap::Perfmon], tracepoints),
+    trial("tracepoints", &[Cap::Perfmon], |_| tracepoints()),
     trial("raw tracepoints", &[Cap::Bpf, Cap::Perfmon], |_| raw_tracepoints()),
     trial("ring buffer", &[Cap::Bpf], |_| ring_buffer()),
     trial("tcx", &[Cap::Bpf, Cap::NetAdmin], |_| tcx()),
@@ -259,42 +258,21 @@ fn memlock(context: &Context<'_>) -> Found {
     }
 }
 
-fn kprobes(context: &Context<'_>) -> Found {
+fn kprobes() -> Found {
     match probes::kprobe(c"tcp_v4_connect") {
-        // Where there are kprobe events, it was the kernel that refused one.
-        Err(reason) if Path::new("/sys/bus/event_source/devices/kprobe").exists() => {
-            refused(context, reason)
-        }
-        tried => by_probe(tried),
+        Ok(()) => yes(""),
+        Err(error) => by_error(&error),
     }
 }
 
-/// Some kernels ask for more than CAP_PERFMON.
-fn refused(context: &Context<'_>, reason: String) -> Found {
-    if context.held.has(Cap::SysAdmin) {
-        return no(reason);
-    }
-    let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
-    (
-        Answer::NotTried,
-        format!(
-            "{reason}; kernel.perf_event_paranoid = {} may ask for CAP_SYS_ADMIN",
-            paranoid.trim()
-        ),
-    )
-}
-
-fn tracepoints(context: &Context<'_>) -> Found {
+fn tracepoints() -> Found {
     let tried = Tracefs::open().and_then(|tracefs| {
         let id = tracefs.event_id("syscalls", "sys_enter_connect")?;
-        sys::perf_tracepoint(id).map_err(Into::into)
+        sys::perf_tracepoint(id).map_err(|error| probes::perf_refused("one".into(), &error))
     });
     match tried {
         Ok(_) => yes("syscalls:sys_enter_connect opens"),
-        Err(error) => match error.downcast_ref::<io::Error>() {
-            Some(error) => refused(context, format!("the kernel refuses one: {error}")),
-            None => by_error(&error),
-        },
+        Err(error) => by_error(&error),
     }
 }
 

@@ -3,13 +3,16 @@
 //! What this kernel can do, found by trying it.
 
 use std::ffi::CStr;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::{fs, io};
 
+use anyhow::Result;
 use libbpf_rs::libbpf_sys;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::caps::{Cap, Held};
 use super::sys;
+use crate::error::{not_permitted, unsupported};
 
 /// Why something can't be done here.
 pub(crate) type Reason = String;
@@ -42,14 +45,39 @@ pub(crate) fn fentry() -> Result<(), Reason> {
 }
 
 /// Opens a kprobe event on `function`.
-pub(crate) fn kprobe(function: &CStr) -> Result<(), Reason> {
+pub(crate) fn kprobe(function: &CStr) -> Result<()> {
     let kind = fs::read_to_string("/sys/bus/event_source/devices/kprobe/type")
-        .map_err(|_| "this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)".to_string())?;
-    let kind =
-        kind.trim().parse().map_err(|_| format!("odd kprobe event type `{}`", kind.trim()))?;
+        .map_err(|_| unsupported("this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)"))?;
+    let kind = kind
+        .trim()
+        .parse()
+        .map_err(|_| unsupported(format!("odd kprobe event type `{}`", kind.trim())))?;
     sys::perf_kprobe(kind, function)
         .map(drop)
-        .map_err(|error| format!("the kernel refuses a kprobe: {error}"))
+        .map_err(|error| perf_refused("a kprobe".into(), &error))
+}
+
+/// What it means that the kernel refuses an event of perf, which tracepoints and kprobes are.
+pub(crate) fn perf_refused(what: String, error: &io::Error) -> anyhow::Error {
+    if !matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+        return unsupported(format!("the kernel refuses {what}: {error}"));
+    }
+    let held = |cap| Held::read().is_ok_and(|held| held.has(cap));
+    // Debian's and Ubuntu's kernels have more levels than Linux, whose highest is 2.
+    let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    let paranoid = paranoid.trim();
+    if !held(Cap::Perfmon) {
+        not_permitted(format!("the kernel refuses {what}: it needs CAP_PERFMON"))
+    } else if held(Cap::SysAdmin) {
+        unsupported(format!("the kernel refuses {what}: {error}"))
+    } else if paranoid.parse().is_ok_and(|level: i32| level > 2) {
+        not_permitted(format!(
+            "the kernel refuses {what}: it needs CAP_SYS_ADMIN, since kernel.perf_event_paranoid is {paranoid} \
+             (sysctl kernel.perf_event_paranoid=2 would do, too)"
+        ))
+    } else {
+        not_permitted(format!("the kernel refuses {what}: {error}"))
+    }
 }
 
 /// Whether the kernel has memory for maps. Before Linux 5.11 they count against RLIMIT_MEMLOCK, which libbpf raises if it

@@ -108,7 +108,7 @@ pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Bac
 fn arm_by(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Tracer> {
     match backend {
         Backend::Fentry => probes::fentry_allowed().map_err(unsupported)?,
-        Backend::Kprobe => probes::kprobe(c"tcp_v4_connect").map_err(unsupported)?,
+        Backend::Kprobe => probes::kprobe(c"tcp_v4_connect")?,
         Backend::Tracepoint => {}
     }
     Tracer::load(config, backend, dns_root)

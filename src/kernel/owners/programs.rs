@@ -57,7 +57,7 @@ impl Senders {
                     _ => anyhow!("cannot attach to sock:sock_send_length: {error}"),
                 }),
             Self::Fentry => probes::fentry_allowed().map_err(unsupported),
-            Self::Kprobe => probes::kprobe(c"security_socket_sendmsg").map_err(unsupported),
+            Self::Kprobe => probes::kprobe(c"security_socket_sendmsg"),
         }
     }
 }
