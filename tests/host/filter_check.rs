@@ -3,10 +3,12 @@
 //! `bpftk filter check`: what it says of a filter is what this kernel does with it.
 
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{bpftk, output, root, stderr, stdout};
+use crate::cli::public_copy;
+use crate::support::{output, root, stderr, stdout};
 
 fn check(expression: &str) -> (i32, Vec<Value>, String) {
     let output = output(&["filter", "check", expression, "--format", "json"]);
@@ -100,7 +102,9 @@ fn without_capabilities_it_names_them() {
     if !root() {
         return;
     }
-    let output = bpftk(&["filter", "check", "arp"]).uid(65534).gid(65534).output().unwrap();
+    let dir = public_copy();
+    let mut command = Command::new(dir.path().join("bpftk"));
+    let output = command.args(["filter", "check", "arp"]).uid(65534).gid(65534).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(
         stderr(&output).contains("CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"),
