@@ -31,6 +31,7 @@ pub(crate) mod names;
 pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod owners;
+mod prefixes;
 pub(crate) mod preflight;
 pub(crate) mod probes;
 pub(crate) mod ring;
