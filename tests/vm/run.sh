@@ -180,6 +180,8 @@ run_kernel() { # NAME DIRECTORY
 
     # oops=panic: a kernel that stumbled must not go on to pass. nowatchdog: on a busy machine an emulated CPU looks stuck.
     # no_timer_check: on a machine that is busy otherwise, the timer seems dead to a guest that asks it too early.
+    # tsc=reliable: the kernel's test finds that virtual processors take turns and gives the TSC up for the HPET, which takes
+    # microseconds to read, dozens of times what it takes on a machine. QEMU has one TSC for all of them.
     # rcu_expedited: what a tracer detaches from waits for all processors dozens of times, each time for some ticks.
     # -la57: a walk through one table less, as on nearly every machine.
     # thread=single: with a thread a CPU, guests that patch their text while both CPUs run die of a stale int3 now and
@@ -191,7 +193,7 @@ run_kernel() { # NAME DIRECTORY
         -nodefaults -no-user-config -display none -monitor none -no-reboot \
         -serial "file:$console" -serial "file:$output" \
         -kernel "$vmlinuz" -initrd "$tmp/$name.initrd" \
-        -append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nowatchdog no_timer_check mitigations=off $faster bpftk.marker=$marker" \
+        -append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nowatchdog no_timer_check tsc=reliable mitigations=off $faster bpftk.marker=$marker" \
         </dev/null >"$tmp/$name.qemu" 2>&1 &
     qemu=$!
     # An interrupted matrix leaves no guest behind; timeout passes the signal on to QEMU.
