@@ -218,7 +218,7 @@ fn fuzz_expressions() {
                 expression: &text,
                 link: libpcap::Link::Ethernet,
                 optimize: rng.bool(),
-                resolve: false,
+                names: libpcap::Names::REFUSED,
             };
             if let Err(error) = libpcap::compile(&source) {
                 assert!(!error.to_string().contains('\n'), "{error}");

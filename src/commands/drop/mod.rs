@@ -30,7 +30,7 @@ use crate::kernel::caps;
 use crate::kernel::drop::{By, Config, Dropper, How, Sample};
 use crate::kernel::filter::inject::xdp_may_miss_tags;
 use crate::kernel::guard::Ssh;
-use crate::kernel::interfaces::{interfaces_and_expression, not_an_interface_either};
+use crate::kernel::interfaces::interfaces_and_expression;
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Turn, follow};
@@ -115,11 +115,8 @@ impl DropArgs {
         interval(self.interval)?;
         caps::require(caps::PACKETS)?;
         let (interfaces, expression) = interfaces_and_expression(words)?;
-        let (rules, named) = self
-            .rules
-            .resolve(expression, &interfaces)
-            .map_err(|error| not_an_interface_either(error, expression))?;
-        let expressions = self.rules.has_expressions(expression);
+        let (rules, named) = self.rules.resolve(expression.as_ref(), &interfaces)?;
+        let expressions = self.rules.has_expressions(expression.is_some());
         let config = Config {
             rules,
             dry_run: self.dry_run,

@@ -10,9 +10,9 @@ use clap::Args;
 use crate::commands::common::read_list;
 use crate::error::usage;
 use crate::filter::classic::insn::Insn;
-use crate::filter::libpcap::{self, Source};
+use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules};
-use crate::kernel::interfaces::link_of;
+use crate::kernel::interfaces::{Expression, link_of};
 use crate::kernel::netlink::Interface;
 use crate::net::blocklist::Blocklist;
 use crate::net::protos::ProtoList;
@@ -69,14 +69,14 @@ pub(crate) struct Named {
 
 impl RuleArgs {
     /// Whether there is an expression; with the one behind the interfaces.
-    pub(super) fn has_expressions(&self, last: Option<&str>) -> bool {
-        last.is_some() || !self.matches.is_empty() || !self.excepts.is_empty()
+    pub(super) fn has_expressions(&self, last: bool) -> bool {
+        last || !self.matches.is_empty() || !self.excepts.is_empty()
     }
 
     /// `last` is the expression behind the interfaces.
     pub(super) fn resolve(
         &self,
-        last: Option<&str>,
+        last: Option<&Expression>,
         interfaces: &[Interface],
     ) -> Result<(Rules, Vec<Named>)> {
         let mut named = Vec::new();
@@ -88,17 +88,23 @@ impl RuleArgs {
                 proto: "any".into(),
             });
         }
-        let expressions: Vec<&str> =
-            last.into_iter().chain(self.matches.iter().map(String::as_str)).collect();
+        let expressions: Vec<&str> = last
+            .map(|last| last.text.as_str())
+            .into_iter()
+            .chain(self.matches.iter().map(String::as_str))
+            .collect();
         if expressions.len().max(self.excepts.len()) > MOST_EXPRESSIONS {
             return Err(usage(format!("more than {MOST_EXPRESSIONS} expressions")));
         }
         let compile = |expression: &str| -> Result<Vec<Insn>> {
             let link = link_of(interfaces.iter())?;
-            libpcap::compile(&Source { expression, link, optimize: true, resolve: false })
+            libpcap::compile(&Source { expression, link, optimize: true, names: Names::REFUSED })
         };
-        let matches =
-            expressions.iter().map(|expression| compile(expression)).collect::<Result<_>>()?;
+        let last = last.map(|last| compile(&last.text).map_err(|error| last.explain(error)));
+        let matches = last
+            .into_iter()
+            .chain(self.matches.iter().map(|expression| compile(expression)))
+            .collect::<Result<_>>()?;
         let excepts =
             self.excepts.iter().map(|expression| compile(expression)).collect::<Result<_>>()?;
         let combined = self.combined(blocklist.is_some() || !expressions.is_empty());

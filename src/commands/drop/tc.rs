@@ -26,7 +26,7 @@ enum Directions {
 /// Drop packets at the traffic control hooks, in or out, and show how many
 #[derive(Args, Debug)]
 pub(crate) struct TcDrop {
-    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop
+    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop, in one word or in several
     #[arg(required = true, value_name = "IFACE|EXPR")]
     interfaces: Vec<String>,
 

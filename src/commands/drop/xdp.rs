@@ -16,7 +16,7 @@ use crate::kernel::drop::{Dropper, How, MOST_PLACES, Place};
 /// Drop packets where the kernel gets them first, and show how many
 #[derive(Args, Debug)]
 pub(crate) struct XdpDrop {
-    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop
+    /// Interfaces to drop at, and behind them perhaps a tcpdump expression of what to drop, in one word or in several
     #[arg(required = true, value_name = "IFACE|EXPR")]
     interfaces: Vec<String>,
 

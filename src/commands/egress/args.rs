@@ -51,7 +51,7 @@ impl FromStr for Top {
 /// Count packets by where they go, tell of each flow, and stop what shall not go
 #[derive(Args, Debug)]
 pub(crate) struct TcEgress {
-    /// Interfaces to look at, and behind them perhaps a tcpdump expression of what to look at
+    /// Interfaces to look at, and behind them perhaps a tcpdump expression of what to look at, in one word or in several
     #[arg(required = true, value_name = "IFACE|EXPR")]
     pub(super) interfaces: Vec<String>,
 
@@ -85,7 +85,7 @@ pub(crate) struct TcEgress {
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Rows")]
     pub(super) interval: Option<Duration>,
 
-    /// Room in the kernel for so many different rows in an interval; what has none is counted in `other`
+    /// Room in the kernel for at least so many different rows in an interval; what has none is counted in `other`
     #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=1 << 22), help_heading = "Rows")]
     pub(super) max_entries: u32,
 

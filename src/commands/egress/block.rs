@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::commands::common::read_list;
 use crate::error::usage;
-use crate::filter::libpcap::{self, Source};
+use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules};
 use crate::kernel::guard::Ssh;
@@ -102,7 +102,12 @@ impl BlockArgs {
             .iter()
             .map(|expression| {
                 let link = link_of(interfaces.iter())?;
-                libpcap::compile(&Source { expression, link, optimize: true, resolve: false })
+                libpcap::compile(&Source {
+                    expression,
+                    link,
+                    optimize: true,
+                    names: Names::REFUSED,
+                })
             })
             .collect::<Result<_>>()?;
         let (blocked, allowed) = self.lists()?;

@@ -33,14 +33,14 @@ use self::suggest::Suggestions;
 use super::common::{interval, note, refuse_without, tell};
 use super::watch::{Following, Step};
 use crate::error::usage;
-use crate::filter::libpcap::{self, Source};
+use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
 use crate::kernel::backend::{self, Chosen};
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap, Held};
 use crate::kernel::egress::{Config, Counter, Events};
 use crate::kernel::guard::Ssh;
-use crate::kernel::interfaces::{interfaces_and_expression, link_of, not_an_interface_either};
+use crate::kernel::interfaces::{interfaces_and_expression, link_of};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::owners::{Options, Owners, SendersBy};
@@ -75,8 +75,13 @@ impl TcEgress {
         let expression = expression
             .map(|expression| {
                 let link = link_of(interfaces.iter())?;
-                libpcap::compile(&Source { expression, link, optimize: true, resolve: false })
-                    .map_err(|error| not_an_interface_either(error, Some(expression)))
+                let source = Source {
+                    expression: &expression.text,
+                    link,
+                    optimize: true,
+                    names: Names::REFUSED,
+                };
+                libpcap::compile(&source).map_err(|error| expression.explain(error))
             })
             .transpose()?;
         let blocking = self.blocks.resolve(direction, &interfaces)?;

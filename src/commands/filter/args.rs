@@ -13,7 +13,7 @@ use crate::error::usage;
 use crate::filter::classic::check::check;
 use crate::filter::classic::forms;
 use crate::filter::classic::insn::Insn;
-use crate::filter::libpcap::{Link, Source, compile};
+use crate::filter::libpcap::{Link, Names, Source, compile};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LinkArg {
@@ -48,7 +48,12 @@ pub(super) struct CompilerArgs {
 impl CompilerArgs {
     pub(super) fn compile(self, expression: &str, link: Link) -> Result<Vec<Insn>> {
         let optimize = !self.unoptimized;
-        compile(&Source { expression, link, optimize, resolve: self.resolve })
+        let names = if self.resolve {
+            Names::LookedUp
+        } else {
+            Names::Refused("an address, or --resolve to have libpcap ask for it")
+        };
+        compile(&Source { expression, link, optimize, names })
     }
 }
 

@@ -32,8 +32,20 @@ pub(crate) struct Source<'a> {
     pub(crate) expression: &'a str,
     pub(crate) link: Link,
     pub(crate) optimize: bool,
-    /// Whether names of hosts and networks may be looked up.
-    pub(crate) resolve: bool,
+    pub(crate) names: Names,
+}
+
+/// What is done about names of hosts and networks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Names {
+    /// libpcap looks them up.
+    LookedUp,
+    /// They are wrong usage; what is said to be right.
+    Refused(&'static str),
+}
+
+impl Names {
+    pub(crate) const REFUSED: Self = Self::Refused("an address");
 }
 
 /// Compiles an expression. What libpcap says of a wrong one is passed on.
@@ -41,10 +53,9 @@ pub(crate) fn compile(source: &Source<'_>) -> Result<Vec<Insn>> {
     let library = library()?;
     let name = names::looked_up(source.expression, library.version());
     match name {
-        Some(name) if !source.resolve => {
+        Some(name) if let Names::Refused(expected) = source.names => {
             return Err(usage(format!(
-                "`{}`: `{}` is a name, and names are not looked up; expected an address, or --resolve \
-                 to have libpcap ask for it",
+                "`{}`: `{}` is a name, and names are not looked up; expected {expected}",
                 one_line(source.expression),
                 one_line(name)
             )));
@@ -112,7 +123,7 @@ mod tests {
     }
 
     fn compile_it(expression: &str) -> Result<Vec<Insn>> {
-        compile(&Source { expression, link: Link::Ethernet, optimize: true, resolve: false })
+        compile(&Source { expression, link: Link::Ethernet, optimize: true, names: Names::REFUSED })
     }
 
     #[test]
@@ -122,7 +133,8 @@ mod tests {
         }
         let program = assemble("ldh [12]\njne #0x806, drop\nret #262144\ndrop: ret #0").unwrap();
         assert_eq!(compile_it("arp").unwrap(), program);
-        let raw = Source { expression: "ip", link: Link::Raw, optimize: true, resolve: false };
+        let raw =
+            Source { expression: "ip", link: Link::Raw, optimize: true, names: Names::REFUSED };
         assert_eq!(compile(&raw).unwrap()[0].code, 0x30);
         let plain = Source { optimize: false, ..raw };
         assert!(compile(&plain).unwrap().len() >= compile(&raw).unwrap().len());

@@ -8,7 +8,7 @@ use libbpf_rs::ProgramInput;
 
 use super::*;
 use crate::filter::ebpf::translate::Link;
-use crate::filter::libpcap::{Source, compile};
+use crate::filter::libpcap::{Names, Source, compile};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::frames::{PROTOS, Seen, address4, address6, frame, seen, time};
 use crate::kernel::skel::addrset_probe::AddrsetProbeSkelBuilder;
@@ -282,8 +282,13 @@ fn figures() {
         .chain(["icmp".to_string()])
         .map(|expression| {
             let link = Link::Ethernet;
-            compile(&Source { expression: &expression, link, optimize: true, resolve: false })
-                .unwrap()
+            compile(&Source {
+                expression: &expression,
+                link,
+                optimize: true,
+                names: Names::REFUSED,
+            })
+            .unwrap()
         })
         .collect();
     let million = list(1_000_000);

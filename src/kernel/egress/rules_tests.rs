@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::tests::{load, program, root};
 use super::*;
-use crate::filter::libpcap::{self, Source};
+use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::frames::{Seen, frame, seen};
 use crate::kernel::guard::{self, Ssh};
 use crate::random::seeded;
@@ -123,7 +123,7 @@ fn random_packets_are_blocked_as_the_reference_would() {
                 expression: "udp",
                 link: crate::filter::ebpf::translate::Link::Ethernet,
                 optimize: true,
-                resolve: false,
+                names: Names::REFUSED,
             })
             .unwrap()
         };

@@ -467,6 +467,8 @@ fn expressions_that_cannot_be_are_refused() {
     for (args, expected) in [
         (vec!["xdp-drop", "near", "naer"], "no interface `naer`, and as an expression"),
         (vec!["xdp-drop", "naer", "near"], "no interface `naer`"),
+        (vec!["xdp-drop", "near", "naer", "near"], "no interface `naer`, and as an expression"),
+        (vec!["xdp-drop", "near", "udp", "--match", "foo bar"], "bpftk: `foo bar`"),
         (vec!["xdp-drop", "near", "tcp port"], "tcp port"),
         (vec!["xdp-drop", "near", "--match", "host example.org"], "names are not looked up"),
         (vec!["tc-drop", "near", "--except", "foo bar"], "foo bar"),
@@ -476,6 +478,7 @@ fn expressions_that_cannot_be_are_refused() {
     ] {
         let (status, text) = refused(&wire, &args, &[]);
         assert!(status == 2 && text.contains(expected), "{args:?} {status} {text}");
+        assert!(!text.contains("--resolve"), "it has no such option: {text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
     let ssh = [("SSH_CONNECTION", "203.0.113.5 50022 198.51.100.1 22")];

@@ -10,7 +10,7 @@ use super::differential::{Tally, compare};
 use super::packets::PORTS;
 use super::{here_or_guest, packets, root};
 use crate::filter::classic::check::check;
-use crate::filter::libpcap::{Link, Source, available, compile};
+use crate::filter::libpcap::{Link, Names, Source, available, compile};
 use crate::random::seeded;
 
 fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
@@ -140,7 +140,7 @@ fn random_expressions() {
             expression: &text,
             link: Link::Ethernet,
             optimize: rng.bool(),
-            resolve: false,
+            names: Names::REFUSED,
         };
         // `tcp and arp`: libpcap finds that nothing can match. `vlan` and the like can't be where it was put.
         let Ok(program) = compile(&source) else {
@@ -178,7 +178,7 @@ fn what_tcpdump_takes() {
     for text in EXPRESSIONS {
         for optimize in [true, false] {
             let source =
-                Source { expression: text, link: Link::Ethernet, optimize, resolve: false };
+                Source { expression: text, link: Link::Ethernet, optimize, names: Names::REFUSED };
             let program = compile(&source).unwrap_or_else(|error| panic!("{text}: {error:#}"));
             let frames: Vec<Vec<u8>> = (0..count).map(|_| packets::any(&mut rng)).collect();
             compare(text, &program, &frames, &mut tally);

@@ -21,7 +21,7 @@ use super::slow::{context, tagging};
 use crate::filter::classic::insn::{Cond, Insn, Op, Src};
 use crate::filter::ebpf::insn::{Insn as Ebpf, X, alu, class, jmp, mode, size};
 use crate::filter::ebpf::translate::{Hook, Options, translate};
-use crate::filter::libpcap::{Link, Source, compile};
+use crate::filter::libpcap::{Link, Names, Source, compile};
 use crate::kernel::skel::filter_figures::FilterFiguresSkelBuilder;
 use crate::kernel::sys::filter::test_run;
 use crate::kernel::sys::link_create;
@@ -31,7 +31,7 @@ const ROUNDS: usize = 60;
 const STARTS: usize = 21;
 
 fn classic(expression: &str) -> Vec<Insn> {
-    let source = Source { expression, link: Link::Ethernet, optimize: true, resolve: false };
+    let source = Source { expression, link: Link::Ethernet, optimize: true, names: Names::REFUSED };
     compile(&source).unwrap()
 }
 
