@@ -185,11 +185,6 @@ static __always_inline void egress_count_key(struct __sk_buff *skb, void *counts
 		egress_add(&fixed->row[EGRESS_REFUSED], packets, bytes);
 }
 
-static __always_inline bool egress_same_key(const struct egress_key *a, const struct egress_key *b)
-{
-	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->what == b->what;
-}
-
 static __always_inline void egress_count_in(__u32 generation, struct __sk_buff *skb, const struct egress_key *key, bool whose,
 					    __u64 packets, __u64 bytes, struct egress_rows *fixed)
 {
@@ -200,29 +195,53 @@ static __always_inline void egress_count_in(__u32 generation, struct __sk_buff *
 		egress_count_key(skb, &counts_even, key, whose, packets, bytes, fixed);
 }
 
-/*
- * Packets come in trains: the table has to be asked only when another key comes. User space takes what is left here together with
- * the table.
- */
-static __always_inline void egress_count_train(__u32 generation, struct __sk_buff *skb, const struct egress_key *key,
-					       __u64 packets, __u64 bytes, struct egress_rows *fixed)
+/* The bits of a key, mixed by a multiplication whose upper half depends on all of them. */
+static __always_inline __u32 egress_mixed(const struct egress_key *key)
 {
-	struct egress_recent *recent = &fixed->recent;
+	__u64 mixed = key->addr[0] ^ key->addr[1];
+
+	/* Of IPv4, all bits that differ are in one half. */
+	mixed ^= mixed >> 32;
+	return ((mixed + key->what) * 0x9e3779b97f4a7c15ULL) >> 32;
+}
+
+/*
+ * Packets come in trains, and a machine talks to few others at a time: the table has to be asked only for what is not among a CPU's
+ * recent keys. Each has one place there. Whoever has it keeps it until another key comes twice in a row: so a train gets the place,
+ * and packets that take turns don't drive each other out. User space takes what is left there together with the table.
+ */
+static __always_inline void egress_count_recent(__u32 generation, struct __sk_buff *skb, const struct egress_key *key,
+						__u64 packets, __u64 bytes, struct egress_rows *fixed)
+{
+	__u32 mixed = egress_mixed(key);
+	struct egress_recent *recent = &fixed->recent[mixed % EGRESS_RECENT];
 
 	if (recent->generation == generation && recent->count.packets) {
-		if (egress_same_key(&recent->key, key)) {
+		struct egress_key other;
+
+		if (recent->addr[1] == key->addr[1] && recent->addr[0] == key->addr[0] && recent->what == key->what) {
 			recent->count.packets += packets;
 			recent->count.bytes += bytes;
+			recent->turned_away = 0;
 			return;
 		}
-		egress_count_in(generation, skb, &recent->key, false, recent->count.packets, recent->count.bytes, fixed);
+		if (recent->turned_away != mixed) {
+			recent->turned_away = mixed;
+			egress_count_in(generation, skb, key, false, packets, bytes, fixed);
+			return;
+		}
+		other.addr[0] = recent->addr[0];
+		other.addr[1] = recent->addr[1];
+		other.what = recent->what;
+		egress_count_in(generation, skb, &other, false, recent->count.packets, recent->count.bytes, fixed);
 	}
-	recent->key.addr[0] = key->addr[0];
-	recent->key.addr[1] = key->addr[1];
-	recent->key.what = key->what;
+	recent->addr[0] = key->addr[0];
+	recent->addr[1] = key->addr[1];
+	recent->what = key->what;
 	recent->count.packets = packets;
 	recent->count.bytes = bytes;
 	recent->generation = generation;
+	recent->turned_away = 0;
 }
 
 /* Each flow and what was decided about it is told of once, unless every packet is asked for. */
@@ -393,11 +412,11 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	if (blocks && out)
 		what |= (__u64)rule << EGRESS_RULE_SHIFT;
 	key.what = what;
-	/* What kind of socket it is would have to be asked for each train, and where packets interrupt each other there are none. */
+	/* What kind of socket it is can only be asked of its own packets, and where these interrupt each other no two can share a place. */
 	if (whose || shared_cpus)
 		egress_count_in(current, skb, &key, whose, packets, bytes, fixed);
 	else
-		egress_count_train(current, skb, &key, packets, bytes, fixed);
+		egress_count_recent(current, skb, &key, packets, bytes, fixed);
 	return verdict;
 }
 

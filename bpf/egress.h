@@ -113,19 +113,25 @@ struct egress_key {
 	__u64 cookie;
 };
 
-/* The key of a CPU's last packets, which often are the next one's too, and their count. It is in no table yet. */
+/* A key that this CPU had lately, and what was counted of it since. That is in no table yet. Keys with cookies are never here. */
 struct egress_recent {
-	struct egress_key key;
+	/* As in struct egress_key. */
+	__u64 addr[2];
+	__u64 what;
 	struct egress_count count;
 	/* Which it is of; of any other there is nothing here. */
 	__u32 generation;
-	__u32 _pad;
+	/* Of another key that belongs here and came since the last packet of this one, if any: its bits, mixed. */
+	__u32 turned_away;
 };
+
+/* A power of two. With the rows, a CPU's value is to be less than PCPU_MIN_UNIT_SIZE, 32 KiB (include/linux/percpu.h). */
+#define EGRESS_RECENT 512
 
 /* What is counted while a generation lasts, but by key. */
 struct egress_rows {
 	struct egress_count row[EGRESS_ROWS];
-	struct egress_recent recent;
+	struct egress_recent recent[EGRESS_RECENT];
 };
 
 /* One way of a connection, and what was decided about it. Of a call, which has no source yet, the cookie is in its place. */
@@ -168,8 +174,8 @@ struct egress_event {
 _Static_assert(sizeof(struct egress_count) == 16, "user space has the same");
 _Static_assert(sizeof(struct egress_key_count) == 24, "user space has the same");
 _Static_assert(sizeof(struct egress_key) == 32, "user space has the same");
-_Static_assert(sizeof(struct egress_recent) == 56, "user space has the same");
-_Static_assert(sizeof(struct egress_rows) == 16 * EGRESS_ROWS + 56, "user space has the same");
+_Static_assert(sizeof(struct egress_recent) == 48, "user space has the same");
+_Static_assert(sizeof(struct egress_rows) == 16 * EGRESS_ROWS + 48 * EGRESS_RECENT, "user space has the same");
 _Static_assert(sizeof(struct egress_event) == 80, "user space has the same");
 
 #endif

@@ -111,3 +111,31 @@ int bpftk_nothing(struct __sk_buff *skb)
 {
 	return TC_ACT_OK;
 }
+
+/* The program that is to see packets to many destinations. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} next SEC(".maps");
+
+/* How many there are, less one: a power of two less one. */
+volatile __u32 last_destination;
+volatile __u32 destination_number;
+
+/* Sends each packet elsewhere than the one before it. */
+SEC("tc")
+int bpftk_vary(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if ((void *)(ip + 1) > end)
+		return TC_ACT_OK;
+	destination_number = (destination_number + 1) & last_destination;
+	ip->daddr = bpf_htonl(0x0a000000 + destination_number * 2654435761U % 0x1000000);
+	bpf_tail_call(skb, &next, 0);
+	return TC_ACT_OK;
+}

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags};
 
 use super::rules::Rule;
-use super::types::{egress_flag, egress_row, socket_kind};
+use super::types::{egress_flag, egress_recent, egress_row, socket_kind};
 use super::{By, Counter};
 use crate::kernel::addr::canonical;
 use crate::kernel::count::Count;
@@ -55,7 +55,7 @@ impl Socket {
 const WHAT: usize = 16;
 const COOKIE: usize = 24;
 const WHOLE: usize = 32;
-/// Behind the rows of a CPU, what it saw last.
+/// Behind the rows of a CPU, its recent keys.
 const RECENT: usize = size_of::<Count>() * egress_row::EGRESS_ROWS.0 as usize;
 const PROTO_SHIFT: u32 = 8;
 const PORT_SHIFT: u32 = 16;
@@ -199,12 +199,14 @@ impl std::ops::Sub for Rows {
     }
 }
 
-/// A CPU's last packets, if they had keys, of `generation`: the key as the kernel has it, and their count.
-fn recent(rows: &[u8], generation: u32) -> Option<(&[u8; COOKIE], Count)> {
-    let recent = rows.get(RECENT..)?;
-    let of = u32::from_ne_bytes(*recent.get(WHOLE + size_of::<Count>()..)?.first_chunk()?);
-    let count = Count::from_bytes(recent.get(WHOLE..)?)?;
-    (of == generation && count.packets > 0).then_some((recent.first_chunk()?, count))
+/// A CPU's recent keys of `generation`, as the kernel has them, and what was counted of each.
+fn recent(rows: &[u8], generation: u32) -> impl Iterator<Item = (&[u8; COOKIE], Count)> {
+    let slots = rows.get(RECENT..).unwrap_or_default().chunks_exact(size_of::<egress_recent>());
+    slots.filter_map(move |slot| {
+        let count = Count::from_bytes(slot.get(COOKIE..)?)?;
+        let of = u32::from_ne_bytes(*slot.get(COOKIE + size_of::<Count>()..)?.first_chunk()?);
+        (of == generation && count.packets > 0).then_some((slot.first_chunk()?, count))
+    })
 }
 
 /// What was counted since the last time.
@@ -236,7 +238,7 @@ impl Counter {
             .context("the counts are not there")?;
         let now = rows.iter().fold(Rows::default(), |sum, rows| sum + Rows::decode(rows));
         let mut recently: HashMap<[u8; COOKIE], Count> = HashMap::new();
-        for (key, count) in rows.iter().filter_map(|rows| recent(rows, before)) {
+        for (key, count) in rows.iter().flat_map(|rows| recent(rows, before)) {
             *recently.entry(*key).or_default() += count;
         }
         let read = &mut self.read.borrow_mut()[which as usize];

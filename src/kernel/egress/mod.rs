@@ -353,8 +353,11 @@ unsafe impl Plain for types::egress_event {}
 const _: () = assert!(size_of::<types::egress_event>() == 80);
 const _: () = assert!(size_of::<types::egress_key>() == 32);
 const _: () = assert!(size_of::<types::egress_key_count>() == 24);
-const _: () = assert!(size_of::<types::egress_recent>() == 56);
-const _: () = assert!(size_of::<types::egress_rows>() == 16 * 13 + 56);
+const _: () = assert!(size_of::<types::egress_recent>() == 48);
+const _: () = assert!(size_of::<types::egress_rows>() == 16 * 13 + 48 * RECENT_KEYS);
+
+/// bpf/egress.h, EGRESS_RECENT
+const RECENT_KEYS: usize = 512;
 
 /// A packet that is told of, or a call that is refused.
 #[derive(Clone, Debug)]
