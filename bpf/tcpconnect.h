@@ -52,8 +52,7 @@ struct tcpconnect_attempt {
 struct tcpconnect_call {
 	__u64 sk;
 	__u64 addr;
-	__u32 addr_len;
-	__u32 pad;
+	__u64 addr_len;
 };
 
 _Static_assert(sizeof(struct tcpconnect_event) == 104, "src/commands/tcpconnect.rs decodes 104 bytes");

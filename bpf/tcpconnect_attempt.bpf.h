@@ -114,6 +114,32 @@ struct {
 	__type(value, __u8);
 } filter_exclude SEC(".maps");
 
+/*
+ * A socket, and whether the verifier knows that it is one, as of the arguments of fentry and tp_btf programs. Then its fields are read by
+ * loads; a helper's call for each takes some sixty instructions.
+ */
+struct known_sock {
+	struct sock *sk;
+	bool typed;
+};
+
+/* Through a variable of its own: else the relocation would begin at struct known_sock, which no kernel has. */
+#define SOCK_FIELD(sock, field)                                          \
+	({                                                               \
+		struct sock *__sk = (sock).sk;                           \
+		(sock).typed ? __sk->field : BPF_CORE_READ(__sk, field); \
+	})
+
+static __always_inline struct known_sock untyped(struct sock *sk)
+{
+	return (struct known_sock){ .sk = sk };
+}
+
+static __always_inline struct known_sock typed(struct sock *sk)
+{
+	return (struct known_sock){ .sk = sk, .typed = true };
+}
+
 /* ------------------------------------------------------------------ what the user asked for */
 
 static __always_inline bool is_v4_mapped(const __u8 addr[16])
@@ -173,35 +199,51 @@ static __always_inline void report(struct tcpconnect_event *event)
 
 /* ------------------------------------------------------------------ reading sockets and addresses */
 
-static __always_inline void set_source(struct tcpconnect_event *event, struct sock *sk)
+/* The verifier follows loads of an array's elements only. */
+#define read_v6(into, sock, field)                                                   \
+	do {                                                                         \
+		struct sock *__sk = (sock).sk;                                       \
+		if ((sock).typed) {                                                  \
+			(into)->in6_u.u6_addr32[0] = __sk->field.in6_u.u6_addr32[0]; \
+			(into)->in6_u.u6_addr32[1] = __sk->field.in6_u.u6_addr32[1]; \
+			(into)->in6_u.u6_addr32[2] = __sk->field.in6_u.u6_addr32[2]; \
+			(into)->in6_u.u6_addr32[3] = __sk->field.in6_u.u6_addr32[3]; \
+		} else {                                                             \
+			BPF_CORE_READ_INTO(into, __sk, field);                       \
+		}                                                                    \
+	} while (0)
+
+static __always_inline void set_source(struct tcpconnect_event *event, struct known_sock sock)
 {
-	__u16 sport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	/* To the verifier, a typed socket ends before what is TCP's. */
+	struct inet_sock *inet = (struct inet_sock *)sock.sk;
+	__u16 sport = bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
 
 	/* A failed connect gives the port and the address back: keep what was seen while it had them. */
 	if (sport)
 		event->sport = sport;
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
+	if (SOCK_FIELD(sock, __sk_common.skc_family) == AF_INET6) {
 		struct in6_addr addr;
 
-		BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
+		read_v6(&addr, sock, __sk_common.skc_v6_rcv_saddr);
 		if (addr.in6_u.u6_addr32[0] | addr.in6_u.u6_addr32[1] | addr.in6_u.u6_addr32[2] |
 		    addr.in6_u.u6_addr32[3])
 			__builtin_memcpy(event->saddr, &addr, 16);
 	} else {
-		__be32 addr = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		__be32 addr = SOCK_FIELD(sock, __sk_common.skc_rcv_saddr);
 
 		if (addr)
 			set_v4_mapped(event->saddr, addr);
 	}
 }
 
-static __always_inline void set_destination(struct tcpconnect_event *event, struct sock *sk)
+static __always_inline void set_destination(struct tcpconnect_event *event, struct known_sock sock)
 {
-	event->dport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6)
-		BPF_CORE_READ_INTO((struct in6_addr *)event->daddr, sk, __sk_common.skc_v6_daddr);
+	event->dport = bpf_ntohs(SOCK_FIELD(sock, __sk_common.skc_dport));
+	if (SOCK_FIELD(sock, __sk_common.skc_family) == AF_INET6)
+		read_v6((struct in6_addr *)event->daddr, sock, __sk_common.skc_v6_daddr);
 	else
-		set_v4_mapped(event->daddr, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		set_v4_mapped(event->daddr, SOCK_FIELD(sock, __sk_common.skc_daddr));
 }
 
 /* A sockaddr as the caller gave it. False when it names no TCP destination: then there was no attempt. */
@@ -227,35 +269,38 @@ static __always_inline bool set_destination_from(struct tcpconnect_event *event,
 	return true;
 }
 
-static __always_inline __u32 netns_of(struct sock *sk)
+static __always_inline __u32 netns_of(struct known_sock sock)
 {
+	struct sock *sk = sock.sk;
+
+	if (sock.typed)
+		return sk->__sk_common.skc_net.net->ns.inum;
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
 /* ------------------------------------------------------------------ one attempt's life */
 
-/* Stores a new attempt by the current task. NULL when the task is not asked for, or there is no room. */
-static __always_inline struct tcpconnect_attempt *new_attempt(struct sock *sk, __u32 flags, bool *wanted)
+/* Stores a new attempt by the current task. False when the task is not asked for. */
+static __always_inline bool new_attempt(struct known_sock sock, __u32 flags)
 {
 	struct tcpconnect_attempt attempt = {};
 	struct task_id task = {};
-	__u64 key = (__u64)sk;
+	__u64 key = (__u64)sock.sk;
 
-	*wanted = task_wanted(&task);
-	if (!*wanted)
-		return NULL;
+	if (!task_wanted(&task))
+		return false;
 	attempt.event.record = BPFTK_RECORD_EVENT;
 	attempt.event.start_ns = bpf_ktime_get_boot_ns();
 	attempt.event.cgroup_id = task.cgroup_id;
 	attempt.event.pid = task.pid;
 	attempt.event.tid = task.tid;
 	attempt.event.uid = task.uid;
-	attempt.event.netns = netns_of(sk);
+	attempt.event.netns = netns_of(sock);
 	__builtin_memcpy(attempt.event.comm, task.comm, BPFTK_COMM_LEN);
 	attempt.flags = flags;
 	attempt.call_tid = flags & ATTEMPT_CALL_KNOWN ? task.tid : 0;
 	bpf_map_update_elem(&attempts, &key, &attempt, BPF_ANY);
-	return bpf_map_lookup_elem(&attempts, &key);
+	return true;
 }
 
 static __always_inline void finish(struct tcpconnect_attempt *attempt, struct sock *sk, __u8 verdict, __u32 error)
@@ -273,11 +318,10 @@ static __always_inline void finish(struct tcpconnect_attempt *attempt, struct so
 }
 
 /* A connect() enters the kernel with a socket that is free to connect. */
-static __always_inline void call_begins(struct sock *sk)
+static __always_inline void call_begins(struct known_sock sock)
 {
-	__u64 key = (__u64)sk;
+	__u64 key = (__u64)sock.sk;
 	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
-	bool wanted;
 
 	if (attempt && !attempt->event.end_ns) {
 		/* By the other copy, whichever runs first: kernel/bpf/trampoline.c prepends. */
@@ -291,17 +335,17 @@ static __always_inline void call_begins(struct sock *sk)
 			return;
 		count_loss(BPFTK_LOSS_MISSED_RETURN);
 	} else if (attempt) {
-		finish(attempt, sk, TCPCONNECT_CLOSED, 0);
+		finish(attempt, sock.sk, TCPCONNECT_CLOSED, 0);
 	}
-	new_attempt(sk, ATTEMPT_CALL_KNOWN, &wanted);
+	new_attempt(sock, ATTEMPT_CALL_KNOWN);
 }
 
 /* The kernel has a destination, and sends the first packet. */
-static __always_inline void goes_out(struct sock *sk, struct tcpconnect_attempt *attempt)
+static __always_inline void goes_out(struct known_sock sock, struct tcpconnect_attempt *attempt)
 {
 	attempt->flags |= ATTEMPT_SYN_SENT;
-	set_destination(&attempt->event, sk);
-	set_source(&attempt->event, sk);
+	set_destination(&attempt->event, sock);
+	set_source(&attempt->event, sock);
 	if (!destination_wanted(&attempt->event)) {
 		attempt->flags |= ATTEMPT_SILENT;
 	} else if (at_start) {
@@ -344,10 +388,10 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 
 		/* The program was skipped when the socket entered SYN_SENT. */
 		if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected))
-			goes_out(sk, attempt);
+			goes_out(untyped(sk), attempt);
 		if (attempt->flags & ATTEMPT_SYN_SENT) {
 			/* The source port was chosen since. */
-			set_source(&attempt->event, sk);
+			set_source(&attempt->event, untyped(sk));
 			/* The program was skipped when the socket left SYN_SENT. */
 			if (connected) {
 				verdict = TCPCONNECT_OK;
@@ -359,7 +403,7 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 			}
 		} else if (failed && set_destination_from(&attempt->event, addr, addr_len, user)) {
 			/* It never was under way. */
-			set_source(&attempt->event, sk);
+			set_source(&attempt->event, untyped(sk));
 			if (destination_wanted(&attempt->event))
 				verdict = TCPCONNECT_FAILED;
 		}
@@ -370,60 +414,69 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 		finish(attempt, sk, verdict, error);
 }
 
-/* The socket enters SYN_SENT, in the caller's context. */
-static __always_inline void syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, bool last)
+/*
+ * Before 6.3, and at calls that are hooked from outside, a call on an MPTCP socket is followed by that socket, which connects by a TCP
+ * socket of its own: the attempt is that one's.
+ */
+static __always_inline struct tcpconnect_attempt *inherit_attempt(__u64 key, __u32 tid,
+								  struct tcpconnect_attempt *attempt)
 {
-	__u64 key = (__u64)sk;
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
+	struct tcpconnect_attempt moved, *from;
+	__u64 outer;
 
-	if (call && call->sk != key) {
-		/*
-		 * The call was made on an MPTCP socket, which connects by a TCP socket of its own: the attempt
-		 * is that one's.
-		 */
-		__u64 outer = call->sk;
-		struct tcpconnect_attempt *from = bpf_map_lookup_elem(&attempts, &outer);
+	if (!call || call->sk == key)
+		return attempt;
+	outer = call->sk;
+	from = bpf_map_lookup_elem(&attempts, &outer);
+	if (!from || from->call_tid != tid || from->flags & ATTEMPT_SYN_SENT)
+		return attempt;
+	moved = *from;
+	bpf_map_update_elem(&attempts, &key, &moved, BPF_ANY);
+	bpf_map_delete_elem(&attempts, &outer);
+	call->sk = key;
+	return bpf_map_lookup_elem(&attempts, &key);
+}
 
-		if (from && from->call_tid == tid && !(from->flags & ATTEMPT_SYN_SENT)) {
-			struct tcpconnect_attempt moved = *from;
+/* The socket enters SYN_SENT, in the caller's context. */
+static __always_inline void syn_sent(struct known_sock sock, struct tcpconnect_attempt *attempt, bool last)
+{
+	__u64 key = (__u64)sock.sk;
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 
-			bpf_map_update_elem(&attempts, &key, &moved, BPF_ANY);
-			bpf_map_delete_elem(&attempts, &outer);
-			call->sk = key;
-			attempt = bpf_map_lookup_elem(&attempts, &key);
-		}
-	}
+	if (!attempt || !(attempt->flags & ATTEMPT_CALL_KNOWN) || attempt->call_tid != tid)
+		attempt = inherit_attempt(key, tid, attempt);
 	if (attempt && (attempt->flags & ATTEMPT_SYN_SENT)) {
 		if (has_copies)
 			return;
 		/* An earlier attempt on this socket, whose end was not seen. */
-		finish(attempt, sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED, 0);
+		finish(attempt, sock.sk, attempt->flags & ATTEMPT_CALL_KNOWN ? TCPCONNECT_UNKNOWN : TCPCONNECT_CLOSED,
+		       0);
 		attempt = NULL;
 	}
 	if (!attempt) {
-		bool wanted;
-
-		attempt = new_attempt(sk, 0, &wanted);
+		if (!new_attempt(sock, 0))
+			return;
+		attempt = bpf_map_lookup_elem(&attempts, &key);
 		if (!attempt) {
-			if (wanted && last)
+			if (last)
 				count_loss(BPFTK_LOSS_TABLE_FULL);
 			return;
 		}
 	}
-	goes_out(sk, attempt);
+	goes_out(sock, attempt);
 }
 
-static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_attempt *attempt, int newstate)
+static __always_inline void leave_syn_sent(struct known_sock sock, struct tcpconnect_attempt *attempt, int newstate)
 {
 	__u8 verdict = TCPCONNECT_OK;
 	__u32 error = 0;
 
-	set_source(&attempt->event, sk);
+	set_source(&attempt->event, sock);
 	if (newstate == TCP_CLOSE) {
 		bool by_uring = has_uring_hooks && !attempt->call_tid;
 
-		error = BPF_CORE_READ(sk, sk_err);
+		error = SOCK_FIELD(sock, sk_err);
 		verdict = error ? TCPCONNECT_FAILED : TCPCONNECT_CLOSED;
 		attempt->event.end_ns = bpf_ktime_get_boot_ns();
 		if (error && by_uring) {
@@ -446,7 +499,7 @@ static __always_inline void leave_syn_sent(struct sock *sk, struct tcpconnect_at
 			return;
 		}
 	}
-	finish(attempt, sk, verdict, error);
+	finish(attempt, sock.sk, verdict, error);
 }
 
 #endif

@@ -64,7 +64,7 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
     })
 }
 
-/// Attaches a fentry or fexit program to what it was loaded for.
+/// Attaches a fentry, fexit or tp_btf program to what it was loaded for.
 pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     log::clear();
     program.attach_trace().map_err(|error| {
@@ -80,14 +80,14 @@ pub(crate) fn times_skipped(program: &ProgramMut<'_>) -> u64 {
     sys::program_info(program.as_fd()).map_or(0, |info| info.skipped)
 }
 
-/// Has libbpf load fentry programs for functions whose ids are known already. To be kept until the load.
+/// Has libbpf load tracing programs for targets whose ids are known already. To be kept until the load.
 pub(crate) fn tracing_targets(types: &Types) -> Result<Option<sys::TracingTargets>> {
-    if types.functions.is_empty() {
+    if types.targets.is_empty() {
         return Ok(None);
     }
     let named = types
-        .functions
+        .targets
         .iter()
         .filter_map(|(name, id)| Some((CString::new(name.as_str()).ok()?, *id)));
-    Ok(Some(sys::TracingTargets::new(named).context("cannot tell libbpf of fentry targets")?))
+    Ok(Some(sys::TracingTargets::new(named).context("cannot tell libbpf of tracing targets")?))
 }

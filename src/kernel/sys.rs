@@ -179,7 +179,7 @@ pub(super) fn vmlinux_btf_id(name: &CStr, attach_type: libbpf_sys::bpf_attach_ty
     u32::try_from(id).ok().filter(|&id| id > 0)
 }
 
-/// While it lives, libbpf loads fentry and fexit programs for the functions and ids that it was made with, and does not
+/// While it lives, libbpf loads fentry, fexit and tp_btf programs for the targets and ids that it was made with, and does not
 /// read the kernel's whole BTF to look them up.
 ///
 /// libbpf decides by a program's type whether it needs that BTF, so the sections get a type that doesn't, and the right
@@ -189,21 +189,23 @@ pub(crate) struct TracingTargets {
     handlers: Vec<i32>,
 }
 
-/// Function names and ids, for the callback, which libbpf gives nothing of ours but a number.
+/// Names of targets, and ids, for the callback, which libbpf gives nothing of ours but a number.
 static TRACING_IDS: Mutex<Vec<(CString, u32)>> = Mutex::new(Vec::new());
 
 impl TracingTargets {
-    pub(super) fn new(functions: impl Iterator<Item = (CString, u32)>) -> io::Result<Self> {
-        *TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner) = functions.collect();
+    pub(super) fn new(targets: impl Iterator<Item = (CString, u32)>) -> io::Result<Self> {
+        *TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner) = targets.collect();
         let opts = libbpf_sys::libbpf_prog_handler_opts {
             sz: size_of::<libbpf_sys::libbpf_prog_handler_opts>() as libbpf_sys::size_t,
             prog_prepare_load_fn: Some(prepare_tracing),
             ..Default::default()
         };
-        let mut targets = Self { handlers: Vec::new() };
-        for (section, attach_type) in
-            [(c"fentry+", libbpf_sys::BPF_TRACE_FENTRY), (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT)]
-        {
+        let mut registered = Self { handlers: Vec::new() };
+        for (section, attach_type) in [
+            (c"fentry+", libbpf_sys::BPF_TRACE_FENTRY),
+            (c"fexit+", libbpf_sys::BPF_TRACE_FEXIT),
+            (c"tp_btf+", libbpf_sys::BPF_TRACE_RAW_TP),
+        ] {
             // SAFETY: a C string and options of the size that they state, which libbpf copies. The callback is a plain
             // function. libbpf's registry is not for several threads: objects are opened on the main thread only.
             let handler = unsafe {
@@ -217,9 +219,9 @@ impl TracingTargets {
             if handler < 0 {
                 return Err(io::Error::from_raw_os_error(-handler));
             }
-            targets.handlers.push(handler);
+            registered.handlers.push(handler);
         }
-        Ok(targets)
+        Ok(registered)
     }
 }
 
@@ -239,9 +241,12 @@ unsafe extern "C" fn prepare_tracing(
 ) -> libc::c_int {
     // SAFETY: libbpf calls this with a program that it is about to load; a section's name is a C string.
     let section = unsafe { CStr::from_ptr(libbpf_sys::bpf_program__section_name(program)) };
-    let function = section.to_bytes().splitn(2, |&byte| byte == b'/').nth(1).unwrap_or_default();
+    let mut parts = section.to_bytes().splitn(2, |&byte| byte == b'/');
+    // The kernel's BTF names a tracepoint's arguments in a typedef (include/trace/bpf_probe.h).
+    let prefix: &[u8] = if parts.next() == Some(b"tp_btf") { b"btf_trace_" } else { b"" };
+    let target = parts.next().unwrap_or_default();
     let ids = TRACING_IDS.lock().unwrap_or_else(PoisonError::into_inner);
-    match ids.iter().find(|(name, _)| name.to_bytes() == function) {
+    match ids.iter().find(|(name, _)| name.to_bytes().strip_prefix(prefix) == Some(target)) {
         Some((_, id)) => {
             // SAFETY: libbpf's own options for this load, and the program itself.
             unsafe {

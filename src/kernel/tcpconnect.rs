@@ -124,8 +124,9 @@ fn root_cgroup() -> Result<File> {
     cgroup::open(&root)
 }
 
-/// What the fentry programs attach to.
-const FUNCTIONS: &[&str] = &["__inet_stream_connect", "security_socket_connect"];
+/// What the programs of back end fentry attach to.
+const TARGETS: &[&str] =
+    &["__inet_stream_connect", "security_socket_connect", "btf_trace_inet_sock_set_state"];
 
 /// Calls that may be in the kernel at a time and be followed.
 const MAX_CALLS: u32 = 8192;
@@ -135,8 +136,8 @@ const MAX_URING: u32 = 4096;
 impl Tracer {
     fn load(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<Self> {
         let mut builder = TcpconnectSkelBuilder::default();
-        let functions = if backend == Backend::Fentry { FUNCTIONS } else { &[] };
-        let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, functions)?;
+        let targets = if backend == Backend::Fentry { TARGETS } else { &[] };
+        let types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, targets)?;
         let _targets = attach::tracing_targets(&types)?;
         log::clear();
         // The skeleton borrows this cell for as long as it lives; it is a pointer's size.
@@ -250,7 +251,11 @@ impl Tracer {
         if backend == Backend::Kprobe || self.preempted {
             links.push(attach::auto(&progs.bpftk_exit)?);
         }
-        links.push(attach::auto(&progs.bpftk_set_state)?);
+        if backend == Backend::Fentry {
+            links.push(attach::trace(&progs.bpftk_state_btf)?);
+        } else {
+            links.push(attach::auto(&progs.bpftk_set_state)?);
+        }
         if self.preempted {
             let tracefs = tracefs.context("the copy has tracefs")?;
             let copy = &progs.bpftk_state2;
@@ -358,6 +363,7 @@ impl Tracer {
         let progs = &self.skel.progs;
         for (program, copy) in [
             (&progs.bpftk_set_state, Some(&progs.bpftk_state2)),
+            (&progs.bpftk_state_btf, Some(&progs.bpftk_state2)),
             (&progs.bpftk_fe_conn, Some(&progs.bpftk_fe_conn2)),
             (&progs.bpftk_fx_conn, Some(&progs.bpftk_fx_conn2)),
             (&progs.bpftk_fx_lsm, Some(&progs.bpftk_fx_lsm2)),
@@ -365,6 +371,9 @@ impl Tracer {
             (&progs.bpftk_send, None),
             (&progs.bpftk_sysexit, None),
         ] {
+            if !program.autoload() {
+                continue;
+            }
             // What a program was skipped for, its copy did.
             let last = if self.preempted { copy.unwrap_or(program) } else { program };
             losses.skipped += attach::times_skipped(last);
@@ -401,6 +410,8 @@ fn select_programs(
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
     progs.bpftk_state2.set_autoload(preempted);
+    progs.bpftk_state_btf.set_autoload(backend == Backend::Fentry);
+    progs.bpftk_set_state.set_autoload(backend != Backend::Fentry);
     for copy in [&mut progs.bpftk_fe_conn2, &mut progs.bpftk_fx_conn2, &mut progs.bpftk_fx_lsm2] {
         copy.set_autoload(backend == Backend::Fentry && preempted);
     }

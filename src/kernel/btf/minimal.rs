@@ -40,42 +40,44 @@ const COMMON: usize = 12;
 pub(crate) struct Found {
     /// BTF with the wanted types and what they contain.
     pub(crate) btf: Vec<u8>,
-    /// The ids of the wanted functions in the kernel's own BTF.
-    pub(crate) functions: HashMap<String, u32>,
+    /// The ids of the wanted targets in the kernel's own BTF.
+    pub(crate) targets: HashMap<String, u32>,
 }
 
-/// Looks for types and functions by name. `None` when `data` is not understood: then libbpf may try.
-pub(crate) fn find(data: &[u8], types: &[&str], functions: &[&str]) -> Option<Found> {
+/// Looks for types by name, and for targets of tracing programs: functions, and the typedefs that the kernel has for its tracepoints
+/// (`btf_trace_` and the tracepoint's name). `None` when `data` is not understood: then libbpf may try.
+pub(crate) fn find(data: &[u8], types: &[&str], targets: &[&str]) -> Option<Found> {
     let source = Source::new(data)?;
-    let (types, functions) = (NameSet::new(types), NameSet::new(functions));
+    let (types, targets) = (NameSet::new(types), NameSet::new(targets));
     // The names of other kinds are not looked at.
     let named_types =
         [STRUCT, UNION, ENUM, ENUM64, TYPEDEF].iter().fold(0, |set, kind| set | 1 << kind);
-    let named = named_types | if functions.names.is_empty() { 0 } else { 1 << FUNC };
+    let named = named_types | if targets.names.is_empty() { 0 } else { 1 << FUNC };
 
     // A type takes 20 bytes and more on the average.
     let mut starts = Vec::with_capacity(source.types.len() / 20);
     starts.push(0);
     let mut roots = Vec::new();
-    let mut function_ids = HashMap::new();
+    let mut target_ids = HashMap::new();
     let mut rest = source.types;
     while !rest.is_empty() {
         let ty = Type::read(rest)?;
         let id = starts.len() as u32;
         starts.push((source.types.len() - rest.len()) as u32);
         if 1 << ty.kind & named != 0 {
-            if ty.kind == FUNC {
-                if let Some(name) = functions.has(source.strings, ty.name) {
-                    function_ids.entry(name.to_string()).or_insert(id);
-                }
-            } else if types.has(source.strings, ty.name).is_some() {
+            if matches!(ty.kind, FUNC | TYPEDEF)
+                && let Some(name) = targets.has(source.strings, ty.name)
+            {
+                target_ids.entry(name.to_string()).or_insert(id);
+            }
+            if ty.kind != FUNC && types.has(source.strings, ty.name).is_some() {
                 roots.push(id);
             }
         }
         rest = rest.get(ty.len()?..)?;
     }
     let btf = Builder::new(&source, &starts).build(&roots)?;
-    Some(Found { btf, functions: function_ids })
+    Some(Found { btf, targets: target_ids })
 }
 
 /// Some dozens of names, against which some ten thousand are held: nearly all differ in their first two bytes.
@@ -384,13 +386,16 @@ mod tests {
         maker.add("wanted", STRUCT, 2, 16, &[a, 3, 0, b, 4, 64]); // 5
         maker.add("", FUNC_PROTO, 0, 0, &[]); // 6
         maker.add("a_function", FUNC, 0, 6, &[]); // 7
+        maker.add("btf_trace_a_tracepoint", TYPEDEF, 0, 6, &[]); // 8
         maker.finish()
     }
 
     #[test]
     fn what_is_wanted_comes_with_what_it_contains() {
-        let found = find(&sample(), &["wanted", "absent"], &["a_function", "none"]).unwrap();
-        assert_eq!(found.functions, HashMap::from([("a_function".to_string(), 7)]));
+        let targets = ["a_function", "none", "btf_trace_a_tracepoint"];
+        let found = find(&sample(), &["wanted", "absent"], &targets).unwrap();
+        let ids = [("a_function".to_string(), 7), ("btf_trace_a_tracepoint".to_string(), 8)];
+        assert_eq!(found.targets, HashMap::from(ids));
         let again = Source::new(&found.btf).unwrap();
         let names: Vec<&[u8]> = {
             let mut names = Vec::new();
@@ -432,6 +437,6 @@ mod tests {
         };
         let found = find(&data, &["sock", "task_struct"], &["inet_stream_connect"]).unwrap();
         assert!(found.btf.len() < 300_000, "{} bytes", found.btf.len());
-        assert!(found.functions.contains_key("inet_stream_connect"));
+        assert!(found.targets.contains_key("inet_stream_connect"));
     }
 }

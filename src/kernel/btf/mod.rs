@@ -30,8 +30,8 @@ pub(crate) struct BtfSource(Option<PathBuf>);
 pub(crate) struct Types {
     /// Keeps the file whose path libbpf was given.
     _file: Option<fs::File>,
-    /// Ids of kernel functions, by which fentry programs name them. Empty when libbpf is to look them up.
-    pub(crate) functions: HashMap<String, u32>,
+    /// Ids of what tracing programs attach to, by which they name it. Empty when libbpf is to look them up.
+    pub(crate) targets: HashMap<String, u32>,
 }
 
 impl BtfSource {
@@ -61,23 +61,23 @@ impl BtfSource {
     }
 
     /// Tells libbpf where an object's types are. `types` are the names that build.rs found in its relocations,
-    /// `functions` what its fentry programs attach to.
+    /// `targets` what its tracing programs attach to (`minimal::find`).
     pub(crate) fn apply(
         &self,
         builder: &mut ObjectBuilder,
         types: &str,
-        functions: &[&str],
+        targets: &[&str],
     ) -> Result<Types> {
         if let Some(file) = &self.0 {
             builder.btf_custom_path(file)?;
-            return Ok(Types { _file: None, functions: HashMap::new() });
+            return Ok(Types { _file: None, targets: HashMap::new() });
         }
         let wanted: Vec<&str> = types.lines().collect();
         let found = KernelBtf::new(Path::new(VMLINUX))
-            .and_then(|data| minimal::find(&data, &wanted, functions));
+            .and_then(|data| minimal::find(&data, &wanted, targets));
         let Some(found) = found else {
             // Unknown to us is not unknown to libbpf, which reads the whole.
-            return Ok(Types { _file: None, functions: HashMap::new() });
+            return Ok(Types { _file: None, targets: HashMap::new() });
         };
         let mut file = fs::File::from(
             memfd_create(c"bpftk-btf", MFdFlags::MFD_CLOEXEC)
@@ -85,6 +85,6 @@ impl BtfSource {
         );
         file.write_all(&found.btf).context("cannot write to a file in memory")?;
         builder.btf_custom_path(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        Ok(Types { _file: Some(file), functions: found.functions })
+        Ok(Types { _file: Some(file), targets: found.targets })
     }
 }

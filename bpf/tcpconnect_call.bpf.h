@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef BPFTK_TCPCONNECT_CALL_BPF_H
+#define BPFTK_TCPCONNECT_CALL_BPF_H
+
+/* Calls that connect, whatever back end shows them. */
+
+#include "tcpconnect_attempt.bpf.h"
+
+/* include/linux/net.h, include/uapi/linux/in.h */
+#define SS_UNCONNECTED 1
+#define IPPROTO_MPTCP 262
+
+static __always_inline bool connects_by_tcp(struct known_sock sock)
+{
+	__u16 family = SOCK_FIELD(sock, __sk_common.skc_family);
+	__u16 protocol = SOCK_FIELD(sock, sk_protocol);
+
+	return (family == AF_INET || family == AF_INET6) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+}
+
+/* The socket that @socket would connect, when it is one that connects by TCP and is free to. */
+static __always_inline struct sock *free_to_connect(struct socket *socket, bool is_typed)
+{
+	/* A second connect() on a socket under way only asks how the first went. */
+	socket_state state = is_typed ? socket->state : BPF_CORE_READ(socket, state);
+	struct known_sock sock = { .typed = is_typed };
+
+	if (state != SS_UNCONNECTED)
+		return NULL;
+	sock.sk = is_typed ? socket->sk : BPF_CORE_READ(socket, sk);
+	if (!sock.sk || !connects_by_tcp(sock) || SOCK_FIELD(sock, __sk_common.skc_state) != TCP_CLOSE)
+		return NULL;
+	return sock.sk;
+}
+
+static __always_inline void remember_call(struct sock *sk, const void *addr, __u32 addr_len)
+{
+	struct tcpconnect_call call = { .sk = (__u64)sk, .addr = (__u64)addr, .addr_len = addr_len };
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
+}
+
+static __always_inline void recall_call(int ret, bool user)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
+
+	if (!call)
+		return;
+	call_ends((struct sock *)call->sk, ret < 0 ? -ret : 0, (void *)call->addr, call->addr_len, user);
+	bpf_map_delete_elem(&calls, &tid);
+}
+
+/* A call that failed before the socket was under way: @ret is negative, @addr the caller's (@user) or the kernel's copy of it. */
+static __always_inline void refused(struct sock *sk, int ret, const void *addr, __u32 addr_len, bool user)
+{
+	struct tcpconnect_event event = {};
+	struct task_id task = {};
+
+	if (ret >= 0 || !connects_by_tcp(untyped(sk)) || BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE ||
+	    !task_wanted(&task) || !set_destination_from(&event, addr, addr_len, user))
+		return;
+	event.record = BPFTK_RECORD_EVENT;
+	event.start_ns = event.end_ns = bpf_ktime_get_boot_ns();
+	event.cgroup_id = task.cgroup_id;
+	event.pid = task.pid;
+	event.tid = task.tid;
+	event.uid = task.uid;
+	event.netns = netns_of(untyped(sk));
+	__builtin_memcpy(event.comm, task.comm, BPFTK_COMM_LEN);
+	event.verdict = TCPCONNECT_FAILED;
+	event.error = -ret;
+	set_source(&event, untyped(sk));
+	if (destination_wanted(&event))
+		report(&event);
+}
+
+#endif
