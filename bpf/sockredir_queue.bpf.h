@@ -17,6 +17,8 @@
 const volatile __u64 max_queue;
 const volatile __u32 max_messages;
 const volatile __u64 max_memory;
+/* In pages: what processors together may hold back of TCP's memory from the sum that the kernel compares with tcp_mem. */
+const volatile __u64 tcp_memory_held_back;
 
 /* One for each entry of the map of sockets. Not allocated ahead: most machines have few. */
 struct {
@@ -87,7 +89,9 @@ static long tcp_memory_limit;
 
 /*
  * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP would
- * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated.
+ * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated. There, the sum can grow
+ * by more than is asked for: since 6.0 each processor keeps up to a megabyte to itself before it adds it (include/net/sock.h,
+ * sk_memory_allocated_add; later include/net/proto_memory.h).
  */
 static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size, bool look)
 {
@@ -101,7 +105,7 @@ static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 si
 		tcp_memory_limit = limit;
 	}
 	/* Pages have 4 KiB or more; what is not full takes one as well. */
-	return tcp->memory_allocated->counter + (size >> 12) + 1 > limit;
+	return tcp->memory_allocated->counter + (size >> 12) + 1 + (long)tcp_memory_held_back > limit;
 }
 
 /*

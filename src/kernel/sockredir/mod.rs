@@ -6,13 +6,14 @@ mod model;
 mod settling;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, libbpf_sys};
+use nix::unistd::{SysconfVar, sysconf};
 
 pub(crate) use self::model::{End, Key, Reason, State, Totals};
 pub(crate) use self::settling::Settling;
@@ -117,6 +118,18 @@ pub(crate) fn no_cgroups() -> anyhow::Error {
     unsupported("cgroup v2 is not mounted here (mount -t cgroup2 none /sys/fs/cgroup)")
 }
 
+/// How many pages processors may have taken for TCP that are not in the sum yet which the kernel compares with tcp_mem.
+fn tcp_memory_held_back() -> u64 {
+    let number = |variable| sysconf(variable).ok().flatten().and_then(|n| u64::try_from(n).ok());
+    let page = number(SysconfVar::PAGE_SIZE).unwrap_or(4096).max(1);
+    // net.core.mem_pcpu_rsv is there since 6.5, and in the first network namespace only. Before it was what it is by default.
+    let each = fs::read_to_string("/proc/sys/net/core/mem_pcpu_rsv")
+        .ok()
+        .and_then(|pages| pages.trim().parse().ok())
+        .unwrap_or((1 << 20) / page);
+    each * number(SysconfVar::_NPROCESSORS_ONLN).unwrap_or(1)
+}
+
 /// What a table has of each end.
 fn read(
     map: &impl MapCore,
@@ -149,6 +162,7 @@ impl Redirector {
         rodata.max_queue = config.max_queue;
         rodata.max_messages = config.max_messages;
         rodata.max_memory = config.max_memory;
+        rodata.tcp_memory_held_back = tcp_memory_held_back();
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
         rodata.comms = config.comms.len() as u32;

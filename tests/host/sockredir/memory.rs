@@ -213,18 +213,28 @@ impl Drop for TcpMemory {
     }
 }
 
-/// How a sender that does not wait is told that there is no room.
-fn refusal(place: &Place) -> i32 {
-    let (mut client, _server) = place.run(pair);
+/// How a sender that does not wait is told that there is no room for another message.
+fn refusal(mut client: &TcpStream, message: &[u8]) -> i32 {
     client.set_nonblocking(true).unwrap();
     let mut sent = 0;
     while sent < 64 << 20 {
-        match client.write(&[1; 65536]) {
+        match client.write(message) {
             Ok(many) => sent += many,
             Err(error) => return error.raw_os_error().unwrap(),
         }
     }
     panic!("{sent} bytes were taken");
+}
+
+/// The same where only the reader's end asks TCP for memory: what waits at the client takes the rest of a page, so that a short
+/// message of the client's takes no other.
+fn reader_is_refused(place: &Place) -> i32 {
+    let (client, mut server) = place.run(pair);
+    server.set_nonblocking(true).unwrap();
+    match server.write_all(b"x") {
+        Ok(()) => refusal(&client, &[1; 4000]),
+        Err(error) => error.raw_os_error().unwrap(),
+    }
 }
 
 /// Where TCP waits for memory, the kernel fails a redirected send: so nothing is redirected then.
@@ -233,13 +243,17 @@ fn when_tcp_is_short_of_memory_nothing_is_redirected() {
     let Some(place) = Place::new() else { return };
     {
         let Some(_short) = TcpMemory::set("16 32 64") else { return };
-        assert_eq!(refusal(&place), libc::EAGAIN, "without redirection");
+        assert_eq!(refusal(&place.run(pair).0, &[1; 65536]), libc::EAGAIN, "without redirection");
         {
             let _naive = place.naive(true);
-            assert_eq!(refusal(&place), libc::ENOMEM, "the test would not find it");
+            assert_eq!(
+                refusal(&place.run(pair).0, &[1; 65536]),
+                libc::ENOMEM,
+                "the test would not find it"
+            );
         }
         let run = place.start(&[]);
-        assert_eq!(refusal(&place), libc::EAGAIN);
+        assert_eq!(refusal(&place.run(pair).0, &[1; 65536]), libc::EAGAIN);
         let summary = run.stop().summary();
         println!("{summary}");
         assert_eq!(number(&summary["reasons"], "memory"), 1, "{summary}");
@@ -251,4 +265,39 @@ fn when_tcp_is_short_of_memory_nothing_is_redirected() {
     let summary = run.stop().summary();
     assert_eq!(number(&summary["reasons"], "memory"), 2, "{summary}");
     assert_eq!(number(&summary, "redirected"), 0, "{summary}");
+}
+
+/// Pages of TCP's memory, as far as they are in the sum that the kernel compares with tcp_mem.
+fn tcp_pages() -> u64 {
+    let stat = fs::read_to_string("/proc/net/sockstat").unwrap();
+    let tcp = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    tcp.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Since Linux 6.0, a processor adds what it took of TCP's memory to the sum a megabyte at a time: one allocation can take it
+/// from below the first of the limits to above the last.
+#[test]
+fn what_processors_hold_back_of_tcp_memory_is_counted_on() {
+    let Some(place) = Place::new() else { return };
+    let held_back = 256 * std::thread::available_parallelism().unwrap().get() as u64;
+    for room in [200, held_back + 200] {
+        let limits = |low: u64| format!("{low} {} {}", low + 5, low + 10);
+        let Some(short) = TcpMemory::set(&limits(tcp_pages() + room)) else { return };
+        {
+            let _naive = place.naive(true);
+            let refusals: Vec<_> = (0..8).map(|_| reader_is_refused(&place)).collect();
+            assert!(refusals.contains(&libc::ENOMEM), "the test would not find it: {refusals:?}");
+        }
+        drop(short);
+        let run = place.start(&[]);
+        let _short = TcpMemory::set(&limits(tcp_pages() + room));
+        let refusals: Vec<_> = (0..8).map(|_| reader_is_refused(&place)).collect();
+        assert_eq!(refusals, [libc::EAGAIN; 8]);
+        let summary = run.stop().summary();
+        println!("{room} pages of room: {summary}");
+        assert!(number(&summary["reasons"], "memory") >= 8, "{summary}");
+        if room > held_back {
+            assert_ne!(number(&summary, "redirected"), 0, "{summary}");
+        }
+    }
 }
