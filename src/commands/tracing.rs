@@ -40,6 +40,8 @@ pub(crate) struct Plan<'a> {
     /// Tables each interval instead of rows as they come.
     pub(crate) tables: bool,
     pub(crate) interval: Option<Duration>,
+    /// Whether rows that come in quick succession may come some milliseconds later.
+    pub(crate) gather: bool,
 }
 
 /// Arms, follows until the end, detaches, and prints what is left to be said.
@@ -55,6 +57,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
             asked => Some(interval(asked)?),
         },
         to_stdout: plan.output.output.is_none(),
+        gather: plan.gather,
     };
     caps::require(plan.needed)?;
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
@@ -70,12 +73,16 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     if !plan.tables {
         sink.start()?;
     }
+    sink.hold_rows();
     let ring = tracer.events()?;
     let outcome = follow(&ring, &mut signals, timing, |turn| match turn {
         Turn::Event(event) => session.event(event, &mut sink),
+        Turn::Rest => sink.flush().map(|()| Flow::Continue),
         Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
         Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
-    });
+    })
+    // Detaching takes its time.
+    .and_then(|()| sink.flush());
     let mut undecodable = ring.undecodable();
     drop(ring);
     tracer.detach()?;

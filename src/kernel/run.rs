@@ -31,12 +31,26 @@ pub(crate) struct Timing {
     pub(crate) interval: Option<Duration>,
     /// Whether rows go to standard output, whose reader may leave.
     pub(crate) to_stdout: bool,
+    /// Whether events that come in quick succession may wait for each other for some milliseconds. The kernel wakes us only
+    /// when it has told of all before, so that who causes an event then need not stop to wake us.
+    pub(crate) gather: bool,
 }
+
+/// For how long events gather.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// What is quick succession.
+const SUCCESSION: Duration = Duration::from_millis(10);
+
+/// With so many at a time there is nothing to be won, and the ring buffer may fill up.
+const FLOOD: usize = 256;
 
 /// What the loop hands to its command.
 #[derive(Debug)]
 pub(crate) enum Turn<T> {
     Event(T),
+    /// All that had arrived was handed over.
+    Rest,
     Tick,
     /// SIGHUP: the output file is to be opened anew.
     Reopen,
@@ -89,6 +103,8 @@ pub(crate) fn follow<S: Source>(
     let deadline = timing.duration.map(|duration| begin + duration);
     let mut tick = timing.interval.map(|interval| begin + interval);
     let stdout = std::io::stdout();
+    let mut handed = 0;
+    let mut last_rest: Option<Instant> = None;
     loop {
         if signals.stopped() {
             return Ok(());
@@ -112,6 +128,7 @@ pub(crate) fn follow<S: Source>(
 
         let more = source.fill()?;
         while let Some(event) = source.next() {
+            handed += 1;
             if turn(Turn::Event(event))? == Flow::Stop {
                 return Ok(());
             }
@@ -119,23 +136,34 @@ pub(crate) fn follow<S: Source>(
         if more {
             continue;
         }
+        let mut gathering = false;
+        if handed > 0 {
+            if turn(Turn::Rest)? == Flow::Stop {
+                return Ok(());
+            }
+            gathering = timing.gather
+                && handed < FLOOD
+                && last_rest.replace(now).is_some_and(|last| now - last < SUCCESSION);
+            handed = 0;
+        }
 
         let wait = [deadline, tick]
             .into_iter()
             .flatten()
             .map(|due| due.saturating_duration_since(now))
+            .chain(gathering.then_some(GATHER))
             .min()
             .unwrap_or(FOREVER);
         // Rounded up: a wait that ends too early would spin.
         let wait = wait.min(FOREVER).as_micros().div_ceil(1000);
         let timeout = PollTimeout::try_from(wait as u64).unwrap_or(PollTimeout::MAX);
-        let mut fds = vec![
-            PollFd::new(source.fd(), PollFlags::POLLIN),
-            PollFd::new(signals.fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = vec![PollFd::new(signals.fd(), PollFlags::POLLIN)];
         if timing.to_stdout {
             // Errors and hang-ups are always told.
             fds.push(PollFd::new(stdout.as_fd(), PollFlags::empty()));
+        }
+        if !gathering {
+            fds.push(PollFd::new(source.fd(), PollFlags::POLLIN));
         }
         match poll(&mut fds, timeout) {
             Ok(_) => {}
@@ -143,10 +171,11 @@ pub(crate) fn follow<S: Source>(
             Err(error) => return Err(error).context("cannot wait for events"),
         }
         let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
-        if fds.get(2).and_then(PollFd::revents).is_some_and(|got| got.intersects(gone)) {
+        let left = |fd: &PollFd<'_>| fd.revents().is_some_and(|got| got.intersects(gone));
+        if timing.to_stdout && left(&fds[1]) {
             return Ok(());
         }
-        let signalled = fds[1].revents().is_some_and(|got| !got.is_empty());
+        let signalled = fds[0].revents().is_some_and(|got| !got.is_empty());
         drop(fds);
         if signalled {
             signals.drain();

@@ -56,6 +56,8 @@ pub(crate) struct Sink {
     terminal: bool,
     /// Lines of the last interval's table, to draw over on a terminal.
     drawn: usize,
+    /// Whether rows of a stream wait for `flush`.
+    holds: bool,
 }
 
 impl Sink {
@@ -84,7 +86,18 @@ impl Sink {
             color,
             terminal,
             drawn: 0,
+            holds: false,
         })
+    }
+
+    /// From now on, rows of a stream may wait until `flush`: whoever gets many at a time writes them together.
+    pub(crate) fn hold_rows(&mut self) {
+        self.holds = true;
+    }
+
+    /// Writes the rows that wait.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.writer.flush()
     }
 
     /// Lets events of this schema be among the rows. Their kinds tell JSON lines apart; other formats have room for one schema.
@@ -129,7 +142,7 @@ impl Sink {
         }
     }
 
-    /// Writes one row of a stream, at once.
+    /// Writes one row of a stream, at once unless it may wait.
     pub(crate) fn event(&mut self, record: &Record) -> Result<()> {
         // A table may have cells that are made of several fields.
         debug_assert!(
@@ -147,7 +160,7 @@ impl Sink {
             Format::Json => json_line(record)?,
             Format::Csv => csv_record(record)?,
         };
-        self.writer.write(&line)
+        if self.holds { self.writer.hold(&line) } else { self.writer.write(&line) }
     }
 
     /// Writes lines that belong to the row before them, where rows are for people.
@@ -219,6 +232,7 @@ impl Sink {
         if self.format == Format::Json {
             return self.writer.write(&json_line(record)?);
         }
+        self.flush()?;
         // Nobody may be listening any more, and that is no failure of the run.
         let _ = writeln!(std::io::stderr(), "bpftk: {sentence}");
         Ok(())
@@ -253,24 +267,64 @@ mod tests {
         assert_eq!(csv_record(&record).unwrap(), "\"x,\"\"y\"\"\n\",\n");
     }
 
-    #[test]
-    fn a_file_gets_whole_rows_and_is_reopened() {
-        const FIELDS: &[Field] = &[Field::new("pid", "")];
-        let dir = std::env::temp_dir().join(format!("bpftk-sink-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("rows");
+    const FIELDS: &[Field] = &[Field::new("pid", "")];
+
+    fn sink(path: &std::path::Path) -> Sink {
         let options = SinkOptions {
             format: Format::Csv,
-            output: Some(path.clone()),
+            output: Some(path.into()),
             ..SinkOptions::default()
         };
-        let mut sink = Sink::open(&options, Vec::new(), FIELDS).unwrap();
-        sink.event(&Record::new(Kind::Event).with("pid", 1_u32)).unwrap();
-        std::fs::rename(&path, dir.join("rows.1")).unwrap();
+        Sink::open(&options, Vec::new(), FIELDS).unwrap()
+    }
+
+    fn row(pid: u32) -> Record {
+        Record::new(Kind::Event).with("pid", pid)
+    }
+
+    #[test]
+    fn a_file_gets_whole_rows_and_is_reopened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let mut sink = sink(&path);
+        sink.event(&row(1)).unwrap();
+        std::fs::rename(&path, dir.path().join("rows.1")).unwrap();
         sink.reopen().unwrap();
-        sink.event(&Record::new(Kind::Event).with("pid", 2_u32)).unwrap();
-        assert_eq!(std::fs::read_to_string(dir.join("rows.1")).unwrap(), "pid\n1\n");
+        sink.event(&row(2)).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("rows.1")).unwrap(), "pid\n1\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
-        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn rows_that_may_wait_do_and_none_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("rows"), dir.path().join("rows.1"));
+        let text = |path| std::fs::read_to_string(path).unwrap();
+        let mut sink = sink(&path);
+        sink.start().unwrap();
+        sink.hold_rows();
+        sink.event(&row(1)).unwrap();
+        assert_eq!(text(&path), "pid\n");
+        sink.flush().unwrap();
+        assert_eq!(text(&path), "pid\n1\n");
+        // What was there before the file was rotated belongs into the old one.
+        sink.event(&row(2)).unwrap();
+        std::fs::rename(&path, &old).unwrap();
+        sink.reopen().unwrap();
+        assert_eq!(text(&old), "pid\n1\n2\n");
+        // They wait for 64 KiB at most, and not longer than for whatever is not a row of the stream.
+        for pid in 0..20_000 {
+            sink.event(&row(pid)).unwrap();
+        }
+        let many = text(&path).lines().count();
+        assert!((1..20_000).contains(&many), "{many}");
+        sink.interval("", &[row(3)]).unwrap();
+        assert_eq!(text(&path).lines().count(), 20_001);
+        sink.event(&row(4)).unwrap();
+        sink.summary(&row(5), "the end").unwrap();
+        assert_eq!(text(&path).lines().count(), 20_002);
+        sink.event(&row(6)).unwrap();
+        drop(sink);
+        assert!(text(&path).ends_with("\n4\n6\n"));
     }
 }

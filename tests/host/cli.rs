@@ -212,6 +212,9 @@ fn a_full_disk_is_an_error_and_the_rows_before_it_stay_whole() {
     let mut text = String::new();
     { &file }.read_to_string(&mut text).unwrap();
     assert!(text.ends_with('\n') && text.lines().count() > 5, "{text}");
+    // As many as there was room for.
+    let longest = text.lines().map(str::len).max().unwrap();
+    assert!(text.len() + longest + 1 > 8192, "{} bytes", text.len());
     for line in text.lines() {
         serde_json::from_str::<serde_json::Value>(line).expect("every row is whole");
     }

@@ -87,6 +87,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "The choice of the back end is a choice of who pays. syscall costs more than the calls that it traces: while any system call tracepoint is in use, Linux sends every system call of every process through its slow path, which costs each of them some tens of nanoseconds, whether it is a fork or a read. On a machine with millions of system calls a second, take one of the others.",
         "kprobe: an entry and a return probe on each of the four calls, nothing on any other system call. On a call that itself takes tens of microseconds this is little.",
         "task: one program for each new task, nothing else; the cheapest, and what to leave running.",
+        "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "All of them: a hash table entry for each call under way (8192, about 3 MiB), and with syscall and kprobe a look into it when a thread ends. 1 MiB of rows may wait for the reader, some 10000. What does not fit is counted, and told at the end.",
     ],
     exit_status: &[],

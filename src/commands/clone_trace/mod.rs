@@ -297,6 +297,7 @@ impl CloneTrace {
             fields: if self.count { count::FIELDS } else { FIELDS },
             tables: self.count,
             interval: self.interval,
+            gather: true,
         };
         tracing::run(
             plan,

@@ -235,6 +235,7 @@ impl Session<'_> {
         let timing = following.timing(interval, self.args.output.output.is_none());
         follow(&ring, signals, timing, |turn| match turn {
             Turn::Event(sample) => self.sample(&sample, dropper, sink),
+            Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => {
                 if self.args.sample.is_none() {
                     self.tables.interval(dropper, sink)?;

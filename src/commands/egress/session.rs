@@ -87,6 +87,7 @@ impl<'a> Session<'a> {
         let sources = Sources::new(&ring, self.owners, self.named)?;
         follow(&sources, signals, timing, |turn| match turn {
             Turn::Event(event) => self.event(&event, counter, sink),
+            Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => {
                 self.tick(counter, sink)?;
                 // The old routes are better than no block at all.

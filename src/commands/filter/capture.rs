@@ -191,13 +191,14 @@ impl Capture {
         };
         // What waits in a buffer is written at least this often, and an interface that went away is missed.
         let interval = Some(Duration::from_millis(500));
-        let timing = Timing { duration: self.duration, interval, to_stdout };
+        let timing = Timing { duration: self.duration, interval, to_stdout, gather: false };
         follow(socket, signals, timing, |turn| match turn {
             Turn::Event(packet) => {
                 self.packet(&packet, link, target)?;
                 *packets += 1;
                 Ok(if self.full(*packets) { Flow::Stop } else { Flow::Continue })
             }
+            Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => {
                 if let Target::File(writer) = target {
                     writer.flush()?;

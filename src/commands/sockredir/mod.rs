@@ -186,6 +186,7 @@ impl Sockredir {
             fields: FIELDS,
             tables: !self.events,
             interval: Some(self.pace()?),
+            gather: false,
         };
         let turns = self.turns()?;
         tracing::run(plan, || arm(&config, &cgroup), |backend| Session::new(&self, backend, turns))

@@ -229,9 +229,11 @@ impl Preflight {
             duration: Some(self.duration),
             interval: Some(LOOK_EVERY),
             to_stdout: self.output.output.is_none(),
+            gather: false,
         };
         wait(&mut signals, timing, |turn| match turn {
             Turn::Event(never) => match never {},
+            Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => watch.refresh().map(|()| Flow::Continue),
             Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
         })?;

@@ -74,6 +74,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "fentry and kprobe: proportional to the rate of connects and of TCP state changes, nothing else. `make bench` prints the time per connect beside other tools.",
         "tracepoint: two programs for each connect, sendto, sendmsg and sendmmsg call, of which all but connects and Fast Open end at once; and while any system call tracepoint is in use, Linux sends every system call of every process through its slow path, which costs each some tens of nanoseconds.",
         "--dns: a program for each packet that a local socket receives; it reads a few header bytes of those that are not from port 53.",
+        "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "Memory in the kernel: room for 16384 attempts under way (about 3 MiB; --max-pending) and for 1 MiB of rows that wait for the reader, some 9000. What does not fit is counted, and told at the end.",
     ],
     exit_status: &[],

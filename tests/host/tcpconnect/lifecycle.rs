@@ -99,3 +99,27 @@ fn a_row_is_visible_at_once_in_a_pipe() {
         assert!(running.stop().stderr.contains("1 attempts: 0 ok, 1 failed, 0 pending; 0 lost"));
     });
 }
+
+/// Rows in quick succession are read and written together: nobody who connects stops for each to wake bpftk.
+#[test]
+fn a_storm_wakes_its_reader_seldom() {
+    let sleeps = |pid: u32| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.rsplit('\t').next().unwrap().parse().unwrap()
+    };
+    let attempts = 2000;
+    with_backends(|traced| {
+        let running = traced.start(&[]);
+        let before = sleeps(running.pid());
+        traced.netns.run(|| {
+            for _ in 0..attempts {
+                let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+            }
+        });
+        let slept = sleeps(running.pid()) - before;
+        println!("{attempts} rows, {slept} sleeps of their reader");
+        assert_eq!(running.stop().events().len(), attempts);
+        assert!(slept < attempts as u64 / 4, "{slept}");
+    });
+}
