@@ -70,6 +70,11 @@ impl Root {
             .context("cannot open a private mount of cgroup v2")?;
         Ok(Self { dir, point: "/".into(), _mount: Some(mount) })
     }
+
+    /// The directory. It needs no mount to be attached to.
+    pub(crate) fn into_dir(self) -> File {
+        self.dir
+    }
 }
 
 impl AsFd for Root {
@@ -87,11 +92,7 @@ pub(crate) struct Paths {
 
 impl Paths {
     pub(crate) fn new() -> Self {
-        let root = mount_point().and_then(|point| {
-            let dir = File::open(&point).ok()?;
-            Some(Root { dir, point, _mount: None })
-        });
-        Self { root, known: HashMap::new() }
+        Self { root: Root::open().ok(), known: HashMap::new() }
     }
 
     pub(crate) fn below(root: Root) -> Self {

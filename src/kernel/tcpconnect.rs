@@ -17,6 +17,7 @@ use plain::Plain;
 use super::addr::canonical;
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
+use super::cgroup::Root;
 use super::dns::DnsPiece;
 use super::losses::Losses;
 use super::prefixes::prefixes;
@@ -27,7 +28,7 @@ use super::skel::tcpconnect::{
 };
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
-use super::{attach, cgroup, log, probes};
+use super::{attach, log, probes};
 use crate::error::unsupported;
 
 /// How calls are seen, whose failures before the first packet change no socket's state.
@@ -100,8 +101,8 @@ impl fmt::Debug for Tracer {
 /// Loads and attaches by the first back end that works here.
 pub(crate) fn arm(config: &Config, forced: Option<Backend>) -> Result<Chosen<Backend, Tracer>> {
     probes::may_read_kernel()?;
-    // No back end changes what names need.
-    let dns_root = if config.dns { Some(root_cgroup()?) } else { None };
+    // No back end changes what names need: programs where every socket of the machine is below.
+    let dns_root = if config.dns { Some(Root::open()?.into_dir()) } else { None };
     backend::choose(&Backend::ORDER, forced, |backend| arm_by(config, backend, dns_root.as_ref()))
 }
 
@@ -112,16 +113,6 @@ fn arm_by(config: &Config, backend: Backend, dns_root: Option<&File>) -> Result<
         Backend::Tracepoint => {}
     }
     Tracer::load(config, backend, dns_root)
-}
-
-/// Where every socket of the machine is below.
-fn root_cgroup() -> Result<File> {
-    let root = cgroup::mount_point().ok_or_else(|| {
-        unsupported(
-            "--dns needs cgroup v2, which is not mounted (mount -t cgroup2 none /sys/fs/cgroup)",
-        )
-    })?;
-    cgroup::open(&root)
 }
 
 /// What the programs of back end fentry attach to.

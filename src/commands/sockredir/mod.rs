@@ -28,7 +28,7 @@ use crate::kernel::caps::Cap;
 use crate::kernel::run::Flow;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
-    Config, End, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm, no_cgroups,
+    Config, End, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm,
 };
 use crate::kernel::{cgroup, log};
 use crate::output::{Kind, Record, Sink, Value};
@@ -119,7 +119,7 @@ impl Sockredir {
     fn scope(&self) -> Result<File> {
         match (&self.cgroup, self.all) {
             (Some(path), _) => cgroup::open(path),
-            (None, true) => cgroup::open(&cgroup::mount_point().ok_or_else(no_cgroups)?),
+            (None, true) => cgroup::Root::open().map(cgroup::Root::into_dir),
             (None, false) => Err(usage(
                 "which connections? Redirection changes what some programs see of their sockets (man bpftk-sockredir), \
                  so the scope is to be given: --cgroup PATH, or --all",

@@ -19,12 +19,13 @@ pub(crate) use self::model::{End, Key, Reason, State, Totals};
 pub(crate) use self::settling::Settling;
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
+use super::cgroup::Root;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
 use super::run::Tracing;
 use super::skel::sockredir::{RELOCATED_TYPES, SockredirSkel, SockredirSkelBuilder, types};
-use super::{cgroup, log, probes, sys};
-use crate::error::{not_permitted, unsupported};
+use super::{log, probes, sys};
+use crate::error::not_permitted;
 
 /// What sockets in the map run for each message that they send.
 pub(super) const MESSAGE_PROGRAM: &str = "bpftk_sk_msg";
@@ -104,18 +105,13 @@ pub(crate) fn arm(config: &Config, cgroup: &File) -> Result<Chosen<Sockmap, Redi
 
 /// For `doctor`: all is attached, and takes no connection.
 pub(crate) fn try_out(btf: BtfSource) -> Result<Chosen<Sockmap, Redirector>> {
-    let root = cgroup::mount_point().ok_or_else(no_cgroups)?;
-    let root = cgroup::open(&root)?;
+    let root = Root::open()?.into_dir();
     backend::choose(&[Sockmap], None, |_| {
         let config = Config { btf: btf.clone(), ..Config::default() };
         let mut redirector = Redirector::load(&config)?;
         redirector.attach(&root)?;
         Ok(redirector)
     })
-}
-
-pub(crate) fn no_cgroups() -> anyhow::Error {
-    unsupported("cgroup v2 is not mounted here (mount -t cgroup2 none /sys/fs/cgroup)")
 }
 
 /// How many pages processors may have taken for TCP that are not in the sum yet which the kernel compares with tcp_mem.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::with_backends;
 use crate::support::dns::{Record, message, over_tcp, over_udp};
-use crate::support::{Tcp, bpftk, output, stderr};
+use crate::support::{Netns, Running, Tcp, bpftk_path};
 
 fn cgroup2() -> bool {
     let mounted = std::fs::read_to_string("/proc/self/mountinfo")
@@ -107,20 +107,26 @@ fn names_come_from_the_answers_to_questions() {
     });
 }
 
+/// As in `ip netns exec`, which mounts a new sysfs over it.
 #[test]
-fn without_cgroup_v2_dns_is_refused() {
+fn cgroup_v2_needs_no_mount() {
     if !crate::support::root() || !cgroup2() {
         return;
     }
+    let netns = Netns::new();
     // In a mount namespace of its own, where it is unmounted.
-    let script = "for m in $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo); do umount -l $m; done; exec \"$0\" tcpconnect --dns -d 10ms";
-    let run = std::process::Command::new("unshare")
-        .args(["--mount", "sh", "-c", script])
-        .arg(bpftk(&[]).get_program())
-        .output()
-        .unwrap();
-    assert_eq!(run.status.code(), Some(4), "{}", stderr(&run));
-    assert!(stderr(&run).starts_with("bpftk: --dns needs cgroup v2"), "{}", stderr(&run));
-    // And here it works.
-    assert!(output(&["tcpconnect", "--dns", "-d", "10ms"]).status.success());
+    let script = "for m in $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo); do umount -l $m; done; \
+        exec \"$0\" tcpconnect -v --dns --format json --netns \"$1\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(bpftk_path()).arg(netns.path());
+    let running = Running::spawn(&mut command);
+    running.until_told("armed");
+    netns.run(|| {
+        let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+    });
+    let events = running.stop().events();
+    assert_eq!(events.len(), 1);
+    let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    assert_eq!(events[0]["cgroup"], cgroup);
 }
