@@ -112,14 +112,18 @@ fn a_storm_wakes_its_reader_seldom() {
     with_backends(|traced| {
         let running = traced.start(&[]);
         let before = sleeps(running.pid());
+        let begin = Instant::now();
         traced.netns.run(|| {
             for _ in 0..attempts {
                 let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+                // Time enough to read each by itself.
+                std::thread::sleep(Duration::from_micros(200));
             }
         });
         let slept = sleeps(running.pid()) - before;
-        println!("{attempts} rows, {slept} sleeps of their reader");
+        let most = 50 + begin.elapsed().as_millis() as u64 * 3 / 2 / 5;
+        println!("{attempts} rows, {slept} sleeps of their reader, {most} at most");
         assert_eq!(running.stop().events().len(), attempts);
-        assert!(slept < attempts as u64 / 4, "{slept}");
+        assert!(slept <= most, "{slept} sleeps");
     });
 }
