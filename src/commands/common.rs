@@ -78,6 +78,10 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "bpftk: {text}");
 }
 
+pub(crate) fn tell_all(texts: &[String]) {
+    texts.iter().for_each(|text| tell(text));
+}
+
 /// A file of addresses, one CIDR a line. On a terminal it is said how far the reading is.
 pub(crate) fn read_list(what: &str, path: &Path) -> Result<Blocklist> {
     let mut progress = Progress::new(format!("reading {}", path.display()));

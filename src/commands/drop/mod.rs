@@ -20,7 +20,7 @@ use self::tables::Tables;
 pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 pub(crate) use self::xdp::XdpDrop;
-use super::common::{interval, losses_sentence, note, refuse_without, tell};
+use super::common::{interval, losses_sentence, note, refuse_without, tell, tell_all};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
@@ -200,7 +200,9 @@ impl DropArgs {
                 None => Ok(()),
             },
             Step::Attach { at, interface } => {
-                dropper.attach_again(at, interface.clone(), mode, order)
+                dropper.attach_again(at, interface.clone(), mode, order)?;
+                tell_all(&dropper.take_remarks());
+                Ok(())
             }
         });
         dropper.detach();

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::{Attaching, DropArgs};
-use crate::commands::common::note;
+use crate::commands::common::{note, tell_all};
 use crate::error::usage;
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
 use crate::kernel::backend;
@@ -87,6 +87,7 @@ impl TcDrop {
                     anyhow::bail!("refused");
                 }
                 dropper.attach(None, order)?;
+                tell_all(&dropper.take_remarks());
                 Ok(dropper)
             });
             if let Some(refused) = refused {

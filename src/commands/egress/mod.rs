@@ -30,7 +30,7 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note, refuse_without, tell};
+use super::common::{interval, note, refuse_without, tell, tell_all};
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
@@ -171,7 +171,11 @@ impl TcEgress {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
             // The lists are changed at once.
             Step::Change => Ok(()),
-            Step::Attach { at, interface } => counter.attach_again(at, interface.clone(), order),
+            Step::Attach { at, interface } => {
+                counter.attach_again(at, interface.clone(), order)?;
+                tell_all(&counter.take_remarks());
+                Ok(())
+            }
         });
         counter.detach()?;
         let ended = outcome?;
@@ -275,6 +279,7 @@ impl TcEgress {
                 anyhow::bail!("refused");
             }
             counter.attach(order)?;
+            tell_all(&counter.take_remarks());
             Ok(counter)
         });
         match refused {

@@ -65,6 +65,8 @@ pub(super) struct Filters {
     ours: Vec<Ours>,
     /// Qdiscs that are made, but have no filter of ours yet.
     made: Vec<i32>,
+    /// Where a filter is not where it was meant to be.
+    pub(super) remarks: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -111,7 +113,9 @@ impl Filters {
                     marked
                 }
             };
-            self.ours.push(add_filter(netlink, hook, order, marked)?);
+            let (ours, remark) = add_filter(netlink, hook, order, marked)?;
+            self.ours.push(ours);
+            self.remarks.extend(remark);
         }
         Ok(())
     }
@@ -211,28 +215,46 @@ fn remove_if_empty(netlink: &Netlink, ifindex: i32) -> io::Result<()> {
     netlink.remove_clsact(ifindex)
 }
 
-fn add_filter(netlink: &Netlink, hook: &Hook<'_>, order: Order, marked: bool) -> Result<Ours> {
-    let Interface { index, name, .. } = hook.interface;
-    let direction = hook.direction;
+/// A priority is for filters of one kind and one protocol: where it is somebody else's, another one has to do.
+const PRIORITIES: u16 = 16;
+
+/// Adds it, and remarks on a place that is not the one that was asked for.
+fn add_filter(
+    netlink: &Netlink,
+    hook: &Hook<'_>,
+    order: Order,
+    marked: bool,
+) -> Result<(Ours, Option<String>)> {
+    let place = format!("{} {}", hook.interface.name, hook.direction);
     let program = sys::program_info(hook.program).context("cannot ask for a program's id")?;
-    let parent = match direction {
+    let parent = match hook.direction {
         Direction::Ingress => INGRESS,
         Direction::Egress => EGRESS,
-    };
-    let priority = match order {
-        Order::First => 1,
-        Order::Last => 0xffff,
     };
     let called = format!("{}{}", program.name, if marked { MARK } else { "" });
     // One of its own for each process; a leftover of an earlier one may have it still.
     let first = 0xb000_0000 | std::process::id() << 2;
-    for handle in first..first + 16 {
-        let key = FilterKey::new(*index, parent, priority, handle);
-        match netlink.add_filter(key, hook.program.as_raw_fd(), &called) {
-            Ok(()) => return Ok(Ours { key, program: program.id }),
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => {
-                let message = format!("cannot add a filter to {name} {direction}: {error}");
+    for away in 0..PRIORITIES {
+        let priority = match order {
+            Order::First => 1 + away,
+            Order::Last => 0xffff - away,
+        };
+        let free = (first..first + 16).find_map(|handle| {
+            let key = FilterKey::new(hook.interface.index, parent, priority, handle);
+            match netlink.add_filter(key, hook.program.as_raw_fd(), &called) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => None,
+                outcome => Some(outcome.map(|()| Ours { key, program: program.id })),
+            }
+        });
+        match free {
+            Some(Ok(ours)) => {
+                let remark = (away > 0).then(|| remark(&place, order, priority));
+                return Ok((ours, remark));
+            }
+            Some(Err(error))
+                if error.raw_os_error() == Some(libc::EINVAL) && away + 1 < PRIORITIES => {}
+            Some(Err(error)) => {
+                let message = format!("cannot add a filter to {place}: {error}");
                 // No cls_bpf in this kernel is ENOENT.
                 return Err(match error.raw_os_error() {
                     Some(libc::ENOENT | libc::EOPNOTSUPP) => {
@@ -241,9 +263,23 @@ fn add_filter(netlink: &Netlink, hook: &Hook<'_>, order: Order, marked: bool) ->
                     _ => anyhow!(message),
                 });
             }
+            None => break,
         }
     }
     Err(anyhow!(
-        "cannot add a filter to {name} {direction}: the handles from {first:#x} are taken; see `bpftk doctor`"
+        "cannot add a filter to {place}: the handles from {first:#x} are taken; see `bpftk doctor`"
     ))
+}
+
+fn remark(place: &str, order: Order, priority: u16) -> String {
+    match order {
+        Order::First => format!(
+            "{place}: filters of another kind have the first priorities, ours has {priority}: \
+             packets that they let pass for good, or drop, it does not see"
+        ),
+        Order::Last => format!(
+            "{place}: filters of another kind have the last priorities, ours has {priority}: \
+             what they do with packets comes after it"
+        ),
+    }
 }

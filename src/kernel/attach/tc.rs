@@ -82,7 +82,17 @@ pub(crate) struct Hook<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct TcAttached {
     _links: Vec<OwnedFd>,
-    _filters: Option<Filters>,
+    filters: Option<Filters>,
+}
+
+impl TcAttached {
+    /// What users have to be told of where the programs are.
+    pub(crate) fn take_remarks(&mut self) -> Vec<String> {
+        self.filters
+            .as_mut()
+            .map(|filters| std::mem::take(&mut filters.remarks))
+            .unwrap_or_default()
+    }
 }
 
 /// Attaches to all hooks or, when one fails, to none.
@@ -99,7 +109,7 @@ pub(crate) fn attach_all(
         }
         TcBackend::Clsact => {
             let filters = Filters::add(hooks, order)?;
-            Ok(TcAttached { _filters: Some(filters), ..TcAttached::default() })
+            Ok(TcAttached { filters: Some(filters), ..TcAttached::default() })
         }
     }
 }

@@ -9,7 +9,7 @@ use libbpf_rs::libbpf_sys;
 
 use super::tc::{self, Direction, Hook, Order, TcBackend};
 use super::xdp::{self, XdpMode};
-use crate::kernel::netlink::{EGRESS, FilterKey, INGRESS, Interface, Netlink};
+use crate::kernel::netlink::{EGRESS, Filter, FilterKey, INGRESS, Interface, Netlink};
 use crate::kernel::{netns, sys};
 
 fn root() -> bool {
@@ -223,6 +223,63 @@ fn clsact_goes_if_it_is_ours_and_empty() {
         assert_eq!(filters(INGRESS).len(), 1);
         drop(attached);
         assert_eq!((filters(INGRESS).len(), qdisc().as_deref()), (0, Some("ingress")));
+    });
+}
+
+/// A priority with filters of another kind or protocol takes none of ours: the next one does, and it is told.
+#[test]
+fn clsact_priorities_of_others_are_stepped_over() {
+    in_namespace(|| {
+        let netlink = Netlink::open().unwrap();
+        let left = interface("left");
+        let program = tc_program();
+        run("tc qdisc add dev left clsact");
+        // Classic BPF, which accepts all packets, of one protocol: cls_bpf is all that it takes.
+        for priority in [1, 2, 0xffff] {
+            let line =
+                format!("filter add dev left egress prio {priority} protocol ip bpf flowid 1:1");
+            let mut tc = Command::new("tc");
+            tc.args(line.split(' ')).args(["bytecode", "1,6 0 0 1"]);
+            assert!(tc.status().unwrap().success(), "{line}");
+        }
+        let theirs = || {
+            let out = Command::new("tc").args(["filter", "show", "dev", "left", "egress"]).output();
+            String::from_utf8(out.unwrap().stdout).unwrap()
+        };
+        let before = theirs();
+        for (order, [ingress, egress], words) in [
+            (
+                Order::First,
+                [1, 3],
+                "left egress: filters of another kind have the first priorities, ours has 3",
+            ),
+            (
+                Order::Last,
+                [0xffff, 0xfffe],
+                "left egress: filters of another kind have the last priorities, ours has 65534",
+            ),
+        ] {
+            let mut attached =
+                match tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), order) {
+                    Ok(attached) => attached,
+                    Err(error) => {
+                        println!("SKIP {error:#}");
+                        return;
+                    }
+                };
+            for (parent, priority) in [(INGRESS, ingress), (EGRESS, egress)] {
+                let ours = |filter: &Filter| filter.name.starts_with("bpftk_");
+                let there = netlink.filters(left.index, parent).unwrap();
+                let there: Vec<_> = there.into_iter().filter(ours).collect();
+                assert_eq!(there.len(), 1);
+                assert_eq!(there[0].key.priority(), priority);
+            }
+            let remarks = attached.take_remarks();
+            assert!(remarks.len() == 1 && remarks[0].starts_with(words), "{remarks:?}");
+            assert!(attached.take_remarks().is_empty(), "once");
+            drop(attached);
+            assert_eq!(theirs(), before);
+        }
     });
 }
 

@@ -375,6 +375,11 @@ impl Dropper {
         Ok(())
     }
 
+    /// What users have to be told of where the programs are, once.
+    pub(crate) fn take_remarks(&mut self) -> Vec<String> {
+        self.tc.iter_mut().flat_map(tc::TcAttached::take_remarks).collect()
+    }
+
     /// Detaches everything. What was counted can still be read.
     pub(crate) fn detach(&mut self) {
         self.lifetime = None;

@@ -305,6 +305,11 @@ impl Counter {
         Ok(())
     }
 
+    /// What users have to be told of where the programs are, once.
+    pub(crate) fn take_remarks(&mut self) -> Vec<String> {
+        self.attached.iter_mut().flat_map(tc::TcAttached::take_remarks).collect()
+    }
+
     fn hook<'a>(&'a self, interface: &'a Interface) -> Hook<'a> {
         let program = self.program(interface);
         Hook { program: program.as_fd(), interface, direction: self.direction }
