@@ -83,25 +83,26 @@ impl Drop for Writer {
 }
 
 fn append_lines(file: &mut File, lines: &[u8]) -> io::Result<()> {
-    let before = file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len());
     let mut written = 0;
-    let outcome = loop {
+    let error = loop {
         if written == lines.len() {
             return Ok(());
         }
         match file.write(&lines[written..]) {
-            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => break io::ErrorKind::WriteZero.into(),
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
+            Err(error) => break error,
         }
     };
-    if let Some(before) = before {
-        let whole = lines[..written].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let whole = lines[..written].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    if let Ok(meta) = file.metadata()
+        && meta.is_file()
+    {
         // The write's own error is the one to tell.
-        let _ = file.set_len(before + whole as u64);
+        let _ = file.set_len(meta.len().saturating_sub((written - whole) as u64));
     }
-    outcome
+    Err(error)
 }
 
 fn append(path: &Path) -> Result<File> {
