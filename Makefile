@@ -7,13 +7,13 @@ DESTDIR ?=
 ARGS    ?=
 CARGO   ?= cargo
 
-# KERNELS=6.1 make vm-test, and make vm-test KERNELS=6.1, are the same.
 # A guest keeps half a processor busy, since it often waits, and takes up to 3 GB: two guests a processor, if there is room.
 JOBS ?= $(shell awk -v most=$$(( 2 * $$(nproc) )) \
 	'/^MemAvailable:/ { jobs = int($$2 / 3000000); if (jobs > most) jobs = most; print (jobs > 1 ? jobs : 1) }' /proc/meminfo)
-export KERNELS JOBS
+export JOBS
 
 arch     := $(shell uname -m)
+comma    := ,
 target   := $(arch)-unknown-linux-gnu
 build    := $(or $(CARGO_TARGET_DIR),target)
 bin      := $(build)/release/bpftk
@@ -43,11 +43,13 @@ fishdir   = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 .DEFAULT_GOAL := build
 # Targets that build with cargo share its directory, and it uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-bench build run static test host-test test-bin postgres fuzz check-bpf check-spdx vm-test bench lint man \
+.PHONY: help deps deps-test deps-bench build run static test host-test test-bin postgres check fuzz check-bpf vm-test bench lint man \
 	install uninstall clean
 
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F'\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'Times are those of two processors, the first time; what is installed comes through apt, by .ci/deps, which lists it.'
 
 deps: ## Install what building needs and this machine lacks, through apt
 	@.ci/deps build
@@ -74,37 +76,46 @@ static: deps-test ## Build dist/bpftk, one file that needs no shared library
 	@if ldd $(static_bin) 2>/dev/null | grep '=>'; then echo '$(static_bin) needs these shared libraries' >&2; exit 1; fi
 	install -D -m 755 $(static_bin) dist/bpftk
 
-test: deps-test check-spdx check-bpf host-test vm-test ## Everything: licences, BPF for both architectures, tests here, tests in QEMU
+# TESTS picks tests by parts of their names, KERNELS where they run: `here`, and series of kernels.
+KERNELS ?= here 5.10 6.1 6.12 7
+TESTS   ?=
+NOISE   ?= 10
+run_tests = tests/run.py --bpftk $(static_bin) --unit $$(cat $(build)/test-unit) --host $$(cat $(build)/test-host) \
+	--sudo '$(sudo)' --noise $(NOISE)
 
-# One test at a time, as in the guests: a tracer sees the whole machine, other tests included.
-host-test: deps-test postgres test-bin ## Unit tests and host tests, on this kernel
-	@set -eu; for test in $$(cat $(build)/test-binaries); do \
-		echo "running $$(basename $$test)"; \
-		$(sudo) env BPFTK_BIN=$(abspath $(static_bin)) BPFTK_POSTGRES=$(BPFTK_POSTGRES) $$test --test-threads=1; done
+test: deps-test postgres test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (25 minutes; 400 MB of packages)
+	@$(run_tests) --step lint='$(MAKE) --no-print-directory lint' --step bpf='$(MAKE) --no-print-directory check-bpf' \
+		--on '$(KERNELS)' $(TESTS)
+
+host-test: deps-test postgres test-bin ## Unit tests and host tests, on this kernel (15 minutes)
+	@$(run_tests) --on here $(TESTS)
+
+vm-test: deps-test postgres test-bin ## What a kernel can change, on Debian's kernels in QEMU; KERNELS="6.1 7" picks (20 minutes)
+	@$(run_tests) --on '$(filter-out here,$(subst $(comma), ,$(KERNELS)))' $(TESTS)
+
+check: deps ## Formatting, lints and unit tests, without root: before each commit (2 minutes, later seconds)
+	$(CARGO) fmt --all --check
+	@tests/spdx.sh
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --bin bpftk
 
 postgres: deps-test
 	@tests/postgres.sh $(BPFTK_POSTGRES)
 
-# The binaries of the tests; their names have a hash in them, so cargo says what they are, in the order in which they were done. The
-# host tests come last: the last of them locks a guest's kernel down, for good.
-test-bin:
-	$(call static,build)
+# bpftk and the binaries of the tests in one go, since each link takes one processor alone. Their names have a hash in them, so cargo
+# says what they are.
+test-bin: deps-test
 	@$(call static,test) --no-run --message-format=json-render-diagnostics >$(build)/test-build.json
-	@jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | "\(.target.kind == ["test"]) \(.executable)"' \
-		$(build)/test-build.json | sort | cut -d' ' -f2- >$(build)/test-binaries
-	@test -s $(build)/test-binaries
+	@for kind in 'unit bin bpftk' 'host test host'; do set -- $$kind; \
+		jq -r --arg kind "$$2" --arg name "$$3" 'select(.reason == "compiler-artifact" and .profile.test and .executable and \
+			.target.kind == [$$kind] and .target.name == $$name) | .executable' $(build)/test-build.json >$(build)/test-$$1; \
+		test -s $(build)/test-$$1; done
 
 fuzz: deps-test ## The random tests of all that reads text and files, ROUNDS=100 times as long as in `make test`
 	RUST_TEST_THREADS=$$(nproc) BPFTK_ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --release --bin bpftk fuzz_ -- --nocapture
 
 check-bpf: ## Compile every bpf/*.bpf.c for x86_64 and aarch64
 	@tests/bpf-compile.sh
-
-check-spdx: ## Check that every source file names its licence
-	@tests/spdx.sh
-
-vm-test: deps-test postgres test-bin ## The same tests on Debian's kernels in QEMU; KERNELS="6.1 7" picks, JOBS=1 runs one at a time
-	@tests/vm/run.sh --timeout 3000 --bpftk $(static_bin) $$(sed 's/^/--tests /' $(build)/test-binaries)
 
 bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the kernel's own
 	$(call static,build)
@@ -114,9 +125,11 @@ bench: deps-bench ## Figures, side by side with libbpf-tools, bpftrace and the k
 	$(sudo) tests/bench/run.sh $(static_bin) "$$(executable figures $(build)/bench-build.json)" \
 		"$$(executable bpftk $(build)/bench-unit.json)"
 
-lint: deps ## Formatting, clippy without warnings, shellcheck where it is installed
+# With the flags of the static build, so that what its build scripts made serves here too.
+lint: deps-test ## Formatting, licences, clippy without warnings, shellcheck where it is installed (1 minute)
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@tests/spdx.sh
+	@$(call static,clippy) --all-targets -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/bin/busybox sh'); \
 	else echo 'SKIP shellcheck is not installed'; fi

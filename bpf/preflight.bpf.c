@@ -343,6 +343,16 @@ static __always_inline bool may_wake_another(const struct connection *conn, cons
 	return count_waiters(sk, conn->file) > 0;
 }
 
+/*
+ * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
+ * the loop below once for each set of reasons that the branches before it can give: 431,295 instructions instead of 7,557.
+ */
+__noinline __u32 any_reasons(__u32 reasons)
+{
+	asm volatile("" : "+r"(reasons));
+	return reasons;
+}
+
 /* What is unsafe about it is counted, each reason once. */
 static __always_inline bool look_at(struct preflight_process *process, const struct connection *conn,
 				    const struct call *call)
@@ -381,6 +391,7 @@ static __always_inline bool look_at(struct preflight_process *process, const str
 	}
 	if (call->way != READS_PAST && may_block && may_wake_another(conn, call))
 		reasons |= 1 << PREFLIGHT_TWO_THREADS;
+	reasons = any_reasons(reasons);
 	for (int i = 0; i < PREFLIGHT_REASONS; i++) {
 		if (reasons & (1 << i))
 			__sync_fetch_and_add(&process->counts[i], 1);

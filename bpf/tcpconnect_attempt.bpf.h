@@ -166,8 +166,6 @@ static __always_inline bool destination_wanted(const struct tcpconnect_event *ev
 
 	if (filter_family && filter_family != (is_v4_mapped(event->daddr) ? 4 : 6))
 		return false;
-	if (filter_netns && filter_netns != event->netns)
-		return false;
 	if (filter_by_port) {
 		__u32 word = event->dport / 64;
 		__u64 *bits = bpf_map_lookup_elem(&filter_ports, &word);
@@ -278,16 +276,22 @@ static __always_inline __u32 netns_of(struct known_sock sock)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
+/* Asked before anything is stored: what other namespaces do must not take room in the tables. */
+static __always_inline bool netns_wanted(struct known_sock sock)
+{
+	return !filter_netns || filter_netns == netns_of(sock);
+}
+
 /* ------------------------------------------------------------------ one attempt's life */
 
-/* Stores a new attempt by the current task. False when the task is not asked for. */
+/* Stores a new attempt by the current task. False when the task or the namespace is not asked for. */
 static __always_inline bool new_attempt(struct known_sock sock, __u32 flags)
 {
 	struct tcpconnect_attempt attempt = {};
 	struct task_id task = {};
 	__u64 key = (__u64)sock.sk;
 
-	if (!task_wanted(&task))
+	if (!netns_wanted(sock) || !task_wanted(&task))
 		return false;
 	attempt.event.record = BPFTK_RECORD_EVENT;
 	attempt.event.start_ns = bpf_ktime_get_boot_ns();

@@ -10,12 +10,14 @@
 #define SS_UNCONNECTED 1
 #define IPPROTO_MPTCP 262
 
+/* Whether @sock is one that connects by TCP, in the network namespace asked for. */
 static __always_inline bool connects_by_tcp(struct known_sock sock)
 {
 	__u16 family = SOCK_FIELD(sock, __sk_common.skc_family);
 	__u16 protocol = SOCK_FIELD(sock, sk_protocol);
 
-	return (family == AF_INET || family == AF_INET6) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+	return (family == AF_INET || family == AF_INET6) && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) &&
+	       netns_wanted(sock);
 }
 
 /* The socket that @socket would connect, when it is one that connects by TCP and is free to. */

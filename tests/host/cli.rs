@@ -3,74 +3,14 @@
 //! Bad input and bad days: one line that says what is wrong, and the exit status that says whose turn it is.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
+use std::io::Read;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Netns, Running, Tcp, bpftk, output, root, stderr, stdout};
-
-/// Runs bpftk with options that are wrong, and checks that it says so in one line that has `parts`.
-pub(crate) fn assert_usage(args: &[&str], parts: &[&str]) {
-    let output = output(args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
-    assert!(text.starts_with("bpftk: "), "{args:?}: {text}");
-    for part in parts {
-        assert!(text.contains(part), "{args:?}: no `{part}` in: {text}");
-    }
-}
-
-#[test]
-fn a_wrong_value_is_named_with_what_would_be_right() {
-    for (args, parts) in [
-        (&["-p", "foo"][..], &["foo", "process id"][..]),
-        (&["-p", "1,,2"], &["empty item"]),
-        (&["-p", "0"], &["0", "1 to 4194304"]),
-        (&["-p", "4194304"], &["4194304", "no such process"]),
-        (&["-u", "no-such-user"], &["no-such-user", "names or numbers"]),
-        (&["-P", "http"], &["http", "1 to 65535"]),
-        (&["-P", "443-80"], &["443-80", "80-443"]),
-        (&["-P", ""], &["empty"]),
-        (&["-P", "80-"], &["expected"]),
-        (&["--dst", "10.0.0.1/8"], &["10.0.0.1/8", "10.0.0.0/8"]),
-        (&["--dst", "example.org"], &["example.org", "CIDR"]),
-        (&["-d", "5"], &["5", "unit"]),
-        (&["-d", "-5s"], &["-5"]),
-        (&["-n", "0"], &["0"]),
-        (&["--min-latency", "fast"], &["fast"]),
-        (&["--comm", "longer-than-15-bytes"], &["longer-than-15-bytes", "15"]),
-        (&["--cgroup", "/tmp"], &["/tmp", "not a cgroup v2 directory"]),
-        (&["--cgroup", "/no/such"], &["/no/such"]),
-        (&["--netns", "/etc/passwd"], &["/etc/passwd", "not a network namespace"]),
-        (&["--netns", "/proc/self/ns/uts"], &["not a network namespace"]),
-        (&["--btf", "/etc/passwd"], &["/etc/passwd", "not BTF"]),
-        (&["--btf", "/no/such"], &["/no/such"]),
-        (&["--format", "xml"], &["xml", "json"]),
-        (&["--backend", "magic"], &["magic", "fentry"]),
-        (&["-4", "-6"], &["cannot be used with"]),
-        (&["-4", "--dst", "::/0"], &["--dst", "no address"]),
-        (&["-6", "--dst", "10.0.0.0/8,192.0.2.1"], &["no address"]),
-        (&["--dst", "10.1.0.0/16", "--exclude", "10.0.0.0/8"], &["--exclude", "no address"]),
-        (&["--exclude", "::/0", "--exclude", "0.0.0.0/0"], &["no address"]),
-        (&["--at-start", "--failed"], &["cannot be used with"]),
-        (&["--count", "-n", "3"], &["cannot be used with"]),
-        (&["-i", "1s"], &["--count"]),
-        (&["--at-start", "-i", "1s"], &["--interval", "--count"]),
-        (&["--count", "-i", "1us"], &["10ms"]),
-        (&["--nope"], &["--nope"]),
-        (&["extra"], &["extra"]),
-    ] {
-        let mut all = vec!["tcpconnect"];
-        all.extend_from_slice(args);
-        assert_usage(&all, parts);
-    }
-    assert_usage(&["tcpconect"], &["tcpconect", "tcpconnect"]);
-    assert_usage(&["completions", "tcsh"], &["tcsh", "zsh"]);
-}
+use crate::support::{
+    Netns, Running, Tcp, as_nobody, assert_usage, bpftk, output, public_copy, root, stderr, stdout,
+};
 
 #[test]
 fn a_thread_is_no_process() {
@@ -85,60 +25,6 @@ fn a_thread_is_no_process() {
     assert_usage(&["tcpconnect", "-p", &tid], &[&tid, "thread of process", &pid]);
     drop(done);
     thread.join().unwrap();
-}
-
-#[test]
-fn help_and_version_go_to_standard_output() {
-    for args in [&["--help"][..], &["--version"], &["tcpconnect", "--help"], &["help", "doctor"]] {
-        let output = output(args);
-        assert!(output.status.success() && stderr(&output).is_empty(), "{args:?}");
-        assert!(stdout(&output).contains("bpftk"), "{args:?}");
-    }
-    let output = output(&[]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("Usage"));
-}
-
-#[test]
-fn completions_are_what_their_shells_take() {
-    for (shell, check) in [("bash", "bash"), ("zsh", "zsh"), ("fish", "fish")] {
-        let script = output(&["completions", shell]);
-        assert!(script.status.success());
-        let text = stdout(&script);
-        for word in ["tcpconnect", "min-latency", "doctor"] {
-            assert!(text.contains(word), "{shell}: {word}");
-        }
-        let Ok(mut child) =
-            Command::new(check).args(["-n", "/dev/stdin"]).stdin(Stdio::piped()).spawn()
-        else {
-            println!("{check} is not installed: its script's syntax is not checked");
-            continue;
-        };
-        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success(), "{shell} refuses its script");
-    }
-}
-
-/// Makes `command` run without privileges.
-pub(crate) fn as_nobody(command: &mut Command) -> &mut Command {
-    // SAFETY: only system calls between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            nix::unistd::setgroups(&[])?;
-            nix::unistd::setgid(65534.into())?;
-            nix::unistd::setuid(65534.into())?;
-            Ok(())
-        })
-    }
-}
-
-/// A copy of bpftk where anybody may run it.
-pub(crate) fn public_copy() -> tempfile::TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::copy(crate::support::bpftk_path(), dir.path().join("bpftk")).unwrap();
-    dir
 }
 
 #[test]

@@ -7,8 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cli::public_copy;
-use crate::support::{output, root, stderr, stdout};
+use crate::support::{output, public_copy, root, stderr, stdout};
 
 fn check(expression: &str) -> (i32, Vec<Value>, String) {
     let output = output(&["filter", "check", expression, "--format", "json"]);

@@ -15,4 +15,5 @@ mod preflight;
 mod sockredir;
 mod support;
 mod tcpconnect;
+mod text;
 mod zz_last;

@@ -9,6 +9,7 @@
 #   --kernels LIST   kernel series, separated by spaces or commas (default: KERNELS, or 5.10 6.1 6.12 7)
 #   --bpftk FILE     the static bpftk, /usr/bin/bpftk in the guest and BPFTK_BIN for the tests
 #   --tests FILE     a static test binary; may be given several times
+#   --pick WORDS     libtest's arguments for the last --tests alone, separated by spaces
 #   --command LINE   run this instead; its output is streamed to stdout, its exit status is this script's
 #   --extra DIR      a tree that is copied over the guest's root
 #   --env NAME=VALUE set in the guest; may be given several times
@@ -25,7 +26,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-usage() { sed -n '4,26s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '4,27s/^# \{0,1\}//p' "$0"; }
 wrong() { echo "run.sh: $*" >&2; exit 2; }
 
 # What the tests use, and what of iproute2 needs a module. tls and smc: sockets that sockredir refuses. Kernels that have one built in or
@@ -33,21 +34,24 @@ wrong() { echo "run.sh: $*" >&2; exit 2; }
 modules='veth dummy tun wireguard ipip ipv6 8021q sch_ingress sch_prio sch_netem cls_bpf cls_u32 cls_matchall act_bpf act_gact
     inet_diag tcp_diag udp_diag unix_diag tls smc'
 kernels=${KERNELS:-5.10 6.1 6.12 7}
-bpftk='' command='' extra=() tests=() environment=() timeout=900 memory=2048 stream='' refresh=''
+bpftk='' command='' extra=() tests=() picks=() environment=() timeout=900 memory=2048 stream='' refresh=''
 while [ $# -gt 0 ]; do
     case $1 in
         --stream) stream=1; shift; continue ;;
         --refresh) refresh=--refresh; shift; continue ;;
         --help | -h) usage; exit 0 ;;
         --) shift; break ;;
-        --kernels | --bpftk | --tests | --command | --extra | --env | --modules | --timeout | --memory)
+        --kernels | --bpftk | --tests | --pick | --command | --extra | --env | --modules | --timeout | --memory)
             [ $# -ge 2 ] || wrong "$1 needs a value" ;;
         *) wrong "unknown argument '$1' (arguments for the tests come after --)" ;;
     esac
     case $1 in
         --kernels) kernels=$2 ;;
         --bpftk) bpftk=$2 ;;
-        --tests) tests+=("$2") ;;
+        --tests) tests+=("$2"); picks+=('') ;;
+        --pick)
+            [ ${#tests[@]} -gt 0 ] || wrong '--pick comes after the --tests that it is for'
+            picks[-1]=$2 ;;
         --command) command=$2 ;;
         --extra) extra+=("$2") ;;
         --env) environment+=("$2") ;;
@@ -105,6 +109,8 @@ mkdir -p "$tmp/root/tests"
             number=$((number + 1))
             install -D -m 755 "$file" "$tmp/root/tests/$number/$(basename "$file")"
             printf 'echo "$1 begin"; /tests/%q --test-threads=1 --show-output' "$number/$(basename "$file")"
+            # shellcheck disable=SC2086 # a list of words
+            [ -z "${picks[number - 1]}" ] || printf ' %q' ${picks[number - 1]}
             [ $# -eq 0 ] || printf ' %q' "$@"
             printf '; status=$?; [ $status -eq 0 ] || failed=1; echo; echo "$1 end $status"\n'
         done

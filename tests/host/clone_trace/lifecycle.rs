@@ -197,37 +197,6 @@ fn every_pair_of_options_loads_on_every_back_end() {
 }
 
 #[test]
-fn contradictions_and_nonsense_are_wrong_usage() {
-    for args in [
-        &["--backend", "task", "--failed"][..],
-        &["--backend", "task", "--args"],
-        &["--backend", "task", "--latency"],
-        &["--backend", "fentry"],
-        &["--kind", "thing"],
-        &["--kind", ""],
-        &["--kind", "thread,"],
-        &["--interval", "1s"],
-        &["--count", "--interval", "1ms"],
-        &["--count", "-n", "1"],
-        &["--count", "--args"],
-        &["--count", "--latency"],
-        &["-p", "0"],
-        &["-p", "4194303"],
-        &["-u", "no-such-user"],
-        &["-d", "5"],
-        &["-n", "0"],
-        &["extra"],
-    ] {
-        let args = [&["clone-trace"], args].concat();
-        let output = output(&args);
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-        assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
-        assert!(text.starts_with("bpftk: "), "{args:?}: {text}");
-    }
-}
-
-#[test]
 fn without_capabilities_it_says_which() {
     if !support::root() {
         return;

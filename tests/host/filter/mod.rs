@@ -4,7 +4,6 @@
 
 mod capture;
 mod run;
-mod texts;
 
 use std::fs;
 use std::io::Write;
@@ -14,14 +13,14 @@ use std::process::{Output, Stdio};
 use crate::support::{bpftk, output, stderr, stdout};
 
 /// Runs bpftk filter; it has to succeed.
-fn filter(args: &[&str]) -> String {
+pub(crate) fn filter(args: &[&str]) -> String {
     let output = output(&[&["filter"], args].concat());
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     stdout(&output)
 }
 
 /// The same with something on standard input.
-fn filter_with(input: &str, args: &[&str]) -> Output {
+pub(crate) fn filter_with(input: &str, args: &[&str]) -> Output {
     let mut child = bpftk(&[&["filter"], args].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -33,7 +32,7 @@ fn filter_with(input: &str, args: &[&str]) -> Output {
 }
 
 /// Whether expressions can be compiled here. The statically linked bpftk always can.
-fn libpcap() -> bool {
+pub(crate) fn libpcap() -> bool {
     let output = output(&["filter", "compile", "arp"]);
     match output.status.code() {
         Some(0) => true,
@@ -46,16 +45,16 @@ fn libpcap() -> bool {
 }
 
 /// Only ARP, as the classic tutorial has it.
-const ARP: &str = "ldh [12]\njne #0x806, drop\nret #-1\ndrop: ret #0\n";
+pub(crate) const ARP: &str = "ldh [12]\njne #0x806, drop\nret #-1\ndrop: ret #0\n";
 
-fn write(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+pub(crate) fn write(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, content).unwrap();
     path
 }
 
 /// A pcap file of Ethernet frames.
-fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 262_144, 1] {
         file.extend(word.to_le_bytes());
@@ -70,7 +69,7 @@ fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// An ARP request, a UDP datagram to port 53, and a TCP segment to port 80 in a VLAN.
-fn frames() -> Vec<Vec<u8>> {
+pub(crate) fn frames() -> Vec<Vec<u8>> {
     const MACS: [u8; 12] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1];
     let arp = [
         &MACS[..],
@@ -96,4 +95,8 @@ fn frames() -> Vec<Vec<u8>> {
     ]
     .concat();
     vec![arp, udp, tcp]
+}
+
+pub(crate) fn json(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

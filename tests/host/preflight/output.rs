@@ -8,7 +8,6 @@ use std::os::unix::process::CommandExt;
 
 use super::calls::{Pair, io_uring, recv, send};
 use super::{actor, perform, row, rows};
-use crate::cli::assert_usage;
 use crate::support::{self, Actor, Cgroup, Run, Running, output, programs, programs_left, stderr};
 
 const LO: &str = "127.0.0.1";
@@ -179,23 +178,6 @@ fn a_kernel_that_may_lack_a_fix_is_refused_and_force_goes_on() {
     let text = stderr(&forced);
     assert!(text.starts_with("bpftk: warning: Linux 2.6."), "{text}");
     assert!(matches!(forced.status.code(), Some(0 | 4)), "{text}");
-}
-
-#[test]
-fn wrong_usage() {
-    for (args, part) in [
-        (&["--duration", "5"][..], "unit"),
-        (&["--pid", "0"], "1 to 4194304"),
-        (&["--pid", "4194304"], "no such process"),
-        (&["--cgroup", "/tmp"], "not a cgroup v2 directory"),
-        (&["--cgroup", "/tmp", "--pid", "1"], "cannot be used with"),
-        (&["--emit-excludes", "--format", "json"], "cannot be used with"),
-        (&["--all"], "--all"),
-        (&["extra"], "extra"),
-    ] {
-        assert_usage(&[&["sockredir", "preflight"], args].concat(), &[part]);
-    }
-    assert_usage(&["sockredir", "--all", "preflight"], &["preflight"]);
 }
 
 #[test]

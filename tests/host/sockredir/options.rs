@@ -13,29 +13,6 @@ use super::*;
 use crate::support::Actor;
 
 #[test]
-fn a_scope_is_asked_for() {
-    let (status, text) = refused(&[]);
-    assert_eq!(status, 2, "{text}");
-    assert!(text.contains("--cgroup PATH, or --all"), "{text}");
-    for (args, part) in [
-        (&["--cgroup", "/tmp"][..], "not a cgroup v2 directory; cgroup v2 is "),
-        (&["--cgroup", "/no/such"], "cgroup v2 is "),
-        (&["--all", "--cgroup", "/tmp"], "cannot be used with"),
-        (&["--all", "--port", "0"], "no port"),
-        (&["--all", "--max-queue", "much"], "64K"),
-        (&["--all", "--max-messages", "0"], "0"),
-        (&["--all", "--comm", "a,b,c,d,e,f,g,h,i"], "more than 8"),
-        (&["--all", "--port", "80-82", "--exclude-port", "1-81,82"], "leaves none"),
-        (&["--all", "-n", "5"], "--events"),
-        (&["--all", "-T"], "--events"),
-    ] {
-        let (status, text) = refused(args);
-        assert_eq!(status, 2, "{args:?}: {text}");
-        assert!(text.contains(part) && text.trim().lines().count() == 1, "{args:?}: {text}");
-    }
-}
-
-#[test]
 fn a_cgroup_of_v1_is_refused() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let v1 = mounts.lines().find_map(|line| {

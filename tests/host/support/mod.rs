@@ -12,6 +12,9 @@ mod running;
 mod socket;
 pub(crate) mod wire;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -101,4 +104,38 @@ pub(crate) fn backends(command: &str, all: &[&'static str]) -> Vec<&'static str>
         .collect();
     assert!(!here.is_empty(), "no back end of {command} works");
     here
+}
+
+/// Runs bpftk with options that are wrong, and checks that it says so in one line that has `parts`.
+pub(crate) fn assert_usage(args: &[&str], parts: &[&str]) {
+    let output = output(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("bpftk: "), "{args:?}: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{args:?}: no `{part}` in: {text}");
+    }
+}
+
+/// Makes `command` run without privileges.
+pub(crate) fn as_nobody(command: &mut Command) -> &mut Command {
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setgroups(&[])?;
+            nix::unistd::setgid(65534.into())?;
+            nix::unistd::setuid(65534.into())?;
+            Ok(())
+        })
+    }
+}
+
+/// A copy of bpftk where anybody may run it.
+pub(crate) fn public_copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(bpftk_path(), dir.path().join("bpftk")).unwrap();
+    dir
 }

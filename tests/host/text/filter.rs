@@ -6,9 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{ARP, filter, filter_with, libpcap, write};
-use crate::cli::{as_nobody, assert_usage, public_copy};
-use crate::support::{root, stderr, stdout};
+use crate::filter::{ARP, filter, filter_with, libpcap, write};
+use crate::support::{assert_usage, root, stderr, stdout};
 
 #[test]
 fn only_arp_is_the_same_as_expression_assembly_c_and_ebpf() {
@@ -209,78 +208,6 @@ fn text_in_and_out_of_pipes() {
     let bad = filter_with("ret 0", &["asm", "-"]);
     assert_eq!(bad.status.code(), Some(2));
     assert!(stderr(&bad).contains("standard input: line 1, column 5"), "{}", stderr(&bad));
-}
-
-#[test]
-fn nothing_of_this_needs_privileges() {
-    if !root() {
-        return;
-    }
-    let dir = public_copy();
-    let program = dir.path().join("bpftk");
-    let assembly = write(dir.path(), "arp.asm", ARP);
-    let packets = write(dir.path(), "packets.pcap", super::pcap(&super::frames()));
-    let (assembly, packets) = (assembly.to_str().unwrap(), packets.to_str().unwrap());
-    let mut all = vec![
-        vec!["asm", assembly],
-        vec!["disasm", assembly, "--emit", "ebpf"],
-        vec!["run", "--asm", assembly, "--read", packets],
-        vec!["run", "--asm", assembly, "--read", packets, "--step", "2"],
-        vec!["run", "--asm", assembly, "--read", packets, "--engine", "kernel"],
-    ];
-    if libpcap() {
-        all.push(vec!["compile", "tcp port 80", "--emit", "json"]);
-        all.push(vec!["run", "arp", "--read", packets, "--engine", "libpcap"]);
-    }
-    for args in all {
-        let output = as_nobody(Command::new(&program).arg("filter").args(&args)).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    }
-    for (args, capability) in [
-        (&["capture", "lo"][..], "CAP_NET_RAW"),
-        (&["run", "--asm", assembly, "--read", packets, "--engine", "all"], "CAP_BPF"),
-    ] {
-        let output = as_nobody(Command::new(&program).arg("filter").args(args)).output().unwrap();
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(3), "{args:?}: {text}");
-        assert!(text.contains(capability) && text.lines().count() == 1, "{text}");
-    }
-}
-
-#[test]
-fn without_libpcap_all_but_expressions_works() {
-    if !root() {
-        return;
-    }
-    let without = |command: &str| {
-        let hide = "for f in $(find /usr/lib /usr/lib64 /lib -name 'libpcap.so*' 2>/dev/null); do mount --bind /dev/null $f || exit 99; done; exec \"$0\" ";
-        Command::new("unshare")
-            .args(["--mount", "sh", "-c", &format!("{hide}{command}")])
-            .arg(crate::support::bpftk_path())
-            .output()
-            .unwrap()
-    };
-    let compile = without("filter compile arp");
-    match compile.status.code() {
-        // Linked statically, it has libpcap inside.
-        Some(0) => assert!(stdout(&compile).contains("ldh [12]")),
-        Some(4) => {
-            let text = stderr(&compile);
-            assert!(text.contains("libpcap.so") && text.contains("install"), "{text}");
-            assert_eq!(text.lines().count(), 1, "{text}");
-        }
-        _ => panic!("{}", stderr(&compile)),
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let assembly = write(dir.path(), "arp.asm", ARP);
-    for command in [
-        format!("filter asm {} --emit ebpf", assembly.display()),
-        format!("filter capture lo --asm {} -d 10ms", assembly.display()),
-        "doctor --help".into(),
-    ] {
-        let output = without(&command);
-        assert!(output.status.success(), "{command}: {}", stderr(&output));
-    }
 }
 
 #[test]
