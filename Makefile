@@ -106,10 +106,9 @@ postgres: deps-test
 # says what they are.
 test-bin: deps-test
 	@$(call static,test) --no-run --message-format=json-render-diagnostics >$(build)/test-build.json
-	@for kind in 'unit bin bpftk' 'host test host'; do set -- $$kind; \
-		jq -r --arg kind "$$2" --arg name "$$3" 'select(.reason == "compiler-artifact" and .profile.test and .executable and \
-			.target.kind == [$$kind] and .target.name == $$name) | .executable' $(build)/test-build.json >$(build)/test-$$1; \
-		test -s $(build)/test-$$1; done
+	@executable() { jq -r "select(.reason == \"compiler-artifact\" and .profile.test and .target.name == \"$$1\") | .executable" \
+		$(build)/test-build.json; }; \
+	executable bpftk >$(build)/test-unit; executable host >$(build)/test-host; test -s $(build)/test-unit && test -s $(build)/test-host
 
 fuzz: deps-test ## The random tests of all that reads text and files, ROUNDS=100 times as long as in `make test`
 	RUST_TEST_THREADS=$$(nproc) BPFTK_ROUNDS=$(or $(ROUNDS),100) $(CARGO) test --locked --release --bin bpftk fuzz_ -- --nocapture

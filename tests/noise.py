@@ -17,11 +17,11 @@ LONGEST = 2 * 3600
 RATE = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
 # An address of its own: at 127.0.0.53 there is systemd-resolved, and several of these may run.
 DNS = (f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}", 53)
-# www.example.com A 192.0.2.1, as an answer to a question of that name.
-NAME = b"\3www\7example\3com\0"
+# noise.example A 198.18.0.1, as an answer to a question of that name.
+NAME = b"\5noise\7example\0"
 ANSWER = (
     b"\x12\x34\x81\x80\0\1\0\1\0\0\0\0" + NAME + b"\0\1\0\1"
-    + NAME + b"\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\1"
+    + NAME + b"\0\1\0\1\0\0\0\x3c\0\4\xc6\x12\0\1"
 )
 
 
