@@ -105,6 +105,7 @@ postgres: deps-test
 # bpftk and the binaries of the tests in one go, since each link takes one processor alone. Their names have a hash in them, so cargo
 # says what they are.
 test-bin: deps-test
+	@mkdir -p $(build)
 	@$(call static,test) --no-run --message-format=json-render-diagnostics >$(build)/test-build.json
 	@executable() { jq -r "select(.reason == \"compiler-artifact\" and .profile.test and .target.name == \"$$1\") | .executable" \
 		$(build)/test-build.json; }; \
