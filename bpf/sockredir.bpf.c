@@ -6,18 +6,21 @@
  * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they send.
  * That no byte is lost or overtakes another rests on these:
  *
- *   - A reader takes redirected data first, and then what came by TCP. So a direction may change from redirection to TCP at
- *     any time, and never back: it is redirected only from its first byte on, and only while nothing of it ever entered TCP.
+ *   - What comes by TCP goes behind what was redirected, into the same queue: sockredir_receive.bpf.h. So a direction may change
+ *     from redirection to TCP at any time, and never back: it is redirected only from its first byte on, and only while nothing
+ *     of it ever entered TCP.
  *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
  *   - The kernel does not bound the queues of redirected data. What would exceed a bound goes by TCP, which does:
  *     sockredir_queue.bpf.h.
- *   - An entry of the map is removed by the kernel alone, when its socket closes: with the entry goes its unread data.
+ *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here when the socket is
+ *     disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
  *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
  */
 
 #include "common.bpf.h"
 #include "sockredir.h"
 #include "sockredir_queue.bpf.h"
+#include "sockredir_receive.bpf.h"
 #include "waiters.bpf.h"
 
 /* include/uapi/asm-generic/fcntl.h */
@@ -31,6 +34,8 @@
 
 const volatile bool by_port;
 const volatile bool by_excluded_port;
+/* Connections between network namespaces are redirected, too. */
+const volatile bool across_namespaces;
 const volatile __u32 comms;
 const volatile __u8 comm_names[SOCKREDIR_COMMS][BPFTK_COMM_LEN];
 
@@ -62,15 +67,21 @@ struct {
 } keys SEC(".maps");
 
 /*
- * Connections that a listener in scope is being asked for: a client whose request is among them has its server here, in
- * whatever network namespace. The server's entry comes after the client's, so there is no other sign of it yet.
+ * Connections that a listener in scope is being asked for, and the cookies of the listeners' network namespaces: a client whose request
+ * is among them has its server here. The server's entry comes after the client's, so there is no other sign of it yet.
+ *
+ * Each is there a second time without its own address and port: a client that finds only that one is connected to an address that was
+ * translated on the way (DNAT, as for a container's published port).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 	__type(key, struct sockredir_key);
-	__type(value, __u8);
+	__type(value, __u64);
 } requests SEC(".maps");
+
+/* In place of a cookie: a client found that its server's address was translated. */
+#define TRANSLATED ~0ULL
 
 /* One bit a port: the first 1024 words are --port, the others --exclude-port. */
 struct {
@@ -178,14 +189,35 @@ static __always_inline bool port_wanted(__u16 port)
 	return (!by_port || port_in(0, port)) && !(by_excluded_port && port_in(1024, port));
 }
 
+/* Without what a translation changes of a server's key. */
+static __always_inline void drop_local(struct sockredir_key *key)
+{
+	__builtin_memset(key->laddr, 0, 16);
+	key->lport = 0;
+}
+
 /* A listener got a request, and has not answered yet. */
 static __always_inline void requested(struct bpf_sock_ops *ops)
 {
 	struct sockredir_key key = {};
-	__u8 yes = 1;
+	__u64 netns;
 
-	if (tuple(ops, &key) && port_wanted(key.lport))
-		bpf_map_update_elem(&requests, &key, &yes, BPF_ANY);
+	if (!tuple(ops, &key) || !port_wanted(key.lport))
+		return;
+	netns = bpf_get_netns_cookie(ops);
+	bpf_map_update_elem(&requests, &key, &netns, BPF_ANY);
+	drop_local(&key);
+	bpf_map_update_elem(&requests, &key, &netns, BPF_ANY);
+}
+
+static __always_inline void answered(const struct sockredir_key *key)
+{
+	struct sockredir_key request = *key;
+
+	request.lseq = request.rseq = 0;
+	bpf_map_delete_elem(&requests, &request);
+	drop_local(&request);
+	bpf_map_delete_elem(&requests, &request);
 }
 
 /* Whether the other end may be on this machine, though not in scope. */
@@ -198,6 +230,44 @@ static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
 	if (!words[0] && !words[1] && words[2] == bpf_htonl(0xffff) && key->raddr[12] == 127)
 		return SOCKREDIR_PEER_UNKNOWN;
 	return SOCKREDIR_NOT_LOCAL;
+}
+
+/* Why the other end of a client is not one to redirect to, or nothing. @server is that end's key. */
+static __always_inline __u32 why_no_server(struct sockredir_key *server, const struct sockredir_key *key, __u64 netns)
+{
+	__u64 translated = TRANSLATED;
+	__u64 *seen;
+
+	server->lseq = server->rseq = 0;
+	seen = bpf_map_lookup_elem(&requests, server);
+	if (seen)
+		return *seen == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
+	drop_local(server);
+	if (!bpf_map_lookup_elem(&requests, server))
+		return why_no_peer(key);
+	/* For the server, which comes later. */
+	bpf_map_update_elem(&requests, server, &translated, BPF_EXIST);
+	return SOCKREDIR_TRANSLATED;
+}
+
+/* The same of a server. @client is the other end's key. */
+static __always_inline __u32 why_no_client(const struct sockredir_key *client, const struct sockredir_key *key, __u64 netns)
+{
+	struct sockredir_key request = *key;
+	struct sockredir_entry *entry;
+	struct sockredir_end *end;
+	__u64 *seen;
+
+	entry = bpf_map_lookup_elem(&ends, client);
+	if (entry)
+		return entry->end.netns == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
+	end = bpf_map_lookup_elem(&refused, client);
+	if (end)
+		return end->reason == SOCKREDIR_NAMESPACE ? SOCKREDIR_NAMESPACE : SOCKREDIR_PEER_UNKNOWN;
+	request.lseq = request.rseq = 0;
+	drop_local(&request);
+	seen = bpf_map_lookup_elem(&requests, &request);
+	return seen && *seen == TRANSLATED ? SOCKREDIR_TRANSLATED : why_no_peer(key);
 }
 
 /*
@@ -230,6 +300,9 @@ static __always_inline __u32 unfit(struct tcp_sock *tp, bool client)
 	/* Another map of sockets, or a kernel subsystem that a program lent its socket to. */
 	if (BPF_CORE_READ(sk, sk_user_data))
 		return SOCKREDIR_EXISTS;
+	/* What is sent to a socket in repair is meant for its own queues. include/linux/tcp.h, TCP_REPAIR */
+	if (BPF_CORE_READ_BITFIELD_PROBED(tp, repair))
+		return SOCKREDIR_REPAIR;
 	if (client && reader_waits(sk))
 		return SOCKREDIR_READER;
 	return SOCKREDIR_NONE;
@@ -268,8 +341,9 @@ static __always_inline void tell_when_closed(struct bpf_sock_ops *ops)
 static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client,
 				      const struct sockredir_key *key)
 {
-	__u32 reason, alone = SOCKREDIR_NONE;
+	__u64 netns = bpf_get_netns_cookie(ops);
 	struct sockredir_key other;
+	__u32 reason, alone;
 	struct tcp_sock *tp;
 
 	/* One that is connected to itself, too, has no other end. */
@@ -279,13 +353,9 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 	if (!tp)
 		return SOCKREDIR_REFUSED;
 	swap(&other, key);
-	if (client) {
-		other.lseq = other.rseq = 0;
-		if (!bpf_map_lookup_elem(&requests, &other))
-			alone = why_no_peer(key);
-	} else if (!bpf_map_lookup_elem(&ends, &other)) {
-		alone = bpf_map_lookup_elem(&refused, &other) ? SOCKREDIR_PEER_UNKNOWN : why_no_peer(key);
-	}
+	alone = client ? why_no_server(&other, key, netns) : why_no_client(&other, key, netns);
+	if (!client)
+		answered(key);
 	if (alone == SOCKREDIR_NOT_LOCAL)
 		return alone;
 	/* Fast Open sends before there is a connection. */
@@ -298,10 +368,13 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 /* Takes an end into the map. Returns why it can't be. */
 static __always_inline __u32 insert(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client, struct sockredir_key *key)
 {
+	struct receiver receiver = { .next = FIELD(rcv_nxt), .lport = key->lport, .rport = key->rport };
+	__u64 cookie = bpf_get_socket_cookie(ops);
 	struct sockredir_entry entry = {};
 	int error;
 
 	entry.end.sk = (__u64)bpf_skc_to_tcp_sock(sk);
+	entry.end.netns = bpf_get_netns_cookie(ops);
 	entry.end.client = client;
 	entry.end.opened_ns = bpf_ktime_get_boot_ns();
 	/* Before the socket is in the map, and seen by the other program. */
@@ -312,8 +385,11 @@ static __always_inline __u32 insert(struct bpf_sock_ops *ops, struct bpf_sock *s
 		bpf_map_delete_elem(&ends, key);
 		return SOCKREDIR_MAP_FULL;
 	}
-	error = bpf_sock_hash_update(ops, &socks, key, BPF_NOEXIST);
+	error = bpf_map_update_elem(&receivers, &cookie, &receiver, BPF_ANY);
+	if (!error)
+		error = bpf_sock_hash_update(ops, &socks, key, BPF_NOEXIST);
 	if (error) {
+		bpf_map_delete_elem(&receivers, &cookie);
 		bpf_sk_storage_delete(&keys, sk);
 		bpf_map_delete_elem(&ends, key);
 		return why_not_inserted(error);
@@ -330,6 +406,7 @@ static __always_inline void remember_refused(struct bpf_sock_ops *ops, struct bp
 	struct sockredir_end end = {};
 
 	end.sk = (__u64)bpf_skc_to_tcp_sock(sk);
+	end.netns = bpf_get_netns_cookie(ops);
 	end.client = client;
 	end.opened_ns = bpf_ktime_get_boot_ns();
 	end.state = SOCKREDIR_TCP;
@@ -360,8 +437,6 @@ static __always_inline void established(struct bpf_sock_ops *ops, bool client)
 		left_to_tcp(SOCKREDIR_FILTERED);
 		return;
 	}
-	if (!client)
-		bpf_map_delete_elem(&requests, &key);
 	key.lseq = FIELD(snd_nxt);
 	key.rseq = FIELD(rcv_nxt);
 	reason = consider(ops, sk, client, &key);
@@ -380,7 +455,43 @@ static __always_inline __u64 sent_by_tcp(struct tcp_sock *tp)
 	return BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
 }
 
-/* The last that is seen of an end. The kernel takes it out of the map of sockets when its file is closed. */
+/* Takes a socket out of the map whose connection is not that of its entry any more. */
+static __always_inline void forget(struct bpf_sock_ops *ops, struct bpf_sock *sk, struct sockredir_key *key)
+{
+	__u64 cookie = bpf_get_socket_cookie(ops);
+
+	bpf_map_delete_elem(&socks, key);
+	bpf_map_delete_elem(&receivers, &cookie);
+	bpf_sk_storage_delete(&keys, sk);
+}
+
+/* A socket connects whose last connection ended without being disconnected first, or unseen. */
+static __always_inline void connects(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct sockredir_key *stored, key;
+
+	if (!sk)
+		return;
+	stored = bpf_sk_storage_get(&keys, sk, 0, 0);
+	if (!stored)
+		return;
+	key = *stored;
+	forget(ops, sk, &key);
+}
+
+/*
+ * Whether a socket goes from connected to closed by its owner's order alone: connect to AF_UNSPEC (net/ipv4/tcp.c, tcp_disconnect).
+ * A reset and a time-out leave an error first, and an orderly end goes by other states: of them data may remain to be read.
+ */
+static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp_sock *tp)
+{
+	__u32 before = ops->args[0];
+
+	return (before == BPF_TCP_ESTABLISHED || before == BPF_TCP_CLOSE_WAIT) && !BPF_CORE_READ((struct sock *)tp, sk_err);
+}
+
+/* The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed. */
 static __always_inline void closed(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk = ops->sk;
@@ -396,6 +507,9 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 	if (!stored)
 		return;
 	event.key = *stored;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
 	entry = bpf_map_lookup_elem(&ends, &event.key);
 	if (entry) {
 		if (entry->end.state == SOCKREDIR_IDLE)
@@ -403,16 +517,17 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 		empty_queue(entry, true);
 		event.end = entry->end;
 		bpf_map_delete_elem(&ends, &event.key);
+		if (is_disconnected(ops, tp))
+			forget(ops, sk, &event.key);
 	} else {
 		end = bpf_map_lookup_elem(&refused, &event.key);
-		tp = bpf_skc_to_tcp_sock(sk);
-		if (!end || !tp)
+		if (!end)
 			return;
 		event.end = *end;
-		event.end.tcp_bytes = sent_by_tcp(tp);
-		count(SOCKREDIR_TCP_BYTES, event.end.tcp_bytes);
 		bpf_map_delete_elem(&refused, &event.key);
 	}
+	event.end.tcp_bytes = sent_by_tcp(tp);
+	count(SOCKREDIR_TCP_BYTES, event.end.tcp_bytes);
 	event._pad = 0;
 	event.closed_ns = bpf_ktime_get_boot_ns();
 	emit_record(&event, sizeof(event));
@@ -427,6 +542,9 @@ int bpftk_sockops(struct bpf_sock_ops *ops)
 		/* Asked for a request, and by a socket that connects. */
 		if (enabled && !ops->is_fullsock)
 			requested(ops);
+		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		connects(ops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		established(ops, true);
@@ -478,6 +596,8 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 	/* A thread may have waited for the connection in TCP's own function, or sent urgent data. */
 	if (tp->write_seq != key->lseq)
 		return SOCKREDIR_PRIOR_BYTES;
+	if (BPF_CORE_READ_BITFIELD_PROBED(tp, repair))
+		return SOCKREDIR_REPAIR;
 	if (first && comms && !comm_wanted(end->comm))
 		return SOCKREDIR_FILTERED;
 	swap(&other, key);
@@ -529,7 +649,7 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 		BPF_CORE_READ_STR_INTO(&end->comm, task, comm);
 	}
 	if (end->state == SOCKREDIR_TCP)
-		goto pass;
+		return SK_PASS;
 
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
@@ -555,11 +675,6 @@ int bpftk_sk_msg(struct sk_msg_md *msg)
 	end->state = SOCKREDIR_TCP;
 	end->reason = reason;
 	left_to_tcp(reason);
-pass:
-	end->tcp_bytes += size;
-	end->tcp_messages++;
-	count(SOCKREDIR_TCP_BYTES, size);
-	count(SOCKREDIR_TCP_MESSAGES, 1);
 	return SK_PASS;
 }
 
@@ -579,6 +694,7 @@ int bpftk_look(struct __sk_buff *skb)
 	if (entry) {
 		if (is_drained(entry))
 			empty_queue(entry, false);
+		entry->end.tcp_bytes = sent_by_tcp((void *)entry->end.sk);
 		return 0;
 	}
 	end = bpf_map_lookup_elem(&refused, &key);

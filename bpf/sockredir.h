@@ -47,6 +47,9 @@ enum sockredir_reason {
 	SOCKREDIR_PEER_CLOSED,
 	SOCKREDIR_STOPPED,
 	SOCKREDIR_MEMORY,
+	SOCKREDIR_NAMESPACE,
+	SOCKREDIR_TRANSLATED,
+	SOCKREDIR_REPAIR,
 	SOCKREDIR_REASONS,
 };
 
@@ -56,9 +59,10 @@ struct sockredir_end {
 	/* Redirected. */
 	__u64 bytes;
 	__u64 messages;
-	/* Left to TCP. Messages are seen of ends in the map alone. */
+	/* Left to TCP, as the socket counts it: transmitted, each byte once. As of the last look. */
 	__u64 tcp_bytes;
-	__u64 tcp_messages;
+	/* The cookie of the socket's network namespace. */
+	__u64 netns;
 	__u64 opened_ns;
 	/* Whoever sent last. */
 	__u32 pid;
@@ -111,8 +115,11 @@ enum sockredir_count {
 	SOCKREDIR_SILENT,
 	SOCKREDIR_BYTES,
 	SOCKREDIR_MESSAGES,
+	/* Of ends that are closed. */
 	SOCKREDIR_TCP_BYTES,
-	SOCKREDIR_TCP_MESSAGES,
+	/* Packets of TCP that began with what an earlier one had brought, and of these, those for which there was no memory to cut it off. */
+	SOCKREDIR_OVERLAPS,
+	SOCKREDIR_OVERLAPS_KEPT,
 	/* The largest queue of a direction, in bytes. A maximum, not a sum. */
 	SOCKREDIR_HIGH_WATER,
 	/* SOCKREDIR_BY_REASON + n: directions left to TCP for the n-th reason. */

@@ -40,11 +40,14 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("bytes_to_client", "the same of the other direction"),
     Field::new(
         "messages",
-        "sends of the interval in both directions, as the kernel cut them; of ends that were not refused",
+        "redirected sends of the interval in both directions, as the kernel cut them",
     ),
     Field::new("redirected_to_server", "bytes that were redirected, since the connection began"),
     Field::new("redirected_to_client", "the same of the other direction"),
-    Field::new("tcp_to_server", "bytes that went by TCP, since the connection began"),
+    Field::new(
+        "tcp_to_server",
+        "bytes that went by TCP, since the connection began: transmitted, each once",
+    ),
     Field::new("tcp_to_client", "the same of the other direction"),
     Field::new("age_us", "for how long the connection is, or was, there"),
     Field::new("closed", "whether the connection is closed; null in the row totals"),
@@ -145,7 +148,7 @@ impl Connection {
         Counted {
             to_server: sent(&self.client),
             to_client: sent(&self.server),
-            messages: self.ends().map(|end| end.messages + end.tcp_messages).sum(),
+            messages: self.ends().map(|end| end.messages).sum(),
         }
     }
 
@@ -296,7 +299,7 @@ pub(super) fn totals(totals: &Totals, open: usize) -> Record {
     let reasons: Vec<(&'static str, Value)> =
         totals.reasons.iter().map(|(reason, count)| (reason.name(), (*count).into())).collect();
     record
-        .with("messages", totals.messages + totals.tcp_messages)
+        .with("messages", totals.messages)
         .with("redirected_to_server", None::<u64>)
         .with("redirected_to_client", None::<u64>)
         .with("tcp_to_server", None::<u64>)

@@ -45,7 +45,7 @@ pub(crate) const MANUAL: Manual = Manual {
             "redirect, tcp with the reason, or idle when nothing was sent yet: one word when both directions are alike, else the direction to the server first; followed by (closed) in the table that is a connection's last.",
         ),
         ("BYTES→ BYTES←", "Sent to the server and to the client since the beginning, both ways."),
-        ("MSGS", "In how many sends, as the kernel cut them."),
+        ("MSGS", "Redirected sends, as the kernel cut them."),
         ("TIME", "With --timestamp: local time at which the connection closed."),
         (
             "VERDICT",
@@ -107,7 +107,14 @@ const SUMMARY: &[Field] = &[
         "tcp_bytes",
         "bytes that went by TCP, but for those of connections that are not-local or filtered",
     ),
-    Field::new("tcp_messages", "in how many messages, as far as they are of ends in the map"),
+    Field::new(
+        "overlaps",
+        "packets of TCP that brought bytes a second time, to ends in the map; they were cut off",
+    ),
+    Field::new(
+        "overlaps_kept",
+        "of these, packets for which there was no memory to cut them off: their readers got bytes twice",
+    ),
     Field::new("high_water", "largest queue of a direction, in bytes"),
     Field::new(
         "waiting",

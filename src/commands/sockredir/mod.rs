@@ -63,6 +63,11 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "LIST", help_heading = "Scope")]
     exclude_port: Option<PortSet>,
 
+    /// Connections between network namespaces, too. Packet filters and connection tracking between them then see the beginning and the
+    /// end of a connection, and nothing that is sent: where they forget a silent connection, its end may never arrive
+    #[arg(long, help_heading = "Scope")]
+    across_namespaces: bool,
+
     /// Only what tasks of these names send, such as redis-server,redis-cli: name both ends for both directions
     #[arg(long, value_name = "LIST", help_heading = "Scope")]
     comm: Option<CommList>,
@@ -149,6 +154,7 @@ impl Sockredir {
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
             ports,
             excluded_ports,
+            across_namespaces: self.across_namespaces,
             comms,
             max_queue: self.max_queue,
             max_messages: self.max_messages,
@@ -207,6 +213,8 @@ struct Session<'a> {
     /// Without --events: connections that closed since the last table.
     closed: Vec<Connection>,
     rows: u64,
+    /// Packets whose second bringing of bytes could not be cut off, as far as they were told.
+    overlaps_kept: u64,
     settling: Settling,
     /// Of an interval, in all and so far.
     turns: u32,
@@ -235,6 +243,7 @@ impl tracing::Session<Redirector> for Session<'_> {
     }
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
+        self.tell_overlaps(tracer.totals()?.overlaps_kept);
         self.turn += 1;
         let due = !self.args.events && self.turn >= self.turns;
         // Whoever shows every end can as well look at all.
@@ -260,9 +269,10 @@ impl tracing::Session<Redirector> for Session<'_> {
         }
         let ends = tracer.ends()?;
         tracer.settle(&ends)?;
+        let totals = totals(tracer, ends.iter().chain(&tracer.refused()?))?;
         let lingering = connections(ends);
         let redirected = lingering.iter().filter(|c| c.is(State::Redirect)).count();
-        let totals = totals(tracer, &tracer.refused()?)?;
+        self.tell_overlaps(totals.overlaps_kept);
         let losses = tracer.losses()?;
         let record = summary(&totals)
             .with("backend", self.backend.to_string())
@@ -282,10 +292,10 @@ impl tracing::Session<Redirector> for Session<'_> {
     }
 }
 
-/// Of refused ends, which no message is seen of, the kernel's side counts the bytes when they close.
-fn totals(tracer: &Redirector, refused: &[End]) -> Result<Totals> {
+/// The kernel's side counts what went by TCP when an end closes; here it is added of those that are open.
+fn totals<'a>(tracer: &Redirector, open: impl Iterator<Item = &'a End>) -> Result<Totals> {
     let mut totals = tracer.totals()?;
-    totals.tcp_bytes += refused.iter().map(|end| end.tcp_bytes).sum::<u64>();
+    totals.tcp_bytes += open.map(|end| end.tcp_bytes).sum::<u64>();
     Ok(totals)
 }
 
@@ -304,7 +314,8 @@ fn summary(totals: &Totals) -> Record {
         .with("redirected_bytes", totals.bytes)
         .with("redirected_messages", totals.messages)
         .with("tcp_bytes", totals.tcp_bytes)
-        .with("tcp_messages", totals.tcp_messages)
+        .with("overlaps", totals.overlaps)
+        .with("overlaps_kept", totals.overlaps_kept)
         .with("high_water", totals.high_water)
         .with("waiting", totals.waiting)
         .with("failed_inserts", totals.failed_inserts())
@@ -321,9 +332,21 @@ impl<'a> Session<'a> {
             halves: HashMap::new(),
             closed: Vec::new(),
             rows: 0,
+            overlaps_kept: 0,
             settling: Settling::default(),
             turns,
             turn: 0,
+        }
+    }
+
+    /// Nothing worse can be said of a connection, so it is said at once.
+    fn tell_overlaps(&mut self, kept: u64) {
+        if kept > self.overlaps_kept {
+            tell(&format!(
+                "warning: {} times TCP brought bytes again, and there was no memory to cut them off: programs have read them twice",
+                kept - self.overlaps_kept
+            ));
+            self.overlaps_kept = kept;
         }
     }
 
@@ -368,7 +391,7 @@ impl<'a> Session<'a> {
         let mut ends = tracer.ends()?;
         self.settling.turn(tracer, &ends)?;
         let refused = tracer.refused()?;
-        let totals = totals(tracer, &refused)?;
+        let totals = totals(tracer, ends.iter().chain(&refused))?;
         ends.extend(refused);
         let keys: HashSet<Key> = ends.iter().map(|end| end.key).collect();
         self.give_up(&keys, sink)?;

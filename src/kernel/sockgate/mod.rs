@@ -19,8 +19,12 @@ pub(crate) use self::release::{Patch, Release, Series};
 use self::table::{FIXES, Fix, Reach, Stable};
 use crate::error::unsupported;
 
-/// The oldest kernels that bpftk is for.
-const OLDEST: Series = Series(5, 10);
+/// Before Linux 6.0 there is no way back to TCP that wakes every reader: what TCP brings can't be put into the queue of redirected
+/// data (net/ipv4/tcp.c, tcp_read_skb), and by the older way, with a stream parser, 5.10 hangs its processors. 6.0 had no long life.
+const OLDEST: Series = Series(6, 1);
+
+/// How many of the fixes that a kernel lacks a message names.
+const NAMED: usize = 3;
 
 /// How it stands with a fix that isn't known to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,15 +173,28 @@ impl Gate {
 
     /// Refuses, or with `force` gives the warning to print.
     pub(crate) fn pass(&self, force: bool) -> Result<Option<String>> {
-        let Some(sentence) = self.objection() else { return Ok(None) };
+        if let Some(sentence) = self.too_old() {
+            return Err(unsupported(sentence));
+        }
+        let Some(sentence) = self.objection(NAMED) else { return Ok(None) };
         if force {
             return Ok(Some(format!("warning: {sentence}")));
         }
         Err(unsupported(format!("{sentence}; --force redirects all the same")))
     }
 
-    /// What speaks against this kernel, in one line; nothing when nothing does.
-    fn objection(&self) -> Option<String> {
+    fn too_old(&self) -> Option<String> {
+        (self.release.series < OLDEST).then(|| {
+            format!(
+                "{} is too old for sockredir, which needs Linux {OLDEST}: before, programs may wait for ever when a redirected \
+                 connection goes back to TCP",
+                self.release
+            )
+        })
+    }
+
+    /// What speaks against this kernel, in one line, with so many fixes; nothing when nothing does.
+    fn objection(&self, most: usize) -> Option<String> {
         if self.missing.is_empty() {
             return None;
         }
@@ -185,7 +202,11 @@ impl Gate {
         let (known, unknown): (Vec<_>, Vec<_>) =
             self.missing.iter().partition(|fix| fix.is_known());
         let list = |fixes: &[&MissingFix]| {
-            fixes.iter().map(|fix| fix.to_string()).collect::<Vec<_>>().join("; ")
+            let named: Vec<String> = fixes.iter().take(most).map(|fix| fix.to_string()).collect();
+            match fixes.len().saturating_sub(most) {
+                0 => named.join("; "),
+                more => format!("{}; and {more} more fixes, which doctor lists", named.join("; ")),
+            }
         };
         let mut parts = Vec::new();
         if !known.is_empty() {
@@ -200,7 +221,10 @@ impl Gate {
     /// For doctor: the verdict, and what it rests on.
     pub(crate) fn detail(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
-        match self.objection() {
+        if let Some(sentence) = self.too_old() {
+            return sentence;
+        }
+        match self.objection(usize::MAX) {
             Some(sentence) => parts.push(format!("{sentence}; sockredir needs --force")),
             None => parts.push(format!("{}: nothing missing that sockredir needs", self.release)),
         }
@@ -214,10 +238,6 @@ impl Gate {
 /// How it stands with `fix`; nothing when it is there or isn't needed.
 fn lack(fix: &Fix, release: &Release) -> Option<Lack> {
     let series = release.series;
-    // bpftk doesn't run on such a kernel: it hides what it is (personality(2), UNAME26).
-    if series < OLDEST {
-        return Some(Lack::UnknownSeries);
-    }
     if series < fix.broken_since {
         return None;
     }
@@ -261,69 +281,92 @@ mod tests {
             assert_eq!(titles(&gate(name, ALL)), [""; 0], "{name}");
             assert_eq!(gate(name, ALL).pass(false).unwrap(), None, "{name}");
         }
-        for name in ["5.10.262", "5.15.216", "6.6.152", "6.18.44"] {
+        for name in ["6.6.152", "6.18.44", "7.0.0"] {
             assert_eq!(titles(&gate(name, NONE)), [""; 0], "{name}");
         }
     }
 
     #[test]
+    fn before_6_1_there_is_no_way() {
+        // The last hides what it is: personality(2), UNAME26.
+        for name in ["5.10.262", "5.15.216", "6.0.19", "2.6.78"] {
+            let gate = gate(name, NONE);
+            for force in [false, true] {
+                let error = gate.pass(force).unwrap_err();
+                assert_eq!(status_of(&error), Status::Unsupported);
+                let text = format!("{error:#}");
+                assert!(text.contains("needs Linux 6.1") && !text.contains("--force"), "{text}");
+            }
+            assert!(gate.detail().contains("too old"), "{}", gate.detail());
+        }
+    }
+
+    #[test]
     fn each_release_is_the_first_or_the_last() {
-        let mptcp = Abilities { mptcp: true, tls: false };
+        let copied = "bpf, sockmap: Fix incorrect copied_seq calculation";
         for (before, after) in [
-            ("5.10.246", "5.10.247"),
-            ("5.15.196", "5.15.197"),
-            ("6.1.158", "6.1.159"),
-            ("6.6.117", "6.6.118"),
-            ("6.12.59", "6.12.60"),
-            ("6.17.9", "6.17.10"),
+            ("6.1.164", "6.1.165"),
+            ("6.6.127", "6.6.128"),
+            ("6.12.74", "6.12.75"),
+            ("6.18.13", "6.18.14"),
+            ("6.19.3", "6.19.4"),
         ] {
+            assert_eq!(titles(&gate(before, NONE)), [copied], "{before}");
+            assert_eq!(titles(&gate(after, NONE)), [""; 0], "{after}");
+        }
+        let mptcp = Abilities { mptcp: true, tls: false };
+        for (before, after) in
+            [("6.1.158", "6.1.159"), ("6.6.117", "6.6.118"), ("6.12.59", "6.12.60")]
+        {
             let title = "mptcp: Fix proto fallback detection with BPF";
-            assert_eq!(titles(&gate(before, mptcp)), [title], "{before}");
-            assert_eq!(titles(&gate(after, mptcp)), [""; 0], "{after}");
+            assert!(titles(&gate(before, mptcp)).contains(&title), "{before}");
+            assert!(!titles(&gate(after, mptcp)).contains(&title), "{after}");
         }
         let tls = Abilities { mptcp: false, tls: true };
         for (before, after) in
-            [("6.1.189", "6.1.190"), ("6.12.110", "6.12.111"), ("6.18.52", "6.18.53")]
+            [("6.1.190", "6.1.191"), ("6.12.110", "6.12.111"), ("6.18.52", "6.18.53")]
         {
-            let title = "tls: reject the combination of TLS and sockmap";
-            assert_eq!(titles(&gate(before, tls)), [title], "{before}");
+            assert_eq!(titles(&gate(before, tls)).len(), 1, "{before}");
             assert_eq!(titles(&gate(after, tls)), [""; 0], "{after}");
         }
-        assert_eq!(titles(&gate("5.15.65", NONE)).len(), 2, "the last sg check, and sock_put");
-        assert_eq!(titles(&gate("5.15.66", NONE)).len(), 1, "sock_put");
-        assert_eq!(titles(&gate("5.10.83", NONE)).len(), 3);
+        let all = |name: &str| titles(&gate(name, NONE)).len();
+        assert!(all("6.1.1") > all("6.1.90") && all("6.1.90") > all("6.1.150"));
     }
 
     #[test]
     fn what_is_not_known_refuses_and_says_so() {
         let text = format!("{:#}", gate("6.4.0-150600.23.7-default", ALL).pass(false).unwrap_err());
-        assert!(text.starts_with("Linux 6.4.0-150600.23.7-default may lack `mptcp: Fix"), "{text}");
-        assert!(text.contains("not known whether 6.4 has it; 6.18 has"), "{text}");
-        let text = format!("{:#}", gate("5.15.0-176-generic", NONE).pass(false).unwrap_err());
-        assert!(text.contains("does not say which release of 5.15 it is"), "{text}");
+        assert!(text.starts_with("Linux 6.4.0-150600.23.7-default may lack `"), "{text}");
+        assert!(text.contains("not known whether 6.4 has it; 7.0 has"), "{text}");
+        let text = format!("{:#}", gate("6.1.0-176-generic", NONE).pass(false).unwrap_err());
+        assert!(text.contains("does not say which release of 6.1 it is"), "{text}");
         let text = format!("{:#}", gate("7.2.0-rc1", ALL).pass(false).unwrap_err());
         assert!(text.contains("not known whether this release candidate has it"), "{text}");
-        assert_eq!(titles(&gate("2.6.78", NONE)).len(), 4, "all that need nothing else");
         // A series that is older than the fix and has no entry.
-        assert!(titles(&gate("6.13.2", ALL)).len() == 2);
+        assert!(!titles(&gate("6.13.2", ALL)).is_empty());
     }
 
     #[test]
     fn it_refuses_in_one_line_with_the_fix_and_force_goes_on() {
-        let gate = gate("6.1.150", ALL);
+        let gate = gate("6.18.13", NONE);
         let error = gate.pass(false).unwrap_err();
         assert_eq!(status_of(&error), Status::Unsupported);
         let text = format!("{error:#}");
         assert_eq!(
             text,
-            "Linux 6.1.150 lacks `mptcp: Fix proto fallback detection with BPF` (c77b3b79a92e, CVE-2025-68227; fixed in 6.1.159): \
-             accepting a plain TCP connection on an MPTCP listener (Go's default) can crash the kernel; `tls: reject \
-             the combination of TLS and sockmap` (460e6486617c, CVE-2026-93824; fixed in 6.1.190): a program that turns on kernel \
-             TLS for a redirected connection can corrupt the kernel's memory; --force redirects all the same"
+            "Linux 6.18.13 lacks `bpf, sockmap: Fix incorrect copied_seq calculation` (b40cc5adaa80; fixed in 6.18.14): after a \
+             read of redirected bytes, bytes that TCP brings can wait in the kernel until more of them have come than were \
+             redirected: the reader hangs; --force redirects all the same"
         );
         let warning = gate.pass(true).unwrap().unwrap();
-        assert!(warning.starts_with("warning: Linux 6.1.150 lacks `mptcp"), "{warning}");
+        assert!(warning.starts_with("warning: Linux 6.18.13 lacks `bpf"), "{warning}");
         assert!(!warning.contains("--force") && !warning.contains('\n'), "{warning}");
+        // Of many, some are named.
+        let many = self::gate("6.1.1", ALL);
+        let text = format!("{:#}", many.pass(false).unwrap_err());
+        assert_eq!(text.matches('`').count(), 2 * NAMED, "{text}");
+        assert!(text.contains(" more fixes, which doctor lists"), "{text}");
+        assert!(many.detail().matches('`').count() > 2 * NAMED);
     }
 
     #[test]
@@ -363,7 +406,10 @@ mod tests {
     #[test]
     fn the_running_kernel_gets_a_verdict() {
         let gate = Gate::here().unwrap();
-        assert_eq!(gate.pass(true).unwrap().is_none(), gate.missing().is_empty());
+        match gate.pass(true) {
+            Ok(warning) => assert_eq!(warning.is_none(), gate.missing().is_empty()),
+            Err(_) => assert!(gate.release.series < OLDEST),
+        }
         assert!(gate.detail().starts_with("Linux "));
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Config {
     /// One bit a port of a server; all without.
     pub(crate) ports: Option<Vec<u64>>,
     pub(crate) excluded_ports: Option<Vec<u64>>,
+    /// Connections between network namespaces, too.
+    pub(crate) across_namespaces: bool,
     /// Names of senders; all without.
     pub(crate) comms: Vec<[u8; 16]>,
     /// Of one direction, in bytes and in messages.
@@ -70,6 +72,7 @@ impl Default for Config {
             btf: BtfSource::default(),
             ports: None,
             excluded_ports: None,
+            across_namespaces: false,
             comms: Vec::new(),
             max_queue: 4 << 20,
             max_messages: 1024,
@@ -161,6 +164,7 @@ impl Redirector {
         rodata.tcp_memory_held_back = tcp_memory_held_back();
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
+        rodata.across_namespaces = config.across_namespaces;
         rodata.comms = config.comms.len() as u32;
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
             *slot = *comm;
@@ -168,6 +172,7 @@ impl Redirector {
         let maps = &mut open.maps;
         maps.socks.set_max_entries(config.max_ends).context("cannot size the map of sockets")?;
         maps.ends.set_max_entries(config.max_ends).context("cannot size a table")?;
+        maps.receivers.set_max_entries(config.max_ends).context("cannot size a table")?;
         maps.refused.set_max_entries(config.max_ends).context("cannot size a table")?;
         log::clear();
         let skel = open
@@ -186,12 +191,14 @@ impl Redirector {
     }
 
     fn attach(&mut self, cgroup: &File) -> Result<()> {
-        // Not by a link, which there is since Linux 6.10 only: the program is the map's, and gone with it.
-        self.skel
-            .progs
-            .bpftk_sk_msg
-            .attach_sockmap(self.skel.maps.socks.as_fd().as_raw_fd())
-            .map_err(|error| anyhow!("cannot attach to the map of sockets: {error}"))?;
+        // Not by links, which there are since Linux 6.10 only: the programs are the map's, and gone with it. Before the first socket
+        // comes into it: a socket has the programs that its map had when it came.
+        let map = self.skel.maps.socks.as_fd().as_raw_fd();
+        for program in [&self.skel.progs.bpftk_sk_msg, &self.skel.progs.bpftk_sk_skb] {
+            program
+                .attach_sockmap(map)
+                .map_err(|error| anyhow!("cannot attach to the map of sockets: {error}"))?;
+        }
         let program = self.skel.progs.bpftk_sockops.as_fd();
         let link = sys::link_create(program, cgroup.as_raw_fd(), libbpf_sys::BPF_CGROUP_SOCK_OPS);
         self.link = Some(link.map_err(|error| match error.raw_os_error() {
@@ -210,10 +217,17 @@ impl Redirector {
         Ok(())
     }
 
-    /// The ends that are in the map of sockets.
+    /// The ends that are in the map of sockets; what they sent by TCP is as of now.
     pub(crate) fn ends(&self) -> Result<Vec<End>> {
         let entry = |bytes: &[u8]| copy_from::<types::sockredir_entry>(bytes);
-        read(&self.skel.maps.ends, |key, value| Some(End::of_entry(key, &entry(value)?)))
+        let ends =
+            || read(&self.skel.maps.ends, |key, value| Some(End::of_entry(key, &entry(value)?)));
+        let by_tcp: Vec<End> =
+            ends()?.into_iter().filter(|end| matches!(end.state, State::Tcp(_))).collect();
+        for end in &by_tcp {
+            self.look(&end.key.bytes())?;
+        }
+        ends()
     }
 
     /// Ends that were refused, and are open; what they sent is as of now.
@@ -282,7 +296,8 @@ impl Redirector {
             bytes: sum(which::SOCKREDIR_BYTES.0)?,
             messages: sum(which::SOCKREDIR_MESSAGES.0)?,
             tcp_bytes: sum(which::SOCKREDIR_TCP_BYTES.0)?,
-            tcp_messages: sum(which::SOCKREDIR_TCP_MESSAGES.0)?,
+            overlaps: sum(which::SOCKREDIR_OVERLAPS.0)?,
+            overlaps_kept: sum(which::SOCKREDIR_OVERLAPS_KEPT.0)?,
             high_water: per_cpu(which::SOCKREDIR_HIGH_WATER.0)?.into_iter().max().unwrap_or(0),
             waiting: self.waiting()?,
             reasons,

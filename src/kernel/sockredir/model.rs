@@ -29,7 +29,7 @@ pub(crate) struct Reason(pub(super) u32);
 
 impl Reason {
     /// All that there are, and what they are called.
-    pub(crate) const NAMES: [(Self, &'static str); 15] = {
+    pub(crate) const NAMES: [(Self, &'static str); 18] = {
         use types::sockredir_reason as reason;
         [
             (Self(reason::SOCKREDIR_PEER_UNKNOWN.0), "peer-unknown"),
@@ -47,6 +47,9 @@ impl Reason {
             (Self(reason::SOCKREDIR_PEER_CLOSED.0), "peer-closed"),
             (Self(reason::SOCKREDIR_STOPPED.0), "stopped"),
             (Self(reason::SOCKREDIR_MEMORY.0), "memory"),
+            (Self(reason::SOCKREDIR_NAMESPACE.0), "other-namespace"),
+            (Self(reason::SOCKREDIR_TRANSLATED.0), "translated"),
+            (Self(reason::SOCKREDIR_REPAIR.0), "repair"),
         ]
     };
 
@@ -112,9 +115,8 @@ pub(crate) struct End {
     /// Redirected.
     pub(crate) bytes: u64,
     pub(crate) messages: u64,
-    /// Left to TCP.
+    /// Left to TCP, as the socket counts it.
     pub(crate) tcp_bytes: u64,
-    pub(crate) tcp_messages: u64,
     /// Who sent last; 0 when nobody has.
     pub(crate) pid: u32,
     pub(crate) comm: String,
@@ -142,7 +144,6 @@ impl End {
             bytes: end.bytes,
             messages: end.messages,
             tcp_bytes: end.tcp_bytes,
-            tcp_messages: end.tcp_messages,
             pid: end.pid,
             comm: crate::output::bytes_to_string(&end.comm),
             opened_ns: end.opened_ns,
@@ -175,8 +176,11 @@ pub(crate) struct Totals {
     pub(crate) silent: u64,
     pub(crate) bytes: u64,
     pub(crate) messages: u64,
+    /// Of ends that are closed.
     pub(crate) tcp_bytes: u64,
-    pub(crate) tcp_messages: u64,
+    /// Packets that brought bytes a second time, and those of which they could not be cut off.
+    pub(crate) overlaps: u64,
+    pub(crate) overlaps_kept: u64,
     pub(crate) high_water: u64,
     /// What waits to be read, of all directions.
     pub(crate) waiting: u64,

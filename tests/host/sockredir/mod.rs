@@ -6,6 +6,7 @@
 //! The test process moves into a cgroup of its own for as long as a test runs, and its connections are in network namespaces
 //! of its own: nobody else's are touched.
 
+mod boundary;
 mod close;
 mod content;
 mod differences;
@@ -16,9 +17,12 @@ mod naive;
 mod namespaces;
 mod options;
 mod order;
+mod overlap;
 mod postgres;
 mod programs;
 mod queue;
+mod readers;
+mod reconnect;
 mod refusals;
 mod work;
 

@@ -10,11 +10,24 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Runs `ip` in the calling thread's namespace.
+use super::within;
+
+/// Runs `ip` in the calling thread's namespace. A link that was set up is up when this returns.
 pub(crate) fn ip(args: &str) {
-    let output =
-        Command::new("ip").args(args.split_whitespace()).output().expect("ip is installed");
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    let run = |args: &str| {
+        let output =
+            Command::new("ip").args(args.split_whitespace()).output().expect("ip is installed");
+        assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    run(args);
+    // Both ends of a pair have to be up. Then the kernel gives each its queue (net/sched/sch_generic.c, dev_activate), from a work
+    // queue, which may take a second on a busy machine: until then it drops what is sent.
+    if args.split_whitespace().any(|word| word == "up") {
+        let idle = |line: &str| line.contains("LOWER_UP") && line.contains(" qdisc noop ");
+        let ready = || !run("-oneline link show up").lines().any(idle);
+        assert!(within(30, ready), "{}", run("-oneline link show up"));
+    }
 }
 
 /// Gives the calling thread's namespace a network, 203.0.113.0/24, where what is sent to 203.0.113.2 gets no answer:
