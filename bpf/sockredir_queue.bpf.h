@@ -58,15 +58,19 @@ static __always_inline __s64 memory_of(__u64 bytes, __u32 messages)
 	return bytes + (__u64)messages * SOCKREDIR_MESSAGE_BYTES;
 }
 
-/* Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. */
+/*
+ * Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. What TCP brought is behind
+ * what was redirected, and has its packet.
+ */
 static __always_inline bool is_drained(const struct sockredir_entry *entry)
 {
 	struct sock *sk = (void *)entry->end.sk;
 	/* The low bits are flags. include/net/sock.h, SK_USER_DATA_PTRMASK */
 	__u64 psock = (__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL;
-	__u64 next = (__u64)BPF_CORE_READ((struct sk_psock *)psock, ingress_msg.next);
+	__u64 first = (__u64)BPF_CORE_READ((struct sk_psock *)psock, ingress_msg.next);
+	struct sk_msg *msg = (void *)first - bpf_core_field_offset(struct sk_msg, list);
 
-	return !psock || next == psock + bpf_core_field_offset(struct sk_psock, ingress_msg);
+	return !psock || first == psock + bpf_core_field_offset(struct sk_psock, ingress_msg) || BPF_CORE_READ(msg, skb);
 }
 
 /* All of the queue was read, or is gone with its socket. */

@@ -95,8 +95,12 @@ fn equal_addresses_in_two_namespaces_are_two_connections() {
     assert_eq!(summary["redirected"], 30, "each that sent anything: {summary}");
 }
 
-fn redirected(place: &Place, connect: impl FnOnce() -> (TcpStream, TcpStream)) -> u64 {
-    let run = place.start(&[]);
+fn redirected(
+    place: &Place,
+    args: &[&str],
+    connect: impl FnOnce() -> (TcpStream, TcpStream),
+) -> u64 {
+    let run = place.start(args);
     let (mut client, mut server) = connect();
     for _ in 0..5 {
         exchange(&mut client, &mut server);
@@ -111,7 +115,7 @@ fn redirected(place: &Place, connect: impl FnOnce() -> (TcpStream, TcpStream)) -
 #[test]
 fn ipv6_is_redirected() {
     let Some(place) = Place::new() else { return };
-    assert_eq!(redirected(&place, || place.run(|| pair_on("::1"))), 2);
+    assert_eq!(redirected(&place, &[], || place.run(|| pair_on("::1"))), 2);
 }
 
 /// A listener for both families, and a client of IPv4.
@@ -133,7 +137,7 @@ fn v4_mapped_is_redirected() {
             (client, server)
         })
     };
-    assert_eq!(redirected(&place, connect), 2);
+    assert_eq!(redirected(&place, &[], connect), 2);
 }
 
 /// An address of the machine that is not the loopback's.
@@ -141,11 +145,11 @@ fn v4_mapped_is_redirected() {
 fn own_addresses_are_redirected() {
     let Some(place) = Place::new() else { return };
     place.run(|| ip("addr add 198.51.100.7/32 dev lo"));
-    assert_eq!(redirected(&place, || place.run(|| pair_on("198.51.100.7"))), 2);
+    assert_eq!(redirected(&place, &[], || place.run(|| pair_on("198.51.100.7"))), 2);
 }
 
 #[test]
-fn a_veth_between_namespaces_is_redirected() {
+fn a_veth_between_namespaces_is_redirected_if_asked_for() {
     let Some(place) = Place::new() else { return };
     let far = Netns::new();
     place.run(|| {
@@ -166,5 +170,36 @@ fn a_veth_between_namespaces_is_redirected() {
         patient(&server);
         (client, server)
     };
-    assert_eq!(redirected(&place, connect), 2);
+    let run = place.start(&[]);
+    let (mut client, mut server) = connect();
+    exchange(&mut client, &mut server);
+    drop((client, server));
+    let summary = run.stop().summary();
+    assert_eq!(summary["redirected"], 0, "{summary}");
+    assert_eq!(summary["reasons"]["other-namespace"], 2, "{summary}");
+    assert_eq!(summary["tcp_bytes"], 14, "{summary}");
+    assert_eq!(redirected(&place, &["--across-namespaces"], connect), 2);
+}
+
+/// As for a container's published port: the client connects to one port, and the server listens at another.
+#[test]
+fn a_translated_address_is_told() {
+    let Some(place) = Place::new() else { return };
+    let rules = "table ip t { chain c { type nat hook output priority -100; tcp dport 8080 dnat to 127.0.0.1:9090; } }";
+    let nft = place.run(|| std::process::Command::new("nft").arg(rules).output());
+    if !nft.is_ok_and(|output| output.status.success()) {
+        println!("SKIP no nft, or this kernel can't translate addresses");
+        return;
+    }
+    let run = place.start(&[]);
+    let (mut client, mut server) = place.run(|| {
+        let listener = TcpListener::bind("127.0.0.1:9090").unwrap();
+        let client = TcpStream::connect("127.0.0.1:8080").expect("it is translated");
+        (client, listener.accept().unwrap().0)
+    });
+    exchange(&mut client, &mut server);
+    drop((client, server));
+    let summary = run.stop().summary();
+    assert_eq!(summary["redirected"], 0, "{summary}");
+    assert_eq!(summary["reasons"]["translated"], 2, "{summary}");
 }
