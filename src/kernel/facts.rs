@@ -377,6 +377,7 @@ fn io_uring() -> Found {
 /// What `sockredir` would say to this kernel.
 fn sockmap_fixes() -> Found {
     match Gate::here() {
+        Ok(gate) if gate.too_old().is_some() => no(gate.detail()),
         Ok(gate) if gate.missing().is_empty() => yes(gate.detail()),
         Ok(gate) if gate.missing().iter().any(MissingFix::is_known) => no(gate.detail()),
         Ok(gate) => (Answer::Unknown, gate.detail()),

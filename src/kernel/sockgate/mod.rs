@@ -183,7 +183,8 @@ impl Gate {
         Err(unsupported(format!("{sentence}; --force redirects all the same")))
     }
 
-    fn too_old(&self) -> Option<String> {
+    /// That no fix would do, if so.
+    pub(crate) fn too_old(&self) -> Option<String> {
         (self.release.series < OLDEST).then(|| {
             format!(
                 "{} is too old for sockredir, which needs Linux {OLDEST}: before, programs may wait for ever when a redirected \

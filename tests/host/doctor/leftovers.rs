@@ -16,7 +16,7 @@ use super::programs::{
     attach_tc, attach_tc_at, attach_xdp, command, gone, id, link_to_lo, load, load_tc, load_xdp,
     loaded, ours, pin, programs_of, quiet, show_ip,
 };
-use super::{alone, doctor, kernel_version, lines, rows};
+use super::{alone, doctor, kernel_version, lines, rows, usual_status};
 use crate::support::{self, Netns, Running, ip};
 
 /// Ids of the programs that doctor tells as left over.
@@ -84,7 +84,7 @@ fn removes_ownerless_filters_and_nothing_else() {
     let tracer = Running::json(&["tcpconnect", "-p", &std::process::id().to_string()]);
 
     let seen = doctor(&["--format", "json"]);
-    assert_eq!(seen.status.code(), Some(0));
+    assert_eq!(seen.status.code(), usual_status());
     for (id, place) in &left {
         let told = told(&seen, *id);
         assert_eq!(told.len(), 1, "{told:?}");
@@ -102,7 +102,7 @@ fn removes_ownerless_filters_and_nothing_else() {
     // Looking changes nothing.
     assert!(left.iter().all(|(id, _)| loaded(*id)));
     let cleaned = doctor(&["--cleanup", "--format", "json"]);
-    assert_eq!(cleaned.status.code(), Some(0), "{}", support::stdout(&cleaned));
+    assert_eq!(cleaned.status.code(), usual_status(), "{}", support::stdout(&cleaned));
     for (id, place) in &left {
         let told = told(&cleaned, *id);
         assert!(told.iter().all(|(status, _)| status == "removed"), "{told:?}");
@@ -127,7 +127,7 @@ fn removes_ownerless_filters_and_nothing_else() {
     assert!(links.contains(&format!("prog/xdp id {}", foreign[1])), "{links}");
 
     let again = doctor(&["--cleanup", "--format", "json"]);
-    assert_eq!(again.status.code(), Some(0));
+    assert_eq!(again.status.code(), usual_status());
     let all = leftovers(&again);
     assert!(left.iter().all(|(id, _)| !all.contains(id)), "{all:?}");
 
@@ -173,7 +173,7 @@ fn looks_into_named_namespaces() {
             && held[0].1.ends_with(&format!("/netns/{}", named.0)),
         "{held:?}"
     );
-    assert_eq!(doctor(&["--cleanup"]).status.code(), Some(0));
+    assert_eq!(doctor(&["--cleanup"]).status.code(), usual_status());
     assert!(gone(left));
 }
 
@@ -248,7 +248,7 @@ fn removes_pins_and_cgroup_programs() {
     assert!(!all.contains(&foreign) && !all.contains(&foreign_pin), "{all:?}");
 
     let cleaned = doctor(&["--cleanup"]);
-    assert_eq!(cleaned.status.code(), Some(0), "{}", support::stdout(&cleaned));
+    assert_eq!(cleaned.status.code(), usual_status(), "{}", support::stdout(&cleaned));
     assert!(gone(in_cgroup) && gone(pinned) && gone(linked));
     assert!(loaded(foreign) && loaded(foreign_pin));
     done.send(()).unwrap();
@@ -418,7 +418,7 @@ fn says_what_it_can_not_remove() {
     drop(program);
 
     let output = doctor(&["--format", "json"]);
-    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.status.code(), usual_status());
     assert_eq!(told(&output, left)[0].1, "nothing that was found");
     let output = doctor(&["--cleanup", "--format", "json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -430,7 +430,7 @@ fn says_what_it_can_not_remove() {
     assert!(loaded(left));
     drop(socket);
     assert!(gone(left));
-    assert_eq!(doctor(&["--cleanup"]).status.code(), Some(0));
+    assert_eq!(doctor(&["--cleanup"]).status.code(), usual_status());
 }
 
 /// A bpftk that was killed leaves nothing, not even for a moment that doctor would see.
