@@ -3,15 +3,17 @@
 //! A run of a command that follows events: from its options to its last line.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::common::{interval, note};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::kernel::backend::Chosen;
 use crate::kernel::caps::{self, Cap};
+use crate::kernel::cgroup::Watched;
 use crate::kernel::run::{Flow, Timing, Tracing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::output::{Column, Field, Sink};
@@ -40,6 +42,8 @@ pub(crate) struct Plan<'a> {
     /// Tables each interval instead of rows as they come.
     pub(crate) tables: bool,
     pub(crate) interval: Option<Duration>,
+    /// Of which all is that is followed.
+    pub(crate) cgroup: Option<&'a Path>,
     /// Whether rows that come in quick succession may come some milliseconds later.
     pub(crate) gather: bool,
 }
@@ -56,10 +60,13 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
             None if !plan.tables => None,
             asked => Some(interval(asked)?),
         },
+        look: plan.cgroup.is_some(),
         to_stdout: plan.output.output.is_none(),
         gather: plan.gather,
     };
     caps::require(plan.needed)?;
+    let cgroup = plan.cgroup.map(Watched::new).transpose()?;
+    let removed = || cgroup.as_ref().is_some_and(Watched::is_removed);
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
     let mut signals = Signals::take(plan.output.output.is_some())?;
@@ -79,6 +86,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
         Turn::Event(event) => session.event(event, &mut sink),
         Turn::Rest => sink.flush().map(|()| Flow::Continue),
         Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
+        Turn::Look => Ok(if removed() { Flow::Stop } else { Flow::Continue }),
         Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
     })
     // Detaching takes its time.
@@ -97,5 +105,11 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     undecodable += ring.undecodable();
     drop(ring);
     session.finish(&tracer, undecodable, &mut sink)?;
-    Ok(ExitCode::SUCCESS)
+    match cgroup {
+        Some(cgroup) if cgroup.is_removed() => Err(anyhow!(
+            "the cgroup {} was removed, so nothing more can come",
+            cgroup.path().display()
+        )),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }

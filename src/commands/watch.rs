@@ -187,7 +187,7 @@ impl Following {
     pub(crate) fn timing(&self, interval: Duration, to_stdout: bool) -> Timing {
         let left = self.end.map(|end| end.saturating_duration_since(Instant::now()));
         let duration = left.map(|left| left.max(Duration::from_nanos(1)));
-        Timing { duration, interval: Some(interval), to_stdout, gather: false }
+        Timing { duration, interval: Some(interval), look: false, to_stdout, gather: false }
     }
 
     /// Leaves the loop when an interface has changed.

@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::mounts::Mount;
@@ -36,6 +39,29 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         return Ok(file);
     }
     Err(usage(format!("--cgroup {}: not a cgroup v2 directory; {place}", path.display())))
+}
+
+/// A cgroup that may be removed while it is watched: the kernel tells nobody.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    path: PathBuf,
+    dir: File,
+}
+
+impl Watched {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.into(), dir: open(path)? })
+    }
+
+    /// Whether it is gone, even if there is another one of its name by now.
+    pub(crate) fn is_removed(&self) -> bool {
+        openat(&self.dir, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .is_err_and(|error| matches!(error, Errno::ENOENT | Errno::ENODEV))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// The cgroup that all others are below: where it is mounted, or a mount of our own that nobody else sees.

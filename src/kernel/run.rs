@@ -29,12 +29,17 @@ pub(crate) struct Timing {
     pub(crate) duration: Option<Duration>,
     /// Every how long `Turn::Tick` comes.
     pub(crate) interval: Option<Duration>,
+    /// Whether `Turn::Look` comes, once a second.
+    pub(crate) look: bool,
     /// Whether rows go to standard output, whose reader may leave.
     pub(crate) to_stdout: bool,
     /// Whether events that come in quick succession may wait for each other for some milliseconds. The kernel wakes us only
     /// when it has told of all before, so that who causes an event then need not stop to wake us.
     pub(crate) gather: bool,
 }
+
+/// Every how long `Turn::Look` comes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// For how long events gather.
 const GATHER: Duration = Duration::from_millis(5);
@@ -52,6 +57,8 @@ pub(crate) enum Turn<T> {
     /// All that had arrived was handed over.
     Rest,
     Tick,
+    /// Time to look whether what is followed is still there.
+    Look,
     /// SIGHUP: the output file is to be opened anew.
     Reopen,
 }
@@ -102,6 +109,7 @@ pub(crate) fn follow<S: Source>(
     let begin = Instant::now();
     let deadline = timing.duration.map(|duration| begin + duration);
     let mut tick = timing.interval.map(|interval| begin + interval);
+    let mut look = timing.look.then(|| begin + LOOK);
     let stdout = std::io::stdout();
     let mut handed = 0;
     let mut last_rest: Option<Instant> = None;
@@ -125,6 +133,12 @@ pub(crate) fn follow<S: Source>(
             // After a stall, not one tick for each that was missed.
             tick = Some(if now >= due + interval { now + interval } else { due + interval });
         }
+        if look.is_some_and(|due| now >= due) {
+            if turn(Turn::Look)? == Flow::Stop {
+                return Ok(());
+            }
+            look = Some(now + LOOK);
+        }
 
         let more = source.fill()?;
         while let Some(event) = source.next() {
@@ -147,7 +161,7 @@ pub(crate) fn follow<S: Source>(
             handed = 0;
         }
 
-        let wait = [deadline, tick]
+        let wait = [deadline, tick, look]
             .into_iter()
             .flatten()
             .map(|due| due.saturating_duration_since(now))

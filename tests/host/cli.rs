@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Netns, Running, Tcp, as_nobody, assert_usage, bpftk, output, public_copy, root, stderr, stdout,
+    Cgroup, Netns, Running, Tcp, as_nobody, assert_usage, bpftk, output, public_copy, root, stderr,
+    stdout,
 };
 
 #[test]
@@ -265,4 +266,32 @@ fn tracefs_and_bpffs_need_not_be_mounted() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// Nobody could come into it any more: that is an end, with the account of what there was.
+#[test]
+fn a_cgroup_that_is_removed_ends_what_follows_it() {
+    if !root() {
+        return;
+    }
+    for command in ["tcpconnect", "clone-trace", "sockredir"] {
+        let name = format!("bpftk-removed-{}", std::process::id());
+        let Some(cgroup) = Cgroup::new(&name) else {
+            println!("SKIP cgroup v2 is not mounted here");
+            return;
+        };
+        let path = cgroup.path().to_str().unwrap().to_string();
+        let args = [command, "--cgroup", &path];
+        if output(&[&args[..], &["-d", "10ms"]].concat()).status.code() == Some(4) {
+            println!("{command} does not run on this kernel");
+            continue;
+        }
+        let run = Running::json(&args);
+        drop(cgroup);
+        let run = run.wait();
+        assert_eq!(run.status.code(), Some(1), "{command}: {}", run.stderr);
+        let text = format!("bpftk: the cgroup {path} was removed, so nothing more can come");
+        assert!(run.stderr.ends_with(&format!("{text}\n")), "{command}: {}", run.stderr);
+        assert_eq!(run.summary()["command"], command);
+    }
 }

@@ -244,6 +244,7 @@ impl Session<'_> {
                 }
                 following.tick()
             }
+            Turn::Look => Ok(Flow::Continue),
             Turn::Reopen => {
                 sink.reopen()?;
                 Ok(if self.reread() { following.leave() } else { Flow::Continue })

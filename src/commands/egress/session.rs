@@ -96,6 +96,7 @@ impl<'a> Session<'a> {
                 }
                 following.tick()
             }
+            Turn::Look => Ok(Flow::Continue),
             Turn::Reopen => {
                 sink.reopen()?;
                 self.reread(counter);

@@ -191,7 +191,8 @@ impl Capture {
         };
         // What waits in a buffer is written at least this often, and an interface that went away is missed.
         let interval = Some(Duration::from_millis(500));
-        let timing = Timing { duration: self.duration, interval, to_stdout, gather: false };
+        let timing =
+            Timing { duration: self.duration, interval, look: false, to_stdout, gather: false };
         follow(socket, signals, timing, |turn| match turn {
             Turn::Event(packet) => {
                 self.packet(&packet, link, target)?;
@@ -206,6 +207,7 @@ impl Capture {
                 socket.look_for_it()?;
                 Ok(Flow::Continue)
             }
+            Turn::Look => Ok(Flow::Continue),
             Turn::Reopen => {
                 if let Target::Rows(sink) = target {
                     sink.reopen()?;

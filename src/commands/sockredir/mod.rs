@@ -192,6 +192,7 @@ impl Sockredir {
             fields: FIELDS,
             tables: !self.events,
             interval: Some(self.pace()?),
+            cgroup: self.cgroup.as_deref(),
             gather: false,
         };
         let turns = self.turns()?;

@@ -228,6 +228,7 @@ impl Preflight {
         let timing = Timing {
             duration: Some(self.duration),
             interval: Some(LOOK_EVERY),
+            look: false,
             to_stdout: self.output.output.is_none(),
             gather: false,
         };
@@ -235,6 +236,7 @@ impl Preflight {
             Turn::Event(never) => match never {},
             Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => watch.refresh().map(|()| Flow::Continue),
+            Turn::Look => Ok(Flow::Continue),
             Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
         })?;
         watch.detach();
