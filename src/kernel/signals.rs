@@ -43,7 +43,7 @@ impl Signals {
     }
 
     pub(crate) fn stopped(&self) -> bool {
-        STOP.load(Ordering::SeqCst)
+        stop_requested()
     }
 
     /// Whether SIGHUP came since the last call.
@@ -61,6 +61,11 @@ impl Signals {
         let mut bytes = [0; 64];
         while matches!(self.woken.read(&mut bytes), Ok(n) if n > 0) {}
     }
+}
+
+/// For what takes long between two looks of the main loop.
+pub(crate) fn stop_requested() -> bool {
+    STOP.load(Ordering::SeqCst)
 }
 
 extern "C" fn hangup(_signal: libc::c_int) {
