@@ -347,7 +347,7 @@ __noinline __u32 any_number(__u32 number)
 enum way {
 	RECEIVES,
 	SENDS,
-	/* Takes or tells what TCP has, and not what was redirected. */
+	/* Takes or tells what TCP has: redirection has it elsewhere. */
 	ASKS_TCP,
 	CLOSES,
 };

@@ -34,7 +34,12 @@ impl Signals {
             STOP.store(true, Ordering::SeqCst);
             wake();
         })
-        .context("cannot handle signals")?;
+        .map_err(|error| match error {
+            // It does not say which.
+            ctrlc::Error::System(error) => anyhow::Error::from(error),
+            other => other.into(),
+        })
+        .context("cannot handle signals, which takes a thread")?;
         if reopen_on_hangup {
             // SAFETY: the handler stores to an atomic and writes one byte.
             unsafe { sys::on_hangup(hangup) }.context("cannot handle SIGHUP")?;

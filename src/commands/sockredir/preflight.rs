@@ -93,9 +93,9 @@ pub(crate) const SUMMARY: &[Field] = &[
 pub(crate) const REASONS: &[Field] = &[
     Field::new(
         "splice",
-        "splice(2) or sendfile(2) from the connection: it does not see redirected data, and says EAGAIN while poll says that there is some",
+        "splice(2) or sendfile(2) from the connection: it finds nothing, and says EAGAIN while poll says that there is some",
     ),
-    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it does not see redirected data"),
+    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it finds nothing"),
     Field::new("waitall", "a read with MSG_WAITALL: it can come back short"),
     Field::new(
         "oob",
@@ -103,7 +103,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "trunc",
-        "a read with MSG_TRUNC: instead of being discarded, redirected data is copied into the buffer, and without a buffer the read fails with EFAULT",
+        "a read with MSG_TRUNC: instead of being discarded, data is copied into the buffer, and without a buffer the read fails with EFAULT",
     ),
     Field::new(
         "zerocopy",
@@ -136,7 +136,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "fionread",
-        "ioctl FIONREAD (SIOCINQ): it can say 0, or too little, while redirected data waits",
+        "ioctl FIONREAD (SIOCINQ): on some kernels it says 0, or too little, while data waits",
     ),
     Field::new("tcp-info", "getsockopt TCP_INFO: its counters lack redirected data"),
     Field::new(
@@ -146,7 +146,7 @@ pub(crate) const REASONS: &[Field] = &[
     Field::new("peek-off", "a read, SO_PEEK_OFF being set: each MSG_PEEK begins at the first byte"),
     Field::new(
         "timestamps",
-        "SO_TIMESTAMP, SO_TIMESTAMPNS or SO_TIMESTAMPING is set: the time stamps of redirected data do not come",
+        "SO_TIMESTAMP, SO_TIMESTAMPNS or SO_TIMESTAMPING is set: they do not come",
     ),
     Field::new(
         "zero-length",
@@ -158,7 +158,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "unread-at-close",
-        "close(2) with unread data: when that is redirected the peer gets a FIN instead of a reset",
+        "close(2) with unread data: the peer gets a FIN instead of a reset",
     ),
     Field::new(
         "blocking",
