@@ -52,6 +52,19 @@ static __always_inline void emit_record(void *record, __u64 size)
 		count_loss(BPFTK_LOSS_RING_FULL);
 }
 
+/*
+ * 1 if the value isn't 0, else 0. Without a branch: for the verifier each doubles what is behind it (Linux 5.10), or what comes of the
+ * two is two numbers to go on with.
+ */
+static __always_inline __u64 is_set(__u64 value)
+{
+	__u64 negative = -value;
+
+	/* Else the compiler sees what it is about, and makes a branch of it. */
+	asm volatile("" : "+r"(negative));
+	return (value | negative) >> 63;
+}
+
 static __always_inline void set_v4_mapped(__u8 addr[16], __be32 v4)
 {
 	__builtin_memset(addr, 0, 10);

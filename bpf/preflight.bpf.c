@@ -21,7 +21,10 @@
 
 #define SOCK_STREAM 1
 #define SOL_TCP 6
+#define TCP_INFO 11
 #define TCP_ZEROCOPY_RECEIVE 35
+/* include/uapi/asm-generic/ioctls.h; SIOCINQ is the same. */
+#define FIONREAD 0x541b
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define S_IFMT 00170000
@@ -33,6 +36,8 @@
 #if defined(__TARGET_ARCH_x86)
 #define NR_READ 0
 #define NR_WRITE 1
+#define NR_CLOSE 3
+#define NR_IOCTL 16
 #define NR_READV 19
 #define NR_WRITEV 20
 #define NR_SENDFILE 40
@@ -49,6 +54,8 @@
 /* socketcall, and socket to recvmsg, as 32-bit programs number them. */
 #define IS_SOCKET_CALL32(nr) ((nr) == 102 || ((nr) >= 359 && (nr) <= 373))
 #elif defined(__TARGET_ARCH_arm64)
+#define NR_IOCTL 29
+#define NR_CLOSE 57
 #define NR_READ 63
 #define NR_WRITE 64
 #define NR_READV 65
@@ -77,6 +84,13 @@
 #define SIGNALS_OF_LIBC (BIT(32) | BIT(33))
 #define SIGNALS 64
 #define SIGACTION_BYTES 32
+/* Since Linux 6.13, include/linux/file_ref.h: how many users a file has beside the first. */
+struct file___counted {
+	struct {
+		atomic_long_t refcnt;
+	} f_ref;
+} __attribute__((preserve_access_index));
+
 _Static_assert(sizeof(struct k_sigaction) == SIGACTION_BYTES, "the kernel's array is read by this stride");
 
 struct {
@@ -131,6 +145,9 @@ struct {
 	__type(value, __u8);
 } looked_at SEC(".maps");
 
+/* A process of which nothing was seen yet: it would take half of the stack. */
+const struct preflight_process no_process = {};
+
 /* For the skeleton: the enums have no map whose BTF would name them. */
 enum preflight_reason _reason;
 enum preflight_port_role _role;
@@ -167,26 +184,28 @@ static __always_inline void current_key(struct preflight_key *key)
 static __always_inline struct preflight_process *this_process(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct preflight_process *found, process = {};
+	struct preflight_process *found;
 	struct preflight_key key = {};
 
 	current_key(&key);
 	found = bpf_map_lookup_elem(&processes, &key);
 	if (found)
 		return found;
-	process.cgroup_id = bpf_get_current_cgroup_id();
-	process.uid = (__u32)bpf_get_current_uid_gid();
-	BPF_CORE_READ_STR_INTO((char(*)[BPFTK_COMM_LEN])process.comm, task, group_leader, comm);
 	/* Another thread may have been faster, and then it is there. */
-	bpf_map_update_elem(&processes, &key, &process, BPF_NOEXIST);
+	bpf_map_update_elem(&processes, &key, (void *)&no_process, BPF_NOEXIST);
 	found = bpf_map_lookup_elem(&processes, &key);
-	if (!found)
+	if (!found) {
 		count_loss(BPFTK_LOSS_TABLE_FULL);
+		return NULL;
+	}
+	found->cgroup_id = bpf_get_current_cgroup_id();
+	found->uid = (__u32)bpf_get_current_uid_gid();
+	BPF_CORE_READ_STR_INTO((char(*)[BPFTK_COMM_LEN])found->comm, task, group_leader, comm);
 	return found;
 }
 
-/* Whether a signal that anybody may send runs a handler in the current process. */
-static __always_inline bool handles_signals(void)
+/* Not 0 if a signal that anybody may send runs a handler in the current process. */
+static __always_inline __u64 caught_signals(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	void *sighand = BPF_CORE_READ(task, sighand);
@@ -196,10 +215,10 @@ static __always_inline bool handles_signals(void)
 
 	actions = bpf_map_lookup_elem(&handlers, &first);
 	if (!actions)
-		return true;
+		return 2;
 	if (bpf_probe_read_kernel(actions, SIGNALS * SIGACTION_BYTES,
 				  sighand + bpf_core_field_offset(struct sighand_struct, action)))
-		return true;
+		return 2;
 	for (int i = 0; i < SIGNALS; i++) {
 		if ((SIGNALS_OF_FAULTS | SIGNALS_OF_LIBC) & (1ULL << i))
 			continue;
@@ -315,20 +334,31 @@ static __always_inline void note_ports(const struct connection *conn)
 
 /* ------------------------------------------------------------------ calls */
 
+/*
+ * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
+ * all that follows once for each value that the branches before can give.
+ */
+__noinline __u32 any_number(__u32 number)
+{
+	asm volatile("" : "+r"(number));
+	return number;
+}
+
 enum way {
 	RECEIVES,
 	SENDS,
-	/* Reads what is in TCP's queue, and not what was redirected. */
-	READS_PAST,
+	/* Takes or tells what TCP has: redirection has it elsewhere. */
+	ASKS_TCP,
+	CLOSES,
 };
 
 struct call {
 	int fd;
 	__u32 flags;
 	enum way way;
-	/* Of SENDS: bytes, as far as it is known, or the most that there can be. */
+	/* Of SENDS and RECEIVES: bytes, as far as it is known, or the most that there can be. */
 	__u64 length;
-	/* Of READS_PAST. */
+	/* Of ASKS_TCP and CLOSES. */
 	__u32 reason;
 };
 
@@ -343,60 +373,104 @@ static __always_inline bool may_wake_another(const struct connection *conn, cons
 	return count_waiters(sk, conn->file) > 0;
 }
 
-/*
- * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
- * the loop below once for each set of reasons that the branches before it can give: 431,295 instructions instead of 7,557.
- */
-__noinline __u32 any_reasons(__u32 reasons)
+/* What TCP has and nobody has read: net/ipv4/tcp.c, tcp_inq. The connection's end takes a sequence number, too. */
+static __always_inline bool has_unread(struct sock *sk)
 {
-	asm volatile("" : "+r"(reasons));
+	struct tcp_sock *tp = (void *)sk;
+	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
+	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+
+	if (unread && flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE)))
+		unread--;
+	return unread;
+}
+
+/* Whether nobody else has the file: no other descriptor, process or running call. */
+static __always_inline bool is_last_user(struct file *file)
+{
+	struct file___counted *counted = (void *)file;
+
+	if (bpf_core_field_exists(counted->f_ref))
+		return !BPF_CORE_READ(counted, f_ref.refcnt.counter);
+	return BPF_CORE_READ(file, f_count.counter) == 1;
+}
+
+/* The reason's bit if the value isn't 0. */
+static __always_inline __u32 bit_if(__u64 value, enum preflight_reason reason)
+{
+	return is_set(value) << reason;
+}
+
+/* What is the socket's, whatever is done with it. */
+static __always_inline __u32 reasons_of_socket(const struct connection *conn, __u64 flags)
+{
+	struct inet_connection_sock *icsk = (void *)conn->sk;
+	struct tcp_sock *tp = (void *)conn->sk;
+	__u32 reasons = bit_if(conn->mptcp, PREFLIGHT_MPTCP);
+
+	/* Without SO_ZEROCOPY, MSG_ZEROCOPY means nothing. */
+	reasons |= bit_if(flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)), PREFLIGHT_ZEROCOPY);
+	/* An MPTCP socket is no tcp_sock. */
+	if (!conn->mptcp) {
+		reasons |= bit_if((__u64)BPF_CORE_READ(icsk, icsk_ulp_ops), PREFLIGHT_ULP);
+		reasons |= bit_if(BPF_CORE_READ_BITFIELD_PROBED(tp, repair), PREFLIGHT_REPAIR);
+	}
 	return reasons;
 }
 
-/* What is unsafe about it is counted, each reason once. */
+static __always_inline __u32 reasons_of_receive(const struct connection *conn, const struct call *call, __u64 sock_flags)
+{
+	struct tcp_sock *tp = (void *)conn->sk;
+	struct sock *sk = conn->sk;
+	__u32 reasons = 0;
+
+	reasons |= bit_if(call->flags & MSG_WAITALL, PREFLIGHT_WAITALL);
+	reasons |= bit_if(call->flags & MSG_TRUNC, PREFLIGHT_TRUNC);
+	reasons |= bit_if(sock_flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP)),
+			  PREFLIGHT_TIMESTAMPS);
+	/* The sign is a bit: of 1 - lowat it is set where lowat is more than 1. */
+	reasons |= bit_if((1LL - BPF_CORE_READ(sk, sk_rcvlowat)) >> 63, PREFLIGHT_RCVLOWAT);
+	/* -1 where it isn't set. */
+	reasons |= bit_if(~BPF_CORE_READ(sk, sk_peek_off) & 0x80000000, PREFLIGHT_PEEK_OFF);
+	reasons |= bit_if((__u64)BPF_CORE_READ(sk, sk_filter), PREFLIGHT_SOCKET_FILTER);
+	if (!conn->mptcp)
+		reasons |= bit_if(BPF_CORE_READ_BITFIELD_PROBED(tp, recvmsg_inq), PREFLIGHT_TCP_INQ);
+	if (!call->length)
+		reasons |= 1 << PREFLIGHT_ZERO_LENGTH;
+	if (conn->may_block && !(call->flags & MSG_DONTWAIT)) {
+		reasons |= 1 << PREFLIGHT_BLOCKING;
+		reasons |= bit_if(BPF_CORE_READ(sk, sk_rcvtimeo) ^ MAX_SCHEDULE_TIMEOUT, PREFLIGHT_RCVTIMEO);
+		reasons |= bit_if(caught_signals(), PREFLIGHT_SIGNALS);
+	}
+	return any_number(reasons);
+}
+
+/* What it is about the call is counted, each reason once. Whether any of it is unsafe. */
 static __always_inline bool look_at(struct preflight_process *process, const struct connection *conn,
 				    const struct call *call)
 {
-	bool may_block = conn->may_block && !(call->flags & MSG_DONTWAIT);
-	struct inet_connection_sock *icsk = (void *)conn->sk;
 	struct sock *sk = conn->sk;
 	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
-	__u32 reasons = 0;
+	bool may_block = conn->may_block && !(call->flags & MSG_DONTWAIT);
+	__u32 reasons = any_number(reasons_of_socket(conn, flags));
 
-	if (conn->mptcp)
-		reasons |= 1 << PREFLIGHT_MPTCP;
-	else if (BPF_CORE_READ(icsk, icsk_ulp_ops))
-		reasons |= 1 << PREFLIGHT_ULP;
-	/* Without this, MSG_ZEROCOPY means nothing. */
-	if (flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
-		reasons |= 1 << PREFLIGHT_ZEROCOPY;
-	if (call->way == READS_PAST) {
+	if (call->way == RECEIVES || call->way == SENDS) {
+		reasons |= bit_if(call->flags & MSG_OOB, PREFLIGHT_OOB);
+		/* 16 bits before Linux 6.6. */
+		reasons |= bit_if(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_tsflags), PREFLIGHT_TIMESTAMPS);
+		if (call->way == RECEIVES)
+			reasons |= reasons_of_receive(conn, call, flags);
+		if (may_block && may_wake_another(conn, call))
+			reasons |= 1 << PREFLIGHT_TWO_THREADS;
+	} else {
 		reasons |= 1 << (call->reason & 31);
-	} else if (call->flags & MSG_OOB) {
-		reasons |= 1 << PREFLIGHT_OOB;
 	}
-	if (call->way == RECEIVES) {
-		if (call->flags & MSG_WAITALL)
-			reasons |= 1 << PREFLIGHT_WAITALL;
-		if (call->flags & MSG_TRUNC)
-			reasons |= 1 << PREFLIGHT_TRUNC;
-		if (BPF_CORE_READ(sk, sk_rcvlowat) > 1)
-			reasons |= 1 << PREFLIGHT_RCVLOWAT;
-		if (may_block) {
-			if (BPF_CORE_READ(sk, sk_rcvtimeo) != MAX_SCHEDULE_TIMEOUT)
-				reasons |= 1 << PREFLIGHT_RCVTIMEO;
-			if (handles_signals())
-				reasons |= 1 << PREFLIGHT_SIGNALS;
-		}
-	}
-	if (call->way != READS_PAST && may_block && may_wake_another(conn, call))
-		reasons |= 1 << PREFLIGHT_TWO_THREADS;
-	reasons = any_reasons(reasons);
+	reasons = any_number(reasons);
 	for (int i = 0; i < PREFLIGHT_REASONS; i++) {
 		if (reasons & (1 << i))
 			__sync_fetch_and_add(&process->counts[i], 1);
 	}
-	return reasons;
+	return reasons & ~(1 << PREFLIGHT_BLOCKING);
 }
 
 static __always_inline void is_not_seen(__u32 reason)
@@ -459,8 +533,14 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_SPLICE:
 	case NR_SENDFILE:
 	case NR_GETSOCKOPT:
+	case NR_CLOSE:
 	case NR_IO_URING_SETUP:
 	case NR_IO_URING_ENTER:
+		break;
+	case NR_IOCTL:
+		/* Before all else: there are many others. */
+		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != FIONREAD)
+			return 0;
 		break;
 	default:
 		if (IS_SOCKET_CALL32(number) && is_32bit() && in_scope() && !is_done(second))
@@ -483,26 +563,43 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		call.flags = PT_REGS_PARM3_CORE_SYSCALL(regs);
 		break;
 	case NR_SPLICE:
-		call.way = READS_PAST;
+		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_SPLICE;
 		break;
 	case NR_SENDFILE:
 		call.fd = PT_REGS_PARM2_CORE_SYSCALL(regs);
-		call.way = READS_PAST;
+		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_SPLICE;
 		break;
 	case NR_GETSOCKOPT:
-		if (PT_REGS_PARM2_CORE_SYSCALL(regs) != SOL_TCP ||
-		    PT_REGS_PARM3_CORE_SYSCALL(regs) != TCP_ZEROCOPY_RECEIVE)
+		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != SOL_TCP)
 			return 0;
-		call.way = READS_PAST;
-		call.reason = PREFLIGHT_RECEIVE_MAP;
+		call.way = ASKS_TCP;
+		switch ((__u32)PT_REGS_PARM3_CORE_SYSCALL(regs)) {
+		case TCP_ZEROCOPY_RECEIVE:
+			call.reason = PREFLIGHT_RECEIVE_MAP;
+			break;
+		case TCP_INFO:
+			call.reason = PREFLIGHT_TCP_INFO;
+			break;
+		default:
+			return 0;
+		}
+		break;
+	case NR_IOCTL:
+		call.way = ASKS_TCP;
+		call.reason = PREFLIGHT_FIONREAD;
+		break;
+	case NR_CLOSE:
+		call.way = CLOSES;
+		call.reason = PREFLIGHT_UNREAD_AT_CLOSE;
 		break;
 	case NR_IO_URING_SETUP:
 	case NR_IO_URING_ENTER:
 		is_not_seen(PREFLIGHT_IO_URING);
 		return 0;
 	}
+	call.length = ~0ULL;
 	switch (number) {
 	case NR_WRITE:
 	case NR_SENDTO:
@@ -513,16 +610,23 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_PWRITEV2:
 	case NR_SENDMSG:
 	case NR_SENDMMSG:
-		/* It is in the program's memory, which may be on disk. */
+		/* How much is in the program's memory, which may be on disk. */
 		call.way = SENDS;
-		call.length = ~0ULL;
 		break;
+	case NR_RECVFROM:
+		/* Not of read and readv: of 0 bytes these return before they come to TCP (net/socket.c, sock_read_iter). */
+		call.length = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		__attribute__((fallthrough));
 	default:
 		/* Errors and time stamps, no data. */
 		if (call.flags & MSG_ERRQUEUE)
 			return 0;
 	}
 
+	number = any_number(number);
+	call.way = any_number(call.way);
+	call.flags = any_number(call.flags);
+	call.reason = any_number(call.reason);
 	if (!local_connection(call.fd, &conn)) {
 		/* What goes from elsewhere into a connection. */
 		if (number == NR_SPLICE) {
@@ -538,6 +642,9 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		if (!local_connection(call.fd, &conn))
 			return 0;
 	}
+	/* Most that are closed are of no interest; they are not counted. MPTCP's numbers are elsewhere. */
+	if (call.way == CLOSES && (conn.mptcp || !is_last_user(conn.file) || !has_unread(conn.sk)))
+		return 0;
 	process = this_process();
 	if (!process)
 		return 0;

@@ -18,6 +18,17 @@ enum preflight_reason {
 	PREFLIGHT_TWO_THREADS,
 	PREFLIGHT_ULP,
 	PREFLIGHT_MPTCP,
+	PREFLIGHT_REPAIR,
+	PREFLIGHT_FIONREAD,
+	PREFLIGHT_TCP_INFO,
+	PREFLIGHT_TCP_INQ,
+	PREFLIGHT_PEEK_OFF,
+	PREFLIGHT_TIMESTAMPS,
+	PREFLIGHT_ZERO_LENGTH,
+	PREFLIGHT_SOCKET_FILTER,
+	PREFLIGHT_UNREAD_AT_CLOSE,
+	/* The only one that is right as long as the process is not stopped. */
+	PREFLIGHT_BLOCKING,
 	/* What the programs can't look into. */
 	PREFLIGHT_IO_URING,
 	PREFLIGHT_ABI32,
@@ -59,6 +70,7 @@ enum preflight_port_role {
 #define PREFLIGHT_THREADS 16384
 #define PREFLIGHT_ADDRESSES 16384
 
+_Static_assert(PREFLIGHT_REASONS <= 32, "a mask of 32 bits has them all");
 _Static_assert(sizeof(struct preflight_key) == 16, "src/kernel/preflight decodes 16 bytes");
 _Static_assert(sizeof(struct preflight_process) == 8 + 8 * PREFLIGHT_REASONS + 16 + BPFTK_COMM_LEN, "no hidden padding");
 _Static_assert(sizeof(struct preflight_port) == 24, "no hidden padding");

@@ -28,8 +28,8 @@ static __always_inline int count_waiters(struct sock *sk, struct file *file)
 			return waiting;
 		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
 		poll = (void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
-		if (BPF_CORE_READ(entry, private) && BPF_CORE_READ(poll, filp) != file)
-			waiting++;
+		waiting += is_set((__u64)BPF_CORE_READ(entry, private)) &
+			   is_set((__u64)BPF_CORE_READ(poll, filp) ^ (__u64)file);
 		at = BPF_CORE_READ(at, next);
 	}
 	return MOST_WAITERS;

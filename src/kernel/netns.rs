@@ -31,28 +31,33 @@ pub(crate) fn resolve(text: &Path) -> Result<u32> {
 /// Does `work` in the namespace that `file` is of, on a thread of its own: a thread that moved can't be trusted to
 /// come back.
 pub(crate) fn within<T: Send>(file: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                setns(file, CloneFlags::CLONE_NEWNET)?;
-                Ok(work())
-            })
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    on_a_thread(|| {
+        enter(file)?;
+        Ok(work())
     })
 }
 
 /// Does `work` in a namespace that nobody else sees and that ends with it.
 pub(crate) fn within_new<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    })
+}
+
+/// Fails where no thread can be made, as at the limit of a cgroup (pids.max).
+fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                unshare(CloneFlags::CLONE_NEWNET)?;
-                Ok(work())
-            })
+        thread::Builder::new()
+            .spawn_scoped(scope, work)?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Takes the calling thread there, for good.
+pub(crate) fn enter(file: &File) -> io::Result<()> {
+    Ok(setns(file, CloneFlags::CLONE_NEWNET)?)
 }
 
 #[cfg(test)]

@@ -34,7 +34,12 @@ impl Signals {
             STOP.store(true, Ordering::SeqCst);
             wake();
         })
-        .context("cannot handle signals")?;
+        .map_err(|error| match error {
+            // It does not say which.
+            ctrlc::Error::System(error) => anyhow::Error::from(error),
+            other => other.into(),
+        })
+        .context("cannot handle signals, which takes a thread")?;
         if reopen_on_hangup {
             // SAFETY: the handler stores to an atomic and writes one byte.
             unsafe { sys::on_hangup(hangup) }.context("cannot handle SIGHUP")?;
@@ -43,7 +48,7 @@ impl Signals {
     }
 
     pub(crate) fn stopped(&self) -> bool {
-        STOP.load(Ordering::SeqCst)
+        stop_requested()
     }
 
     /// Whether SIGHUP came since the last call.
@@ -61,6 +66,11 @@ impl Signals {
         let mut bytes = [0; 64];
         while matches!(self.woken.read(&mut bytes), Ok(n) if n > 0) {}
     }
+}
+
+/// For what takes long between two looks of the main loop.
+pub(crate) fn stop_requested() -> bool {
+    STOP.load(Ordering::SeqCst)
 }
 
 extern "C" fn hangup(_signal: libc::c_int) {

@@ -49,7 +49,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ("TIME", "With --timestamp: local time at which the connection closed."),
         (
             "VERDICT",
-            "Of preflight: unsafe when the process did what redirection changes on a local TCP connection, or what can't be looked into; else safe, as far as it was seen.",
+            "Of preflight: unsafe when the process did what redirection changes on a local TCP connection, or what can't be looked into; caution when it did nothing but wait in reads, which is right unless it is stopped, frozen or traced, or gets signals; else safe, as far as it was seen.",
         ),
         ("CALLS", "Of preflight: calls on local TCP connections that were looked at."),
         ("WHY", "Of preflight: reasons, each with the number of calls that it was found in."),
@@ -57,34 +57,91 @@ pub(crate) const MANUAL: Manual = Manual {
     fields: &[
         ("Fields of JSON lines of type row and event, and of CSV", FIELDS),
         ("Fields of the JSON line of type summary", SUMMARY),
+        ("What programs see differently of every connection in the map", DIFFERENCES),
         ("Fields of JSON lines of type row, and of CSV, of preflight", preflight::FIELDS),
         ("Fields of the JSON line of type summary of preflight", preflight::SUMMARY),
         ("Reasons of preflight", preflight::REASONS),
     ],
     mechanism: &[
         "A program at the cgroup's socket operations puts the two ends of a connection into a map of sockets (SOCKHASH) when it is established. A second program sees each message before TCP does (sk_msg), and has the kernel put it into the queue of the socket at the other end.",
-        "The ends find each other by addresses, ports and both initial sequence numbers: so equal addresses in two network namespaces are two connections, and one over a veth between two namespaces is one. A client goes into the map only after a listener in scope has seen its request, and a server only if its client is there: sockets of connections to other machines stay what they are.",
+        "What TCP brings to a socket of the map goes into the same queue, behind what was redirected (a third program, sk_skb): so nothing is overtaken, and edge-triggered readers are woken for all of it. A retransmission that overlaps with what has come before is cut, so that no byte is read twice (overlaps in the summary); where there is no memory to cut it, bpftk warns and counts it (overlaps_kept).",
+        "The ends find each other by addresses, ports and both initial sequence numbers: so equal addresses in two network namespaces are two connections, and one over a veth between two namespaces is one. Between namespaces nothing is redirected without --across-namespaces, since packet filters and connection tracking between them would see nothing that is sent, and may forget the connection. A client goes into the map only after a listener in scope has seen its request, and a server only if its client is there: sockets of connections to other machines stay what they are.",
         "Each direction is decided by its first byte. It is redirected if nothing of it has entered TCP and the other end is in the map; else it is TCP's for good. A redirected direction may become TCP's later, since a reader takes redirected data first; never the other way round. The verdict is always to pass: bpftk never makes a send fail.",
         "What waits unread in a redirected direction is bounded by --max-queue and --max-messages. The message that would exceed them and all that follow go by TCP, with its flow control: a fast sender to a slow reader ends up there by design.",
         "What waits in all directions together is bounded by --max-memory; each message counts for its bytes and 1 KiB, which is what the kernel takes for it. Beyond that no direction is redirected anew, and a redirected one whose reader is behind is TCP's from its next message on; one whose reader has read everything goes on, so that each may hold one message more. The kernel does not tell what is read: a queue is taken to be empty when the next sender, or bpftk once a second, finds it so, and when its socket is closed or the connection has ended at both ends. (bpftk looks at every queue for each table; without tables, or in between, when more than an eighth of the bound is used.) After SIGKILL nobody looks any more at queues to which nobody sends.",
-        "Reasons for TCP: peer-unknown (the other end was not in the map when the first byte was sent: it is out of scope, older than bpftk, or was not established yet), prior-bytes (something was sent before: Fast Open, a thread that waited for the connection, urgent data), backlog (over a limit of its own), memory (over --max-memory, or TCP itself is short of it), not-local (no listener in scope saw the request, and the address is none of the own), filtered (--port, --exclude-port, --comm), map-full, exists (in somebody else's map of sockets, or lent to the kernel), mptcp, kernel (a kernel subsystem's socket), ulp (kernel TLS and the like), reader (a thread waits in a read that it began before there was a connection), refused (by the kernel for another reason), peer-closed, stopped (bpftk ended).",
+        "Reasons for TCP: peer-unknown (the other end was not in the map when the first byte was sent: it is out of scope, older than bpftk, or was not established yet), prior-bytes (something was sent before: Fast Open, a thread that waited for the connection, urgent data), backlog (over a limit of its own), memory (over --max-memory, or TCP itself is short of it), not-local (no listener in scope saw the request, and the address is none of the own), other-namespace (the other end is in another network namespace, and --across-namespaces was not given), translated (the address or the port that the client connects to is translated on the way: the two ends do not call the connection the same), filtered (--port, --exclude-port, --comm), map-full, exists (in somebody else's map of sockets, or lent to the kernel), mptcp, kernel (a kernel subsystem's socket), ulp (kernel TLS and the like), repair (the socket is in TCP_REPAIR: what is sent to it is meant for its own queues), reader (a thread waits in a read that it began before there was a connection), refused (by the kernel for another reason), peer-closed, stopped (bpftk ended).",
         "Rows are of the connections whose ends are in the map, and of those that were refused for one of these reasons but not-local and filtered, which are only counted, and map-full where there is no room for the row either. What a refused end sent is what TCP has transmitted, without what it transmitted again; MPTCP may send data of its own twice. In how many sends is not known of it.",
-        "At the end, or when bpftk is killed, no new connection is taken, and no entry is removed: with it would go data that nobody has read. Connections that were taken keep the map and the program in the kernel until they close; after an orderly end what they send goes by TCP, after SIGKILL redirection goes on for those that were redirected. The last line says how many there are, and doctor lists the program.",
-        "Redirection changes what programs see in these cases, and no BPF program can help it. A blocking read fails with EAGAIN when something else wakes it: a signal (also with SA_RESTART), a reset (the next read says so), another thread that waits to read from or to write to the same socket. MSG_WAITALL and SO_RCVLOWAT return early. splice(2) from the socket finds nothing. MSG_OOB has no urgent data. MSG_ZEROCOPY is never completed. recv with MSG_TRUNC and no buffer fails with EFAULT. Closing with unread data sends a FIN instead of a reset. TCP_INFO, ss and tcpdump don't see redirected bytes, nor do packet filters, traffic control and accounting. At the limit of a memory cgroup a send can fail with ENOMEM instead of waiting; at that of TCP's memory nothing is redirected any more (from one mem_pcpu_rsv a processor below the first of tcp_mem, 1 MiB unless it was set). Kernel TLS can't be used: the kernel refuses the keys, and the direction is TCP's from then on (ulp). Sockets that are in the map and were left to TCP have the first of these, too.",
+        "At the end, or when bpftk is killed, no new connection is taken, and no entry is removed: with it would go data that nobody has read. Connections that were taken keep the map and the program in the kernel until they close; after an orderly end what they send goes by TCP, after SIGKILL redirection goes on for those that were redirected. The last line says how many there are, and doctor lists the program. While bpftk runs, a socket that is disconnected or connects again is taken out of the map with what nobody has read. One that it left behind stays in it: when it connects again, its first reads give what nobody read of the connection before.",
+        "Redirection changes what programs see, and no BPF program can help it: the list above says how. The kernel reads from every socket of the map by another function than TCP's, so it is so for every end in the map, whether its direction is redirected or was left to TCP; only what is said of redirected bytes is of these alone. TCP's memory being short (from one mem_pcpu_rsv a processor below the first of tcp_mem, 1 MiB unless it was set), nothing is redirected any more. Programs that use kernel TLS must be kept out. A thread that is in a read before its socket is connected is noticed (reader), unless it begins that read in the very moment of the connection, or the connect was interrupted by a signal.",
         "Bytes are counted when their verdict is made: what the kernel could not deliver then, for want of memory or because the other end closed at that moment, is counted all the same.",
-        "The kernel gate: mistakes of Linux are known that let redirected connections crash the machine or lose data. bpftk has a table of them with the releases that mended them, for 5.10, 5.15, 6.1, 6.6, 6.12, 6.18 and 7.x, from the kernel's CVE records and changelogs. On a kernel that lacks such a fix sockredir ends with status 4 and names it; so it does where it is not known whether the kernel has it, as when a distribution doesn't tell which stable release its kernel is (Debian does in uname -v, Ubuntu in /proc/version_signature; Red Hat and SUSE do not). What a kernel doesn't have (MPTCP, TLS) can't hurt it, and what sockredir doesn't do can't either: doctor lists these too. --force goes on with a warning.",
-        "preflight: one program at the entry of all system calls (the raw tracepoint sys_enter, which works without kprobes and fentry). Linux 7 preempts such programs, and skips them for whoever comes there meanwhile: there a second one looks at what the first was skipped for. On a busy machine a call may escape both: how many may have, at most, is told at the end, and then safe is not certain. It looks into read, readv, preadv2, recvfrom, recvmsg, recvmmsg, write, writev, pwritev2, sendto, sendmsg, sendmmsg, splice, sendfile and getsockopt, and there only if the descriptor is a TCP connection whose other end is of this machine: a loopback address, the socket's own address, or an address of any network namespace that a process is in or that is mounted. What a socket was set to is read from the socket at each use, so it does not matter when it was set. A connection to another machine with an address that a namespace here has as well is taken for local.",
-        "preflight can't see: what is done by io_uring (every process that uses it is unsafe) or by Linux AIO; system calls of 32-bit programs; processes that did nothing while it watched. Two threads at one connection are seen when a call begins while the other thread waits: a send is unsafe then if there may be no room for it, and one that tells its length only in memory (writev, sendmsg) whatever its length. A call counts when it begins, whether or not it succeeds. Nothing is lost by a slow reader: all is counted in tables, of 8192 processes and 16384 ports.",
-        "preflight --emit-excludes prints --exclude-port with the ports that were listened at among those of the unsafe connections. Where no port is known, or what can't be looked into may use any, it says so and ends with status 1.",
+        "sockredir needs Linux 6.1: before it, a reader may wait for ever where a redirected direction becomes TCP's. preflight needs Linux 5.10.",
+        "The kernel gate: mistakes of Linux are known that let redirected connections crash the machine or lose data. bpftk has a table of them with the releases that mended them, for 6.1, 6.6, 6.12, 6.18 and 7.x, from the kernel's CVE records and changelogs. On a kernel that lacks such a fix sockredir ends with status 4 and names it; so it does where it is not known whether the kernel has it, as when a distribution doesn't tell which stable release its kernel is (Debian does in uname -v, Ubuntu in /proc/version_signature; Red Hat and SUSE do not). What a kernel doesn't have (MPTCP, TLS) can't hurt it, and what sockredir doesn't do can't either: doctor lists these too. --force goes on with a warning.",
+        "preflight: one program at the entry of all system calls (the raw tracepoint sys_enter, which works without kprobes and fentry). Linux 7 preempts such programs, and skips them for whoever comes there meanwhile: there a second one looks at what the first was skipped for. On a busy machine a call may escape both: how many may have, at most, is told at the end, and then safe is not certain. It looks into read, readv, preadv2, recvfrom, recvmsg, recvmmsg, write, writev, pwritev2, sendto, sendmsg, sendmmsg, splice, sendfile, getsockopt, ioctl and close, and there only if the descriptor is a TCP connection whose other end is of this machine: a loopback address, the socket's own address, or an address of any network namespace that a process is in or that is mounted. What a socket was set to is read from the socket at each use, so it does not matter when it was set. A connection to another machine with an address that a namespace here has as well is taken for local.",
+        "preflight can't see: what is done by io_uring (every process that uses it is unsafe) or by Linux AIO; system calls of 32-bit programs; unread data of a process that exits or replaces a descriptor (dup2, close_range); recvmsg of 0 bytes; what comes of a lack of memory; what others see of the connections (ss, tcpdump, packet filters, accounting); processes that did nothing while it watched. Two threads at one connection are seen when a call begins while the other thread waits: a send is unsafe then if there may be no room for it, and one that tells its length only in memory (writev, sendmsg) whatever its length. A call counts when it begins, whether or not it succeeds. Nothing is lost by a slow reader: all is counted in tables, of 8192 processes and 16384 ports.",
+        "The C library uses signal 33 to have all threads take part in setuid, setgid and their like, and 32 to cancel a thread. They have handlers in nearly every process, and are left out of the reason signals: what they do to a read is in blocking, which makes a process caution and not unsafe.",
+        "preflight --emit-excludes prints --exclude-port with the ports that were listened at among those of the connections of unsafe processes; what a process with caution does is not kept out. Where no port is known, or what can't be looked into may use any, it says so and ends with status 1.",
     ],
     overhead: &[
         "Requests and responses take about half the time that they take by TCP, large messages less. Many small messages in one direction on one processor get slower: TCP joins them, redirection wakes the reader for each.",
         "A socket that is in the map and was left to TCP sends slower than without bpftk, by a tenth for small messages and by up to two fifths for large ones on one processor: --port and --cgroup keep out what does not profit.",
         "An entry takes about 400 bytes and the kernel's own about 1 KiB a socket. What waits unread takes about its size, and for small messages about 1 KiB each.",
-        "preflight: while it watches, Linux sends every system call of every process through its slow path and runs a short program there, also for those that are not in scope. On a small virtual machine with Linux 6.18 a call of no interest took 0.09 microseconds more (0.14 without), a read of /dev/zero or a write to /dev/null 0.4 more (0.18), a receive from a local connection 1.0 more (0.27), a byte sent and received over one 3.2 more (6.9). Its tables take some 5 MiB. Each second it looks up the addresses and the listening sockets of all network namespaces, a thread for each.",
+        "preflight: while it watches, Linux sends every system call of every process through its slow path and runs a short program there, also for those that are not in scope. On a small virtual machine with Linux 6.18 a call of no interest took 0.09 microseconds more (0.14 without), a read of /dev/zero or a write to /dev/null 0.4 more (0.18), a receive from a local connection 1.0 more (0.27), a byte sent and received over one 3.2 more (6.9). Its tables take some 5 MiB. Each second it looks up the addresses and the listening sockets of all network namespaces, for 200 ms at most: with more than that takes, those that were not looked into for longest come first. Namespaces that it was never in, as when the process may not look into them or can't have a thread, are told at the end.",
     ],
     exit_status: &[],
 };
+
+/// Most are pinned by a test: tests/host/sockredir/differences.rs.
+const DIFFERENCES: &[Field] = &[
+    Field::new(
+        "a blocking read, and a signal comes",
+        "fails with EAGAIN, also with SA_RESTART; by TCP it goes on. So it is when the process is stopped and continued, its cgroup is frozen and thawed, a tracer attaches or detaches, or another thread calls setuid or setgid",
+    ),
+    Field::new(
+        "a blocking read, while another thread waits to read from or to write to the same socket",
+        "may fail with EAGAIN; by TCP it goes on",
+    ),
+    Field::new(
+        "a blocking read, and the peer resets",
+        "may fail with EAGAIN, and the next one with ECONNRESET; by TCP the first does",
+    ),
+    Field::new("a blocking read with SO_RCVTIMEO", "may fail with EAGAIN before the time"),
+    Field::new("MSG_WAITALL", "comes back short; by TCP it waits for all"),
+    Field::new(
+        "SO_RCVLOWAT",
+        "poll(2) says ready at the first redirected byte; by TCP it waits for as many",
+    ),
+    Field::new(
+        "splice(2) and sendfile(2) from the socket, TCP_ZEROCOPY_RECEIVE",
+        "find nothing, and EAGAIN comes while poll(2) says that there is some; by TCP they move the data",
+    ),
+    Field::new("MSG_ZEROCOPY", "is never completed for redirected bytes"),
+    Field::new("MSG_OOB", "the urgent byte is in the stream; by TCP it is apart"),
+    Field::new(
+        "recv with MSG_TRUNC",
+        "copies what by TCP is discarded, and fails with EFAULT without a buffer",
+    ),
+    Field::new("recv of 0 bytes", "is 0 at once; by TCP it waits for data, or fails with EAGAIN"),
+    Field::new("SO_PEEK_OFF", "is not minded: each peek begins at the first byte"),
+    Field::new("TCP_INQ, SO_TIMESTAMP, SO_TIMESTAMPING", "their control messages do not come"),
+    Field::new("FIONREAD (SIOCINQ)", "on some kernels is 0 or too little while data waits"),
+    Field::new(
+        "a socket filter of the receiver (SO_ATTACH_FILTER)",
+        "does not see redirected bytes",
+    ),
+    Field::new("close(2) with unread data", "sends a FIN; by TCP it resets the connection"),
+    Field::new(
+        "TCP_INFO, ss, tcpdump, packet filters, traffic control, accounting",
+        "do not see redirected bytes, but see the connection begin and end",
+    ),
+    Field::new(
+        "a send at the limit of a memory cgroup",
+        "may fail with ENOMEM when it is redirected; by TCP it waits",
+    ),
+    Field::new(
+        "kernel TLS",
+        "the kernel refuses the keys, and the direction is TCP's from then on (ulp)",
+    ),
+];
 
 const SUMMARY: &[Field] = &[
     Field::new("command", "sockredir"),

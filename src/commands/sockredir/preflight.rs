@@ -15,7 +15,7 @@ use crate::commands::common::{TaskArgs, note};
 use crate::error::Status;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap};
-use crate::kernel::preflight::{Config, Missing, Process, Reason, Watch};
+use crate::kernel::preflight::{Config, Missing, Process, Reason, Verdict, Watch};
 use crate::kernel::run::{Flow, Timing, Turn, wait};
 use crate::kernel::signals::Signals;
 use crate::kernel::{cgroup, log};
@@ -40,7 +40,8 @@ pub(crate) struct Preflight {
     #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Run")]
     duration: Duration,
 
-    /// Instead of the table, print the options of sockredir that keep the unsafe processes' connections out
+    /// Instead of the table, print the options of sockredir that keep the unsafe processes' connections out (those of a process that is
+    /// to be treated with caution stay in)
     #[arg(long, conflicts_with_all = ["format", "no_header", "color"], help_heading = "Output")]
     emit_excludes: bool,
 
@@ -57,9 +58,9 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("comm", "name of the process when it was first seen"),
     Field::new("uid", "real user id of the thread that was seen first"),
     Field::new("cgroup", "cgroup v2 path of the process; null when the cgroup is gone"),
-    Field::new("verdict", "safe or unsafe"),
+    Field::new("verdict", "safe, caution or unsafe"),
     Field::new("calls", "calls on local TCP connections that were looked at"),
-    Field::new("reasons", "list of what is unsafe, by name; empty when nothing is"),
+    Field::new("reasons", "list of what redirection changes, by name; empty when nothing was seen"),
     Field::new("counts", "object of how many calls each reason was found in"),
     Field::new(
         "ports",
@@ -71,6 +72,7 @@ pub(crate) const SUMMARY: &[Field] = &[
     Field::new("command", "sockredir preflight"),
     Field::new("processes", "that used local TCP connections or what can't be looked into"),
     Field::new("safe", "of these, safe as far as was seen"),
+    Field::new("caution", "of these, right unless they are stopped, traced or get signals"),
     Field::new("unsafe", "of these, unsafe"),
     Field::new("excludes", "options that keep the unsafe connections out; null for none"),
     Field::new("not_excluded", "process ids for which no port was found"),
@@ -79,23 +81,30 @@ pub(crate) const SUMMARY: &[Field] = &[
         "skipped",
         "system calls, at most, that were not looked into: the kernel did not run the program",
     ),
-    Field::new("namespaces_not_seen", "network namespaces, at most, that could not be looked into"),
+    Field::new("namespaces_not_seen", "network namespaces that could not be looked into"),
     Field::new("addresses_not_known", "addresses of this machine for which there was no room"),
+    Field::new(
+        "not_looked_for",
+        "list of what redirection changes as well and preflight can't find",
+    ),
 ];
 
 /// Every reason, in the order of `Reason::ALL`: its name, and what is different for a program that does so.
 pub(crate) const REASONS: &[Field] = &[
     Field::new(
         "splice",
-        "splice(2) or sendfile(2) from the connection: it does not see redirected data, and says EAGAIN while poll says that there is some",
+        "splice(2) or sendfile(2) from the connection: it finds nothing, and says EAGAIN while poll says that there is some",
     ),
-    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it does not see redirected data"),
+    Field::new("zerocopy-receive", "TCP_ZEROCOPY_RECEIVE: it finds nothing"),
     Field::new("waitall", "a read with MSG_WAITALL: it can come back short"),
     Field::new(
         "oob",
         "MSG_OOB, sent or received: urgent data is a byte of the stream, and reading it takes an ordinary one",
     ),
-    Field::new("trunc", "a read with MSG_TRUNC, to discard data: it can fail with EFAULT"),
+    Field::new(
+        "trunc",
+        "a read with MSG_TRUNC: instead of being discarded, data is copied into the buffer, and without a buffer the read fails with EFAULT",
+    ),
     Field::new(
         "zerocopy",
         "SO_ZEROCOPY is set: of a send with MSG_ZEROCOPY it is never told when its data may be changed",
@@ -122,10 +131,54 @@ pub(crate) const REASONS: &[Field] = &[
         "MPTCP: such a connection stays on TCP; a listener is a danger on kernels without a fix",
     ),
     Field::new(
+        "repair",
+        "TCP_REPAIR is set: what is saved of the connection lacks redirected data",
+    ),
+    Field::new(
+        "fionread",
+        "ioctl FIONREAD (SIOCINQ): on some kernels it says 0, or too little, while data waits",
+    ),
+    Field::new("tcp-info", "getsockopt TCP_INFO: its counters lack redirected data"),
+    Field::new(
+        "tcp-inq",
+        "a read, TCP_INQ being set: the control message with what is left does not come",
+    ),
+    Field::new("peek-off", "a read, SO_PEEK_OFF being set: each MSG_PEEK begins at the first byte"),
+    Field::new(
+        "timestamps",
+        "SO_TIMESTAMP, SO_TIMESTAMPNS or SO_TIMESTAMPING is set: they do not come",
+    ),
+    Field::new(
+        "zero-length",
+        "recv or recvfrom of 0 bytes: it returns 0 at once, also where no data waits",
+    ),
+    Field::new(
+        "socket-filter",
+        "a read, a socket filter being attached: redirected data passes it by",
+    ),
+    Field::new(
+        "unread-at-close",
+        "close(2) with unread data: the peer gets a FIN instead of a reset",
+    ),
+    Field::new(
+        "blocking",
+        "a read that may block (caution, if nothing else): it fails with EAGAIN when the process is stopped and continued, its cgroup is frozen and thawed, a tracer attaches or detaches, or another thread calls setuid or setgid",
+    ),
+    Field::new(
         "io_uring",
         "io_uring_setup or io_uring_enter: what goes through the ring is not looked into, so it may be anything",
     ),
     Field::new("32-bit", "a system call on sockets of a 32-bit program: they are not looked into"),
+];
+
+/// What redirection changes as well, and is in no system call that is looked at, or not in what the program can read of it.
+pub(crate) const NOT_LOOKED_FOR: [&str; 6] = [
+    "unread data where a process exits or replaces a descriptor (dup2, close_range)",
+    "recvmsg of 0 bytes",
+    "Linux AIO",
+    "ENOMEM at the limit of a memory cgroup",
+    "who watches from outside (ss, tcpdump, packet filters, accounting)",
+    "what a process did not do in this time",
 ];
 
 fn name(reason: Reason) -> &'static str {
@@ -148,6 +201,14 @@ fn is_unsafe(value: &Value) -> bool {
     matches!(value, Value::Text(text) if text == "unsafe")
 }
 
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Unsafe => "unsafe",
+        Verdict::Caution => "caution",
+        Verdict::Safe => "safe",
+    }
+}
+
 /// `splice (12), waitall (3)`
 fn why(value: &Value) -> String {
     let Value::Map(entries) = value else { return value.text() };
@@ -165,7 +226,7 @@ fn record(process: &Process, paths: &mut cgroup::Paths) -> Record {
         .with("comm", bytes_to_string(&process.comm))
         .with("uid", process.uid)
         .with("cgroup", paths.get(process.cgroup_id))
-        .with("verdict", if reasons.is_empty() { "safe" } else { "unsafe" })
+        .with("verdict", word(process.verdict()))
         .with("calls", process.calls)
         .with("reasons", reasons)
         .with("counts", counts)
@@ -183,7 +244,7 @@ impl Excludes {
     fn of(processes: &[Process]) -> Self {
         let mut ports: Vec<u16> = Vec::new();
         let mut without = Vec::new();
-        for process in processes.iter().filter(|process| !process.reasons.is_empty()) {
+        for process in processes.iter().filter(|process| process.verdict() == Verdict::Unsafe) {
             ports.extend(&process.ports);
             // What can't be seen may be on connections of which no port is known.
             let blind =
@@ -240,8 +301,7 @@ impl Preflight {
             Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
         })?;
         watch.detach();
-        // Who began to listen just now.
-        watch.refresh()?;
+        watch.refresh_at_the_end()?;
         self.tell(&watch.processes()?, watch.missing()?, &mut sink)
     }
 
@@ -258,21 +318,22 @@ impl Preflight {
             sink.section(&COLUMNS, &rows, "No process used local TCP connections.")?;
         }
 
-        let bad = processes.iter().filter(|process| !process.reasons.is_empty()).count() as u64;
-        let all = processes.len() as u64;
+        let counted = Counted::of(processes);
         let pids: Vec<u32> = excludes.without.iter().map(|(pid, _)| *pid).collect();
         let summary = Record::new(Kind::Summary)
             .with("command", "sockredir preflight")
-            .with("processes", all)
-            .with("safe", all - bad)
-            .with("unsafe", bad)
+            .with("processes", processes.len() as u64)
+            .with("safe", counted.safe)
+            .with("caution", counted.caution)
+            .with("unsafe", counted.bad)
             .with("excludes", excludes.options.clone())
             .with("not_excluded", pids)
             .with("lost", missing.table_full)
             .with("skipped", missing.skipped)
             .with("namespaces_not_seen", missing.namespaces)
-            .with("addresses_not_known", missing.addresses);
-        sink.summary(&summary, &sentence(all, bad, missing))?;
+            .with("addresses_not_known", missing.addresses)
+            .with("not_looked_for", NOT_LOOKED_FOR.map(String::from).to_vec());
+        sink.summary(&summary, &sentence(counted, missing))?;
 
         if !self.emit_excludes || excludes.without.is_empty() {
             return Ok(ExitCode::SUCCESS);
@@ -290,9 +351,34 @@ impl Preflight {
     }
 }
 
-fn sentence(all: u64, bad: u64, missing: Missing) -> String {
-    let mut parts =
-        vec![format!("{all} processes with local TCP: {} safe, {bad} unsafe", all - bad)];
+/// Processes by what is to be thought of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    safe: u64,
+    caution: u64,
+    bad: u64,
+}
+
+impl Counted {
+    fn of(processes: &[Process]) -> Self {
+        let mut counted = Self::default();
+        for process in processes {
+            match process.verdict() {
+                Verdict::Safe => counted.safe += 1,
+                Verdict::Caution => counted.caution += 1,
+                Verdict::Unsafe => counted.bad += 1,
+            }
+        }
+        counted
+    }
+}
+
+fn sentence(counted: Counted, missing: Missing) -> String {
+    let Counted { safe, caution, bad } = counted;
+    let all = safe + caution + bad;
+    let mut parts = vec![format!(
+        "{all} processes with local TCP: {safe} safe, {caution} with caution, {bad} unsafe"
+    )];
     for (count, before, after) in [
         (missing.table_full, "", " times a table was full: processes or ports are missing"),
         (
@@ -302,7 +388,7 @@ fn sentence(all: u64, bad: u64, missing: Missing) -> String {
         ),
         (
             missing.namespaces,
-            "up to ",
+            "",
             " network namespaces could not be looked into: connections with them are taken for others'",
         ),
         (
@@ -318,7 +404,7 @@ fn sentence(all: u64, bad: u64, missing: Missing) -> String {
     if parts.len() == 1 {
         parts.push("0 lost".into());
     }
-    parts.join("; ")
+    format!("{}\nbpftk: not looked for: {}", parts.join("; "), NOT_LOOKED_FOR.join("; "))
 }
 
 #[cfg(test)]
@@ -366,6 +452,20 @@ mod tests {
         ] {
             assert_eq!(name(reason), text);
         }
+    }
+
+    #[test]
+    fn who_only_blocks_is_to_be_treated_with_caution_and_not_excluded() {
+        let blocks = process(1, &[(Reason::Blocking, 5)], &[]);
+        let both = process(2, &[(Reason::Splice, 1), (Reason::Blocking, 5)], &[80]);
+        let neither = process(3, &[], &[]);
+        let verdicts = [&blocks, &both, &neither].map(|it| word(it.verdict()));
+        assert_eq!(verdicts, ["caution", "unsafe", "safe"]);
+        let all = [blocks, both, neither];
+        assert_eq!(Counted::of(&all), Counted { safe: 1, caution: 1, bad: 1 });
+        let excludes = Excludes::of(&all);
+        assert_eq!(excludes.options.as_deref(), Some("--exclude-port 80"));
+        assert_eq!(excludes.without, []);
     }
 
     #[test]

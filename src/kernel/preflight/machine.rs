@@ -2,62 +2,78 @@
 
 //! What belongs to this machine: the addresses of its network namespaces, and the ports that somebody listens at.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::kernel::addr::mapped;
 use crate::kernel::mounts::Mount;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns;
 
-/// Namespaces that are looked into, at most. Each look takes a thread.
-const NAMESPACES: usize = 1024;
+/// How often it is asked whether to stop, while a thread looks.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// One look at all namespaces.
+/// What all looks together have found.
 #[derive(Debug, Default)]
 pub(super) struct Machine {
     /// IPv4 as v4-mapped. Of the loopback network only what is set on an interface: all of it is known to be local.
     pub(super) addresses: BTreeSet<[u8; 16]>,
     pub(super) listening: BTreeSet<u16>,
-    /// Namespaces that could not be looked into.
+    /// Namespaces that exist, and that no look was into.
     pub(super) unseen: u64,
+    /// Of each namespace, by its inode number, which look was the last into it.
+    seen: HashMap<u64, u64>,
+    looks: u64,
 }
 
+/// Addresses and listening ports of a namespace.
+type Inside = (Vec<[u8; 16]>, Vec<u16>);
+
 impl Machine {
-    /// Looks into every namespace that a process is in or that is mounted somewhere.
-    pub(super) fn look() -> Self {
-        let (namespaces, mut unseen) = namespaces();
-        let mut machine = Self::default();
+    /// Looks into every namespace that a process is in or that is mounted somewhere, first into those that it was not into for longest.
+    /// What it has no time for waits for the next look: it ends soon after `stop` says so, or when `time` is over.
+    pub(super) fn look(&mut self, stop: impl Fn() -> bool, time: Duration) {
+        self.looks += 1;
+        let (found, unreadable) = namespaces(&stop);
+        self.seen.retain(|inode, _| found.contains_key(inode));
         let own = fs::metadata("/proc/thread-self/ns/net").map_or(0, |meta| meta.ino());
-        for (seen, (inode, path)) in namespaces.into_iter().enumerate() {
-            if seen >= NAMESPACES {
-                unseen += 1;
-                continue;
-            }
-            // One's own takes no privilege.
-            let found = if inode == own {
-                Some(here())
-            } else {
-                // One that ended meanwhile has no connections any more.
-                let Ok(file) = File::open(&path) else { continue };
-                if !file.metadata().is_ok_and(|meta| meta.ino() == inode) {
-                    continue;
+        // One's own takes no privilege.
+        self.add(own, here());
+        let all: Vec<u64> = found.keys().copied().collect();
+        let mut others: Vec<(u64, PathBuf)> =
+            found.into_iter().filter(|(inode, _)| *inode != own).collect();
+        others.sort_by_key(|(inode, _)| self.seen.get(inode).copied().unwrap_or(0));
+        let begin = Instant::now();
+        let mut gone = HashSet::new();
+        // Where no thread can be made, nobody has looked.
+        if let Ok(answers) = look_into(others) {
+            loop {
+                match answers.recv_timeout(ASK_EVERY) {
+                    Ok((inode, Answer::Inside(inside))) => self.add(inode, inside),
+                    // It has no connections any more.
+                    Ok((inode, Answer::Gone)) => _ = gone.insert(inode),
+                    Ok((_, Answer::Refused)) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
                 }
-                netns::within(&file, here).ok()
-            };
-            match found {
-                Some((addresses, listening)) => {
-                    machine.addresses.extend(addresses);
-                    machine.listening.extend(listening);
+                if stop() || begin.elapsed() >= time {
+                    break;
                 }
-                None => unseen += 1,
             }
         }
-        machine.unseen = unseen;
-        machine
+        let unseen = |inode: &&u64| !self.seen.contains_key(inode) && !gone.contains(*inode);
+        self.unseen = all.iter().filter(unseen).count() as u64 + unreadable;
+    }
+
+    fn add(&mut self, inode: u64, (addresses, listening): Inside) {
+        self.addresses.extend(addresses);
+        self.listening.extend(listening);
+        self.seen.insert(inode, self.looks);
     }
 
     /// One bit a port.
@@ -70,12 +86,56 @@ impl Machine {
     }
 }
 
-/// By inode number, each with a path to it; and how many processes' could not be read.
-fn namespaces() -> (HashMap<u64, PathBuf>, u64) {
+/// What came of a look into a namespace.
+#[derive(Debug)]
+enum Answer {
+    Inside(Inside),
+    Gone,
+    Refused,
+}
+
+/// A thread looks into one after the other, and ends when nobody waits for its answers any more.
+fn look_into(namespaces: Vec<(u64, PathBuf)>) -> io::Result<Receiver<(u64, Answer)>> {
+    let (sender, receiver) = mpsc::channel();
+    if namespaces.is_empty() {
+        return Ok(receiver);
+    }
+    thread::Builder::new().name("namespaces".into()).spawn(move || {
+        for (inode, path) in namespaces {
+            if sender.send((inode, answer(inode, &path))).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// Takes the calling thread into the namespace.
+fn answer(inode: u64, path: &Path) -> Answer {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Answer::Refused,
+        Err(_) => return Answer::Gone,
+    };
+    // The process may have moved, or another one may have its id.
+    if !file.metadata().is_ok_and(|meta| meta.ino() == inode) {
+        return Answer::Gone;
+    }
+    match netns::enter(&file) {
+        Ok(()) => Answer::Inside(here()),
+        Err(_) => Answer::Refused,
+    }
+}
+
+/// By inode number, each with a path to it; and how many others there are, which none of their processes lets us read.
+fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64) {
     let mut found = HashMap::new();
-    let mut unreadable = 0;
+    let mut unreadable = Vec::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for entry in processes {
+        if stop() {
+            break;
+        }
         let name = entry.file_name();
         if !name.to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
             continue;
@@ -85,11 +145,14 @@ fn namespaces() -> (HashMap<u64, PathBuf>, u64) {
             Ok(meta) => {
                 found.entry(meta.ino()).or_insert(path);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => unreadable += 1,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                unreadable.push(entry.path());
+            }
             // It is gone.
             Err(_) => {}
         }
     }
+    let unreadable = unknown_among(&unreadable, found.values());
     // Such as those that `ip netns` keeps without a process in them.
     for mount in Mount::of_this_process().into_iter().filter(|mount| mount.fstype == "nsfs") {
         if let Ok(meta) = fs::metadata(&mount.point)
@@ -101,8 +164,25 @@ fn namespaces() -> (HashMap<u64, PathBuf>, u64) {
     (found, unreadable)
 }
 
-/// Addresses and listening ports of the calling thread's namespace.
-fn here() -> (Vec<[u8; 16]>, Vec<u16>) {
+/// In how many namespaces these processes are that none of the paths (`/proc/PID/ns/net`) is of. A process that may not be looked at (the
+/// first one of a container, say) still shows the files of its namespace, which have numbers of their own in each.
+fn unknown_among<'a>(processes: &[PathBuf], known: impl Iterator<Item = &'a PathBuf>) -> u64 {
+    if processes.is_empty() {
+        return 0;
+    }
+    let number = |process: &Path| fs::metadata(process.join("net/dev")).map(|meta| meta.ino());
+    let known: HashSet<u64> = known
+        .filter_map(|path| path.parent()?.parent())
+        .chain([Path::new("/proc/thread-self")])
+        .filter_map(|process| number(process).ok())
+        .collect();
+    // Those that end meanwhile have none.
+    let all: HashSet<u64> = processes.iter().filter_map(|process| number(process).ok()).collect();
+    all.difference(&known).count() as u64
+}
+
+/// Of the calling thread's namespace.
+fn here() -> Inside {
     let addresses = Netlink::open().and_then(|netlink| netlink.addresses()).unwrap_or_default();
     let ports = ["tcp", "tcp6"].into_iter().flat_map(listeners).collect();
     (addresses.into_iter().map(mapped).collect(), ports)
@@ -147,12 +227,36 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let machine = Machine::look();
+        let mut machine = Machine::default();
+        machine.look(|| false, Duration::MAX);
         assert!(machine.listening.contains(&port));
         assert!(!machine.listening.contains(&client.local_addr().unwrap().port()));
         let word = machine.listening_words()[usize::from(port) / 64];
         assert_ne!(word & 1 << (port % 64), 0);
         assert!(machine.addresses.contains(&mapped(IpAddr::from([127, 0, 0, 1]))));
+    }
+
+    #[test]
+    fn one_s_own_namespace_is_seen_without_any_time() {
+        let mut machine = Machine::default();
+        machine.look(|| true, Duration::ZERO);
+        assert!(!machine.addresses.is_empty());
+    }
+
+    #[test]
+    fn a_process_that_may_not_be_looked_at_is_in_a_known_namespace_or_not() {
+        let own = PathBuf::from("/proc/self");
+        assert_eq!(unknown_among(&[own.clone(), own.clone()], [].iter()), 0);
+        assert_eq!(unknown_among(&[PathBuf::from("/proc/0")], [].iter()), 0);
+        // In a namespace that nobody else is in, what was outside is unknown. It takes privileges to make one.
+        let outside = format!("/proc/{}", std::process::id());
+        let unknown = netns::within_new(|| unknown_among(&[PathBuf::from(&outside)], [].iter()));
+        if let Ok(unknown) = unknown {
+            assert_eq!(unknown, 1);
+            let path = own.join("ns/net");
+            let unknown = netns::within_new(|| unknown_among(&[own], [path].iter()));
+            assert_eq!(unknown.unwrap(), 0);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod machine;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -16,6 +17,7 @@ use self::machine::{Machine, ephemeral};
 use super::btf::BtfSource;
 use super::losses::Losses;
 use super::ring::copy_from;
+use super::signals::stop_requested;
 use super::skel::preflight::{PreflightSkel, PreflightSkelBuilder, RELOCATED_TYPES, types};
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::{attach, log, probes};
@@ -36,8 +38,27 @@ pub(crate) enum Reason {
     Threads,
     Ulp,
     Mptcp,
+    Repair,
+    Fionread,
+    TcpInfo,
+    TcpInq,
+    PeekOff,
+    Timestamps,
+    ZeroLength,
+    SocketFilter,
+    UnreadAtClose,
+    Blocking,
     IoUring,
     Abi32,
+}
+
+/// What is to be thought of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    Unsafe,
+    /// Right as long as it isn't stopped and gets no signals.
+    Caution,
+    Safe,
 }
 
 impl Reason {
@@ -54,6 +75,16 @@ impl Reason {
         Self::Threads,
         Self::Ulp,
         Self::Mptcp,
+        Self::Repair,
+        Self::Fionread,
+        Self::TcpInfo,
+        Self::TcpInq,
+        Self::PeekOff,
+        Self::Timestamps,
+        Self::ZeroLength,
+        Self::SocketFilter,
+        Self::UnreadAtClose,
+        Self::Blocking,
         Self::IoUring,
         Self::Abi32,
     ];
@@ -72,6 +103,16 @@ impl Reason {
             Self::Threads => types::preflight_reason::PREFLIGHT_TWO_THREADS,
             Self::Ulp => types::preflight_reason::PREFLIGHT_ULP,
             Self::Mptcp => types::preflight_reason::PREFLIGHT_MPTCP,
+            Self::Repair => types::preflight_reason::PREFLIGHT_REPAIR,
+            Self::Fionread => types::preflight_reason::PREFLIGHT_FIONREAD,
+            Self::TcpInfo => types::preflight_reason::PREFLIGHT_TCP_INFO,
+            Self::TcpInq => types::preflight_reason::PREFLIGHT_TCP_INQ,
+            Self::PeekOff => types::preflight_reason::PREFLIGHT_PEEK_OFF,
+            Self::Timestamps => types::preflight_reason::PREFLIGHT_TIMESTAMPS,
+            Self::ZeroLength => types::preflight_reason::PREFLIGHT_ZERO_LENGTH,
+            Self::SocketFilter => types::preflight_reason::PREFLIGHT_SOCKET_FILTER,
+            Self::UnreadAtClose => types::preflight_reason::PREFLIGHT_UNREAD_AT_CLOSE,
+            Self::Blocking => types::preflight_reason::PREFLIGHT_BLOCKING,
             Self::IoUring => types::preflight_reason::PREFLIGHT_IO_URING,
             Self::Abi32 => types::preflight_reason::PREFLIGHT_ABI32,
         }
@@ -79,6 +120,9 @@ impl Reason {
 }
 
 const COUNT: usize = types::preflight_reason::PREFLIGHT_REASONS.0 as usize;
+
+/// For how long namespaces are looked into at a time, while it watches: signals wait meanwhile.
+const AT_A_TIME: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 pub(crate) struct Config {
@@ -91,13 +135,13 @@ pub(crate) struct Watch {
     /// Dropped before the programs that they attach.
     links: Vec<Link>,
     skel: PreflightSkel<'static>,
-    /// Every port that was ever seen to be listened at.
+    machine: Machine,
+    /// Ports that the program knows to be listened at.
     listening: BTreeSet<u16>,
     /// Every address that is in the kernel's set.
     addresses: BTreeSet<[u8; 16]>,
     /// Addresses for which the set had no room.
     addresses_lost: u64,
-    unseen_namespaces: u64,
 }
 
 impl std::fmt::Debug for Watch {
@@ -115,10 +159,20 @@ pub(crate) struct Process {
     pub(crate) cgroup_id: u64,
     /// Looked at on local TCP connections.
     pub(crate) calls: u64,
-    /// What is unsafe about it, and in how many calls. Nothing: it is safe.
+    /// What it does that redirection changes, and in how many calls. Nothing: it is safe.
     pub(crate) reasons: Vec<(Reason, u64)>,
     /// Ports that keep out the connections on which it was; empty if there is none to name.
     pub(crate) ports: Vec<u16>,
+}
+
+impl Process {
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self.reasons.as_slice() {
+            [] => Verdict::Safe,
+            [(Reason::Blocking, _)] => Verdict::Caution,
+            _ => Verdict::Unsafe,
+        }
+    }
 }
 
 /// What may be missing.
@@ -173,12 +227,12 @@ impl Watch {
         let mut watch = Self {
             links: Vec::new(),
             skel,
+            machine: Machine::default(),
             listening: BTreeSet::new(),
             addresses: BTreeSet::new(),
             addresses_lost: 0,
-            unseen_namespaces: 0,
         };
-        watch.refresh()?;
+        watch.look(stop_requested, Duration::MAX)?;
         let progs = &watch.skel.progs;
         // The kernel runs those that came first first: with the second alone, it does it all.
         watch.links.push(attach::auto(&progs.bpftk_call)?);
@@ -190,8 +244,18 @@ impl Watch {
 
     /// Tells the program what belongs to this machine now. What did once stays: a connection may be from then.
     pub(crate) fn refresh(&mut self) -> Result<()> {
-        let machine = Machine::look();
-        self.unseen_namespaces = machine.unseen;
+        self.look(stop_requested, AT_A_TIME)
+    }
+
+    /// Who began to listen just now. Whoever has sent a signal waits for it.
+    pub(crate) fn refresh_at_the_end(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        self.look(|| begin.elapsed() >= AT_A_TIME, AT_A_TIME)
+    }
+
+    fn look(&mut self, stop: impl Fn() -> bool, time: Duration) -> Result<()> {
+        let machine = &mut self.machine;
+        machine.look(stop, time);
         let maps = &self.skel.maps;
         for address in &machine.addresses {
             if !self.addresses.contains(address) {
@@ -199,7 +263,7 @@ impl Watch {
                     Ok(()) => {
                         self.addresses.insert(*address);
                     }
-                    // Counted anew at each look.
+                    // It is tried anew at each look.
                     Err(_) => continue,
                 }
             }
@@ -259,7 +323,7 @@ impl Watch {
                 ports: ports.remove(&(key.pid, key.start_ns)).unwrap_or_default(),
             });
         }
-        found.sort_by_key(|process| (process.reasons.is_empty(), process.pid));
+        found.sort_by_key(|process| (process.verdict(), process.pid));
         Ok(found)
     }
 
@@ -297,7 +361,7 @@ impl Watch {
         Ok(Missing {
             table_full: Losses::read(&self.skel.maps.losses)?.table_full,
             skipped: self.skipped(),
-            namespaces: self.unseen_namespaces,
+            namespaces: self.machine.unseen,
             addresses: self.addresses_lost,
         })
     }

@@ -148,6 +148,23 @@ pub(super) fn receive_map(fd: RawFd) {
     };
 }
 
+/// FIONREAD, or another request whose answer is a number.
+pub(super) fn ioctl(fd: RawFd, request: libc::Ioctl) -> i32 {
+    let mut number = -1;
+    // SAFETY: room for the number.
+    assert_eq!(unsafe { libc::ioctl(fd, request, &mut number) }, 0);
+    number
+}
+
+/// What the option is, is of no interest.
+pub(super) fn ask(fd: RawFd, level: i32, name: i32) -> Result<usize, i32> {
+    let mut bytes = [0_u8; 256];
+    let mut length = bytes.len() as u32;
+    // SAFETY: room for as many bytes as are stated.
+    result(unsafe { libc::getsockopt(fd, level, name, bytes.as_mut_ptr().cast(), &mut length) }
+        as isize)
+}
+
 /// A ring of no entries, which the kernel refuses.
 pub(super) fn io_uring() {
     // SAFETY: the kernel checks the pointer.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! `bpftk sockredir preflight`: a process that does what redirection changes is unsafe, by the name of what it did; one that
-//! doesn't is safe, whatever it does with other files.
+//! doesn't is safe, whatever it does with other files; and one that just blocks is in between.
 
+mod answers;
 mod calls;
+mod namespaces;
 mod output;
 mod peers;
 mod reasons;
@@ -14,6 +16,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use serde_json::Value;
 
 use crate::support::{Actor, Run, Running, Stage};
+
+/// What a process with these reasons is to be called.
+fn verdict(counts: &Value) -> &'static str {
+    let reasons: Vec<&String> = counts.as_object().unwrap().keys().collect();
+    match reasons.as_slice() {
+        [] => "safe",
+        [only] if *only == "blocking" => "caution",
+        _ => "unsafe",
+    }
+}
+
+/// Reasons that aren't about every read that may block.
+fn but_blocking(row: &Value) -> Value {
+    let mut counts = row["counts"].clone();
+    counts.as_object_mut().unwrap().remove("blocking");
+    counts
+}
 
 /// Lets actors work under the watch of one bpftk, and returns their ids and its run.
 fn watch(actors: Vec<Actor>) -> (Vec<u32>, Run) {

@@ -6,6 +6,8 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
+use serde_json::json;
+
 use super::calls::{Pair, io_uring, recv, send};
 use super::{actor, perform, row, rows};
 use crate::support::{self, Actor, Cgroup, Run, Running, output, programs, programs_left, stderr};
@@ -49,9 +51,54 @@ fn the_table_says_who_and_why() {
         run.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["PID", "COMM", "VERDICT", "CALLS", "WHY"], "{}", run.stdout);
     assert_eq!(lines[1][0], pid.to_string());
-    assert_eq!(lines[1][2..], ["unsafe", "2", "waitall", "(1)"], "{}", run.stdout);
+    assert_eq!(
+        lines[1][2..],
+        ["unsafe", "2", "waitall", "(1),", "blocking", "(1)"],
+        "{}",
+        run.stdout
+    );
     assert_eq!(lines.len(), 2);
-    assert!(run.stderr.contains("1 processes with local TCP: 0 safe, 1 unsafe"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("1 processes with local TCP: 0 safe, 0 with caution, 1 unsafe"),
+        "{}",
+        run.stderr
+    );
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with("bpftk: not looked for: "), "{}", run.stderr);
+}
+
+#[test]
+fn who_only_blocks_is_counted_apart_and_not_excluded() {
+    if !support::root() {
+        return;
+    }
+    let blocks = || {
+        actor(|| {
+            let pair = Pair::new(LO);
+            send(pair.client(), b"abc", 0).unwrap();
+            assert_eq!(recv(pair.server(), 3, 0), Ok(3));
+        })
+    };
+    let it = blocks();
+    let pid = it.pid();
+    let args = ["sockredir", "preflight", "-d", "300s", "-p", &pid.to_string()];
+    let run = perform(vec![it], Running::json(&args));
+    let (row, summary) = (row(&run, pid), run.summary());
+    assert_eq!(row["verdict"], "caution", "{row}");
+    assert_eq!((&row["counts"], &row["ports"]), (&json!({"blocking": 1}), &json!([])), "{row}");
+    let counts = ["safe", "caution", "unsafe"].map(|name| summary[name].clone());
+    assert_eq!(counts, [0, 1, 0], "{summary}");
+    assert_eq!(summary["excludes"], json!(null), "{summary}");
+    assert!(!summary["not_looked_for"].as_array().unwrap().is_empty(), "{summary}");
+
+    let mut it = blocks();
+    let pid = it.pid().to_string();
+    let args = ["sockredir", "preflight", "-d", "300s", "--emit-excludes", "-p", &pid];
+    let running = Running::start(&args);
+    it.go();
+    it.finish();
+    let run = running.stop();
+    assert!(run.status.success() && run.stdout.is_empty(), "{} {}", run.stdout, run.stderr);
 }
 
 #[test]
@@ -113,7 +160,11 @@ fn csv_has_the_schema() {
     let lines: Vec<&str> = run.stdout.lines().collect();
     assert_eq!(lines[0], "pid,comm,uid,cgroup,verdict,calls,reasons,counts,ports");
     assert!(lines[1].starts_with(&format!("{pid},")), "{}", run.stdout);
-    assert!(lines[1].ends_with(&format!(",unsafe,2,waitall,waitall=1,{port}")), "{}", run.stdout);
+    assert!(
+        lines[1].ends_with(&format!(",unsafe,2,\"waitall,blocking\",waitall=1 blocking=1,{port}")),
+        "{}",
+        run.stdout
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What programs see of redirection, as README and manual say it: each of these is the kernel's, and a test, so that a kernel that
+//! What programs see of redirection, as the manual says it: each of these is the kernel's, and a test, so that a kernel that
 //! does otherwise is noticed.
 
 use std::io::{self, Write};
@@ -235,6 +235,66 @@ fn received_by_tcp(client: TcpStream, mut server: TcpStream) -> String {
     u64::from_ne_bytes(info[128..136].try_into().unwrap()).to_string()
 }
 
+fn discard_into(client: TcpStream, server: TcpStream) -> String {
+    send(&client, b"abc", 0).unwrap();
+    assert!(readable(&server, SOON));
+    let mut buffer = *b"---";
+    let many = recv(&server, &mut buffer, libc::MSG_TRUNC).unwrap();
+    format!("{many} {}", String::from_utf8_lossy(&buffer))
+}
+
+fn nothing(_client: TcpStream, server: TcpStream) -> String {
+    told(recv(&server, &mut [], libc::MSG_DONTWAIT))
+}
+
+/// How many bytes of control messages come.
+fn left_to_read(client: TcpStream, server: TcpStream) -> String {
+    const TCP_INQ: i32 = 36;
+    option(&server, libc::IPPROTO_TCP, TCP_INQ, 1);
+    send(&client, &[1; 200], 0).unwrap();
+    assert!(readable(&server, SOON));
+    let (mut bytes, mut control) = ([0_u8; 100], [0_u64; 8]);
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all zero is a message without anything.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: one part and control messages, with room for their lengths.
+    assert_eq!(unsafe { libc::recvmsg(server.as_raw_fd(), &raw mut message, 0) }, 100);
+    if message.msg_controllen > 0 { "told".into() } else { "not told".into() }
+}
+
+fn how_much(client: TcpStream, server: TcpStream) -> String {
+    send(&client, &[1; 100], 0).unwrap();
+    assert!(readable(&server, SOON));
+    let mut number = -1;
+    // SAFETY: room for the number.
+    assert_eq!(unsafe { libc::ioctl(server.as_raw_fd(), libc::FIONREAD, &mut number) }, 0);
+    number.to_string()
+}
+
+/// One that lets nothing through.
+fn socket_filter(client: TcpStream, server: TcpStream) -> String {
+    // ret #0
+    let mut code = libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut code };
+    // SAFETY: a program of the length that is stated.
+    let status = unsafe {
+        libc::setsockopt(
+            server.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as u32,
+        )
+    };
+    assert_eq!(status, 0);
+    send(&client, b"abc", 0).unwrap();
+    if readable(&server, SOON) { "data".into() } else { "no data".into() }
+}
+
 /// What it is called, what happens with TCP, and what may happen redirected: kernels differ.
 const DIFFERENCES: &[(&str, Behaviour, &str, &[&str])] = &[
     ("a signal with SA_RESTART", signal, "4", &["EAGAIN"]),
@@ -252,10 +312,19 @@ const DIFFERENCES: &[(&str, Behaviour, &str, &[&str])] = &[
     ("MSG_OOB", urgent, "Some('!'), then abc", &["Some('a'), then bc!"]),
     ("SO_RCVLOWAT", low_water, "not ready", &["ready"]),
     ("MSG_TRUNC without a buffer", discard, "100", &["EFAULT"]),
+    ("MSG_TRUNC with a buffer", discard_into, "3 ---", &["3 abc"]),
+    ("a receive of no bytes", nothing, "EAGAIN", &["0"]),
+    ("TCP_INQ", left_to_read, "told", &["not told"]),
+    ("FIONREAD", how_much, "100", &["0", "100"]),
+    ("a socket filter", socket_filter, "no data", &["data"]),
     ("close with unread data", close_with_unread, "ECONNRESET", &["0"]),
     ("unread data at a reset", unread_at_reset, "6", &["6"]),
     ("TCP_INFO's bytes received", received_by_tcp, "1000", &["0"]),
 ];
+
+/// Of these the direction matters; of all others, that the socket is in the map.
+const OF_REDIRECTED_BYTES: &[&str] =
+    &["MSG_ZEROCOPY", "SO_RCVLOWAT", "TCP_INFO's bytes received", "a socket filter"];
 
 #[test]
 fn applications_see_these_differences() {
@@ -277,6 +346,22 @@ fn applications_see_these_differences() {
             ));
         }
         assert_eq!(summary["clients"], 1, "{name}: {summary}");
+
+        // In the map, and all that it sends goes by TCP.
+        let run = place.start(&["--comm", "nobody"]);
+        let (client, server) = place.run(pair);
+        let left = behaviour(client, server);
+        let summary = run.stop().summary();
+        println!("{name}: left to TCP: {left}");
+        let expected = if OF_REDIRECTED_BYTES.contains(name) { &[*plain][..] } else { *redirected };
+        if !expected.contains(&left.as_str()) {
+            wrong.push(format!("{name}: left to TCP: {left}; expected {expected:?}"));
+        }
+        assert_eq!(
+            (&summary["admitted"], &summary["redirected"]),
+            (&2.into(), &0.into()),
+            "{name}: {summary}"
+        );
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
