@@ -34,6 +34,8 @@
 
 const volatile bool by_port;
 const volatile bool by_excluded_port;
+/* Ports may be kept out while it runs. */
+const volatile bool guard;
 /* Connections between network namespaces are redirected, too. */
 const volatile bool across_namespaces;
 const volatile __u32 comms;
@@ -83,10 +85,10 @@ struct {
 /* In place of a cookie: a client found that its server's address was translated. */
 #define TRANSLATED ~0ULL
 
-/* One bit a port: the first 1024 words are --port, the others --exclude-port. */
+/* One bit a port: the first 1024 words are --port, the next --exclude-port, the last those of programs that the guard keeps out. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 3072);
 	__type(key, __u32);
 	__type(value, __u64);
 } ports SEC(".maps");
@@ -196,6 +198,12 @@ static __always_inline void drop_local(struct sockredir_key *key)
 	key->lport = 0;
 }
 
+/* Whether a program is kept out that uses connections to this port. */
+static __always_inline bool guarded(const struct sockredir_key *key, bool client)
+{
+	return guard && port_in(2048, client ? key->rport : key->lport);
+}
+
 /* A listener got a request, and has not answered yet. */
 static __always_inline void requested(struct bpf_sock_ops *ops)
 {
@@ -262,8 +270,10 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 	if (entry)
 		return entry->end.netns == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
 	end = bpf_map_lookup_elem(&refused, client);
+	if (end && (end->reason == SOCKREDIR_NAMESPACE || end->reason == SOCKREDIR_GUARDED))
+		return end->reason;
 	if (end)
-		return end->reason == SOCKREDIR_NAMESPACE ? SOCKREDIR_NAMESPACE : SOCKREDIR_PEER_UNKNOWN;
+		return SOCKREDIR_PEER_UNKNOWN;
 	request.lseq = request.rseq = 0;
 	drop_local(&request);
 	seen = bpf_map_lookup_elem(&requests, &request);
@@ -362,6 +372,8 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 	if (BPF_CORE_READ(tp, bytes_sent) || BPF_CORE_READ(tp, write_seq) != FIELD(snd_nxt))
 		return SOCKREDIR_PRIOR_BYTES;
 	reason = unfit(tp, client);
+	if (!reason && !alone && guarded(key, client))
+		return SOCKREDIR_GUARDED;
 	return reason ? reason : alone;
 }
 
@@ -600,6 +612,8 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 		return SOCKREDIR_REPAIR;
 	if (first && comms && !comm_wanted(end->comm))
 		return SOCKREDIR_FILTERED;
+	if (guarded(key, end->client))
+		return SOCKREDIR_GUARDED;
 	swap(&other, key);
 	peer = bpf_map_lookup_elem(&ends, &other);
 	if (!peer)

@@ -48,10 +48,11 @@ pub(crate) struct Plan<'a> {
     pub(crate) gather: bool,
 }
 
-/// Arms, follows until the end, detaches, and prints what is left to be said.
+/// Arms, follows until the end, detaches, and prints what is left to be said. `arm` may wait before it does: without anything armed
+/// it is over.
 pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     plan: Plan<'_>,
-    arm: impl FnOnce() -> Result<Chosen<B, T>>,
+    arm: impl FnOnce(&mut Signals) -> Result<Option<Chosen<B, T>>>,
     session: impl FnOnce(B) -> S,
 ) -> Result<ExitCode> {
     let timing = Timing {
@@ -71,7 +72,9 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
     let mut signals = Signals::take(plan.output.output.is_some())?;
 
-    let Chosen { backend, armed: mut tracer, passed_over } = arm()?;
+    let Some(Chosen { backend, armed: mut tracer, passed_over }) = arm(&mut signals)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     for (backend, reason) in &passed_over {
         note(plan.kernel.verbose, || format!("not {backend}: {reason}"));
     }

@@ -302,7 +302,7 @@ impl CloneTrace {
         };
         tracing::run(
             plan,
-            || arm(&config, self.backend),
+            |_| arm(&config, self.backend).map(Some),
             |backend| Session {
                 args: &self,
                 backend,

@@ -182,6 +182,10 @@ const SUMMARY: &[Field] = &[
         "ends that the kernel did not take into the map: map-full, exists, refused",
     ),
     Field::new("backend", "sockmap"),
+    Field::new(
+        "guarded_processes",
+        "processes that the guard saw doing what redirection changes; null without the guard",
+    ),
     Field::new("lingering", "connections in the map at the end"),
     Field::new("lingering_redirected", "of these, redirected until the end"),
     Field::new(

@@ -3,9 +3,11 @@
 //! `bpftk sockredir`
 
 mod connections;
+mod guard;
 mod manual;
 mod preflight;
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
@@ -18,14 +20,16 @@ use jiff::Timestamp;
 
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
+use self::guard::Guard;
 pub(crate) use self::manual::MANUAL;
-use super::common::{amount, clock, interval, losses_sentence, tell};
+use super::common::{amount, clock, interval, losses_sentence, note, tell};
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
-use crate::kernel::run::Flow;
+use crate::kernel::run::{Flow, Timing, Turn, wait};
+use crate::kernel::signals::Signals;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
     Config, End, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm,
@@ -36,6 +40,9 @@ use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
 
 /// Every so often, what was read is looked for, and with --events what is waited for in vain.
 const OFTEN: Duration = Duration::from_secs(1);
+
+/// For how long the guard watches before connections of all programs are redirected.
+const LEARN_ABOUT_ALL: Duration = Duration::from_secs(10);
 
 /// Closed connections that are kept for the next table, before all but the busiest are let go.
 const MOST_CLOSED: usize = 4096;
@@ -101,6 +108,15 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     top: u32,
 
+    /// Don't watch for programs that do what redirection changes. With the guard, connections to the ports on which one does it stay with
+    /// TCP from then on; it makes every system call of the machine a little slower (man bpftk-sockredir)
+    #[arg(long, help_heading = "Guard")]
+    no_guard: bool,
+
+    /// Watch for so long before anything is redirected (default: 10s with --all, else 0s)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "no_guard", help_heading = "Guard")]
+    learn: Option<Duration>,
+
     /// Redirect on a kernel that is known, or may be, to crash or to lose data when it does
     #[arg(long, help_heading = "Kernel")]
     force: bool,
@@ -154,6 +170,7 @@ impl Sockredir {
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
             ports,
             excluded_ports,
+            guard: !self.no_guard,
             across_namespaces: self.across_namespaces,
             comms,
             max_queue: self.max_queue,
@@ -196,7 +213,54 @@ impl Sockredir {
             gather: false,
         };
         let turns = self.turns()?;
-        tracing::run(plan, || arm(&config, &cgroup), |backend| Session::new(&self, backend, turns))
+        let guard = RefCell::new(None);
+        let arm = |signals: &mut Signals| {
+            if !self.no_guard {
+                let scope = self.cgroup.is_some().then_some(&cgroup);
+                let mut watch = Guard::arm(config.btf.clone(), scope)?;
+                if !self.learn(&mut watch, signals)? {
+                    return Ok(None);
+                }
+                guard.replace(Some(watch));
+            }
+            let mut chosen = arm(&config, &cgroup)?;
+            if let Some(guard) = guard.borrow_mut().as_mut() {
+                guard.apply(&chosen.armed)?;
+            }
+            chosen.armed.begin()?;
+            Ok(Some(chosen))
+        };
+        tracing::run(plan, arm, |backend| Session::new(&self, backend, turns, guard.take()))
+    }
+
+    /// Watches before anything is redirected. Returns whether to go on.
+    fn learn(&self, guard: &mut Guard, signals: &mut Signals) -> Result<bool> {
+        let time = self.learn.unwrap_or(if self.all { LEARN_ABOUT_ALL } else { Duration::ZERO });
+        if time.is_zero() {
+            return Ok(true);
+        }
+        note(self.kernel.verbose, || {
+            format!("watching for {} s before anything is redirected", time.as_secs_f32())
+        });
+        let timing = Timing {
+            duration: Some(time),
+            interval: Some(OFTEN.min(time)),
+            to_stdout: self.output.output.is_none(),
+            ..Timing::default()
+        };
+        let begin = Instant::now();
+        wait(signals, timing, |turn| {
+            if matches!(turn, Turn::Tick) {
+                guard.look()?.iter().for_each(|news| tell(news));
+            }
+            Ok(Flow::Continue)
+        })?;
+        // A signal came, or nobody reads us any more.
+        if begin.elapsed() < time {
+            return Ok(false);
+        }
+        guard.look()?.iter().for_each(|news| tell(news));
+        Ok(true)
     }
 }
 
@@ -216,6 +280,7 @@ struct Session<'a> {
     rows: u64,
     /// Packets whose second bringing of bytes could not be cut off, as far as they were told.
     overlaps_kept: u64,
+    guard: Option<Guard>,
     settling: Settling,
     /// Of an interval, in all and so far.
     turns: u32,
@@ -245,6 +310,10 @@ impl tracing::Session<Redirector> for Session<'_> {
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
         self.tell_overlaps(tracer.totals()?.overlaps_kept);
+        if let Some(guard) = &mut self.guard {
+            guard.look()?.iter().for_each(|news| tell(news));
+            guard.apply(tracer)?;
+        }
         self.turn += 1;
         let due = !self.args.events && self.turn >= self.turns;
         // Whoever shows every end can as well look at all.
@@ -277,6 +346,7 @@ impl tracing::Session<Redirector> for Session<'_> {
         let losses = tracer.losses()?;
         let record = summary(&totals)
             .with("backend", self.backend.to_string())
+            .with("guarded_processes", self.guard.as_ref().map(|guard| guard.found() as u64))
             .with("lingering", lingering.len() as u64)
             .with("lingering_redirected", redirected as u64)
             .with("lost", losses.rows() + undecodable)
@@ -323,7 +393,7 @@ fn summary(totals: &Totals) -> Record {
 }
 
 impl<'a> Session<'a> {
-    fn new(args: &'a Sockredir, backend: Sockmap, turns: u32) -> Self {
+    fn new(args: &'a Sockredir, backend: Sockmap, turns: u32, guard: Option<Guard>) -> Self {
         Self {
             args,
             backend,
@@ -334,6 +404,7 @@ impl<'a> Session<'a> {
             closed: Vec::new(),
             rows: 0,
             overlaps_kept: 0,
+            guard,
             settling: Settling::default(),
             turns,
             turn: 0,

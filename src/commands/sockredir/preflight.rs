@@ -261,6 +261,21 @@ impl Excludes {
     }
 }
 
+/// What a process does that redirection changes, each with the number of calls.
+pub(super) fn reasons_of(process: &Process) -> String {
+    let texts: Vec<String> = process
+        .reasons
+        .iter()
+        .map(|&(reason, count)| format!("{} ({count})", name(reason)))
+        .collect();
+    texts.join(", ")
+}
+
+/// `80,8000-8003`
+pub(super) fn port_list(ports: &[u16]) -> String {
+    PortSet(ranges(ports)).to_string()
+}
+
 /// Sorted ports without repetitions, as ranges.
 fn ranges(ports: &[u16]) -> Vec<(u16, u16)> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();

@@ -246,7 +246,7 @@ impl Tcpconnect {
         };
         tracing::run(
             plan,
-            || arm(&config, self.backend),
+            |_| arm(&config, self.backend).map(Some),
             |backend| Session {
                 args: &self,
                 backend,

@@ -36,6 +36,9 @@ pub(crate) const MOST_COMMS: usize = 8;
 /// bpf/sockredir.h, SOCKREDIR_PACKET_HEADER
 const PACKET_HEADER: usize = 14;
 
+/// Of a set of ports, one bit each.
+const WORDS: u32 = 65536 / 64;
+
 /// There is but one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sockmap;
@@ -53,6 +56,8 @@ pub(crate) struct Config {
     /// One bit a port of a server; all without.
     pub(crate) ports: Option<Vec<u64>>,
     pub(crate) excluded_ports: Option<Vec<u64>>,
+    /// Whether `keep_out` will be called.
+    pub(crate) guard: bool,
     /// Connections between network namespaces, too.
     pub(crate) across_namespaces: bool,
     /// Names of senders; all without.
@@ -72,6 +77,7 @@ impl Default for Config {
             btf: BtfSource::default(),
             ports: None,
             excluded_ports: None,
+            guard: false,
             across_namespaces: false,
             comms: Vec::new(),
             max_queue: 4 << 20,
@@ -96,12 +102,11 @@ impl fmt::Debug for Redirector {
     }
 }
 
-/// Attaches to `cgroup`; from then on, its new connections are redirected.
+/// Attaches to `cgroup`; from `begin` on, its new connections are redirected.
 pub(crate) fn arm(config: &Config, cgroup: &File) -> Result<Chosen<Sockmap, Redirector>> {
     backend::choose(&[Sockmap], None, |_| {
         let mut redirector = Redirector::load(config)?;
         redirector.attach(cgroup)?;
-        redirector.enable(true)?;
         Ok(redirector)
     })
 }
@@ -164,6 +169,7 @@ impl Redirector {
         rodata.tcp_memory_held_back = tcp_memory_held_back();
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
+        rodata.guard = config.guard;
         rodata.across_namespaces = config.across_namespaces;
         rodata.comms = config.comms.len() as u32;
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
@@ -178,7 +184,7 @@ impl Redirector {
         let skel = open
             .load()
             .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
-        for (first, words) in [(0, &config.ports), (1024, &config.excluded_ports)] {
+        for (first, words) in [(0, &config.ports), (WORDS, &config.excluded_ports)] {
             for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
                 let key = first + i as u32;
                 skel.maps
@@ -211,6 +217,10 @@ impl Redirector {
         Ok(())
     }
 
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.enable(true)
+    }
+
     fn enable(&mut self, on: bool) -> Result<()> {
         let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
         bss.enabled = on;
@@ -238,6 +248,16 @@ impl Redirector {
         }
         let end = |bytes: &[u8]| copy_from::<types::sockredir_end>(bytes);
         read(map, |key, value| Some(End::new(key, &end(value)?)))
+    }
+
+    /// Connections to this port are TCP's from now on: new ones from their beginning, others from their next message.
+    pub(crate) fn keep_out(&self, port: u16) -> Result<()> {
+        let ports = &self.skel.maps.ports;
+        let key = (2 * WORDS + u32::from(port) / 64).to_ne_bytes();
+        let before = ports.lookup(&key, MapFlags::ANY).context("cannot read the ports")?;
+        let before = before.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        let word = before | 1 << (port % 64);
+        ports.update(&key, &word.to_ne_bytes(), MapFlags::ANY).context("cannot set the ports")
     }
 
     /// What all queues of redirected data take.

@@ -11,6 +11,7 @@ mod close;
 mod content;
 mod differences;
 mod early;
+mod guard;
 mod lifecycle;
 mod memory;
 mod naive;
@@ -52,7 +53,7 @@ impl Place {
     /// `None` where the test can't be done; it is said why.
     fn new() -> Option<Self> {
         let place = Self::without_bpftk()?;
-        let output = output(&["sockredir", "--cgroup", place.path(), "-d", "10ms"]);
+        let output = output(&["sockredir", "--cgroup", place.path(), "--no-guard", "-d", "10ms"]);
         match output.status.code() {
             Some(0) => Some(place),
             Some(4) if !stderr(&output).contains("refuses the programs") => {
@@ -86,8 +87,13 @@ impl Place {
         self.cgroup.path().to_str().unwrap()
     }
 
-    /// A bpftk for these connections.
+    /// A bpftk for these connections, whatever is done with them.
     fn start(&self, args: &[&str]) -> Running {
+        self.guarded(&[&["--no-guard"], args].concat())
+    }
+
+    /// The same with its guard.
+    fn guarded(&self, args: &[&str]) -> Running {
         let all = [&["sockredir", "--cgroup", self.path()], args].concat();
         Running::json(&all)
     }
