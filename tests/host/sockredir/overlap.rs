@@ -53,7 +53,7 @@ fn send_again(ip: &str, first: usize, second: usize) {
     let content = bytes(3, 0, first + second + 8);
     client.write_all(&content[..first]).unwrap();
     // The reader has it already, or it waits: both.
-    let read_early = first % 2 == 0;
+    let read_early = first.is_multiple_of(2);
     let mut got = if read_early { take(&mut server, first) } else { Vec::new() };
     if second > 0 {
         client.write_all(&content[first..first + second]).unwrap();
