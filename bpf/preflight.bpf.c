@@ -509,6 +509,18 @@ static __always_inline bool is_done(bool second)
 	return false;
 }
 
+/* Of kernels that count what waits in the queue of redirected data, for FIONREAD (929e30f93125: Linux 7.0, 6.6.128, 6.12.75, 6.18.14). */
+struct sk_psock___counted {
+	__u32 msg_tot_len;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool counts_what_waits(void)
+{
+	struct sk_psock___counted *psock = NULL;
+
+	return bpf_core_field_exists(psock->msg_tot_len);
+}
+
 static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second)
 {
 	struct pt_regs *regs = (void *)ctx->args[0];
@@ -539,7 +551,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		break;
 	case NR_IOCTL:
 		/* Before all else: there are many others. */
-		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != FIONREAD)
+		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != FIONREAD || counts_what_waits())
 			return 0;
 		break;
 	default:

@@ -136,7 +136,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "fionread",
-        "ioctl FIONREAD (SIOCINQ): on some kernels it says 0, or too little, while data waits",
+        "ioctl FIONREAD (SIOCINQ), on kernels where it says 0 or too little while data waits: before Linux 7.0, 6.18.14, 6.12.75, 6.6.128",
     ),
     Field::new("tcp-info", "getsockopt TCP_INFO: its counters lack redirected data"),
     Field::new(

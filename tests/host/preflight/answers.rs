@@ -27,6 +27,12 @@ fn with_data() -> Pair {
     pair
 }
 
+/// Whether FIONREAD is right on this kernel: the function came with that.
+fn counts_what_waits() -> bool {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    types.windows(14).any(|bytes| bytes == b"\0tcp_bpf_ioctl")
+}
+
 #[test]
 fn questions_that_tcp_answers_without_redirected_data_are_unsafe() {
     steadily(|| {
@@ -46,8 +52,8 @@ fn questions_that_tcp_answers_without_redirected_data_are_unsafe() {
                     assert_eq!(ioctl(r.as_raw_fd(), libc::FIONREAD), 3);
                     assert_eq!(recv(pair.server(), 3, 0), Ok(3));
                 }),
-                3,
-                json!({"fionread": 1}),
+                if counts_what_waits() { 2 } else { 3 },
+                if counts_what_waits() { json!({}) } else { json!({"fionread": 1}) },
             ),
             (
                 "TCP_INFO",
