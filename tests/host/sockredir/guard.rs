@@ -118,9 +118,12 @@ fn who_is_known_before_is_never_redirected() {
         call(port);
         let summary = run.stop().summary();
         println!("{summary}");
+        // Both ends of the last call, and of one that was made while it armed, perhaps.
+        let ends = summary["clients"].as_u64().unwrap() + summary["servers"].as_u64().unwrap();
+        assert!(ends >= 2, "{summary}");
         assert_eq!(
             (told(&summary, "guarded"), &summary["redirected"]),
-            (2, &0.into()),
+            (ends, &0.into()),
             "{summary}"
         );
         drop(actor);
