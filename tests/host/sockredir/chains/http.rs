@@ -108,6 +108,8 @@ impl Site<'_> {
             })
             .collect();
         let mut command = Command::new(&self.curl);
+        // Else its status is that of the last.
+        command.arg("--fail-early");
         for (number, transfer) in all.iter().enumerate() {
             if number > 0 {
                 command.arg("--next");
