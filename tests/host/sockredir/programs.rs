@@ -38,6 +38,8 @@ pub(super) fn found(name: &str) -> Option<PathBuf> {
 /// A server that ends with the test.
 pub(super) struct Server {
     child: Child,
+    /// Kills the server's group when this process has ended, even if it was killed: then its input ends.
+    watch: Child,
     /// What makes it end, and take its children along.
     end: Signal,
 }
@@ -52,7 +54,14 @@ impl Server {
                 .process_group(0)
                 .spawn()
                 .expect("it starts");
-            let server = Self { child, end: Signal::SIGTERM };
+            let group = child.id() as i32;
+            let watch = Command::new("sh")
+                .args(["-c", &format!("read -r _; kill -s KILL -- -{group}")])
+                .stdin(Stdio::piped())
+                .process_group(group)
+                .spawn()
+                .expect("there is sh");
+            let server = Self { child, watch, end: Signal::SIGTERM };
             let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
             assert!(within(30, listens), "{command:?} does not listen");
             server
@@ -78,6 +87,7 @@ impl Drop for Server {
         // What is left of it, and of its children that stayed in its group.
         let _ = killpg(pid, Signal::SIGKILL);
         let _ = self.child.wait();
+        let _ = self.watch.wait();
     }
 }
 
