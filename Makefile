@@ -31,8 +31,9 @@ static    = LIBBPF_SYS_LIBRARY_PATH=$(libdir) \
 	RUSTFLAGS="-C target-feature=+crt-static $(RUSTFLAGS)" \
 	$(CARGO) $(1) --locked --release --features static$(vendored) --target $(target)
 static_bin := $(build)/$(target)/release/bpftk
-# Where PostgreSQL is for tests, if the machine has none.
+# Where PostgreSQL and other servers are for tests, if the machine has none.
 export BPFTK_POSTGRES := $(abspath $(build)/postgresql)
+export BPFTK_SERVERS  := $(abspath $(build)/servers)
 
 bindir    = $(DESTDIR)$(PREFIX)/bin
 mandir    = $(DESTDIR)$(PREFIX)/share/man/man1
@@ -43,7 +44,7 @@ fishdir   = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 .DEFAULT_GOAL := build
 # Targets that build with cargo share its directory, and it uses all processors by itself.
 .NOTPARALLEL:
-.PHONY: help deps deps-test deps-bench build run static test host-test test-bin postgres check fuzz check-bpf vm-test bench lint man \
+.PHONY: help deps deps-test deps-bench build run static test host-test test-bin servers check fuzz check-bpf vm-test bench lint man \
 	install uninstall clean
 
 help: ## This list
@@ -83,14 +84,14 @@ NOISE   ?= 10
 run_tests = tests/run.py --bpftk $(static_bin) --unit $$(cat $(build)/test-unit) --host $$(cat $(build)/test-host) \
 	--sudo '$(sudo)' --noise $(NOISE)
 
-test: deps-test postgres test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (25 minutes; 400 MB of packages)
+test: deps-test servers test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (25 minutes; 400 MB of packages)
 	@$(run_tests) --step lint='$(MAKE) --no-print-directory lint' --step bpf='$(MAKE) --no-print-directory check-bpf' \
 		--on '$(KERNELS)' $(TESTS)
 
-host-test: deps-test postgres test-bin ## Unit tests and host tests, on this kernel (15 minutes)
+host-test: deps-test servers test-bin ## Unit tests and host tests, on this kernel (15 minutes)
 	@$(run_tests) --on here $(TESTS)
 
-vm-test: deps-test postgres test-bin ## What a kernel can change, on Debian's kernels in QEMU; KERNELS="6.1 7" picks (20 minutes)
+vm-test: deps-test servers test-bin ## What a kernel can change, on Debian's kernels in QEMU; KERNELS="6.1 7" picks (20 minutes)
 	@$(run_tests) --on '$(filter-out here,$(subst $(comma), ,$(KERNELS)))' $(TESTS)
 
 check: deps ## Formatting, lints and unit tests, without root: before each commit (2 minutes, later seconds)
@@ -99,8 +100,9 @@ check: deps ## Formatting, lints and unit tests, without root: before each commi
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked --bin bpftk
 
-postgres: deps-test
-	@tests/postgres.sh $(BPFTK_POSTGRES)
+servers: deps-test
+	@tests/unpack.sh $(BPFTK_POSTGRES) postgresql
+	@tests/unpack.sh $(BPFTK_SERVERS) nginx haproxy
 
 # bpftk and the binaries of the tests in one go, since each link takes one processor alone. Their names have a hash in them, so cargo
 # says what they are.

@@ -243,8 +243,9 @@ class Runner:
         sudo = shlex.split(options.sudo)
         flags = ["--test-threads=1", "--show-output"]
         env = {"BPFTK_BIN": os.path.abspath(options.bpftk)}
-        if os.environ.get("BPFTK_POSTGRES"):
-            env["BPFTK_POSTGRES"] = os.environ["BPFTK_POSTGRES"]
+        for name in "BPFTK_POSTGRES", "BPFTK_SERVERS":
+            if os.environ.get(name):
+                env[name] = os.environ[name]
         prefix = [*sudo, "env", *(f"{name}={value}" for name, value in env.items())]
         for name, binary, tests in ("unit", options.unit, unit), ("host", options.host, host):
             if here and tests:

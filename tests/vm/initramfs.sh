@@ -30,7 +30,7 @@ install_with_libraries() { # ROOT FILE DEST [FROM]
         done
 }
 
-# PostgreSQL, where this machine has it or where tests/postgres.sh unpacked it: four programs and what they read.
+# PostgreSQL, where this machine has it or where tests/unpack.sh unpacked it: four programs and what they read.
 install_postgres() { # ROOT
     local from server program
     for from in '' "${BPFTK_POSTGRES-}"; do

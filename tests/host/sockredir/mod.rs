@@ -7,6 +7,7 @@
 //! of its own: nobody else's are touched.
 
 mod boundary;
+mod chains;
 mod close;
 mod content;
 mod differences;

@@ -8,8 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{User, chown};
 
+use super::chains::{assert_same, most, random_size, seed, transfers};
 use super::programs::{Server, ended, free_port, run};
 use super::*;
 use crate::support::{stdout, within};
@@ -37,7 +39,7 @@ struct Postgres {
 }
 
 impl Postgres {
-    /// Those of this machine, else what tests/postgres.sh unpacked. That is copied, for its directory may be closed to others.
+    /// Those of this machine, else what tests/unpack.sh unpacked. That is copied, for its directory may be closed to others.
     fn new() -> Option<Self> {
         let user = User::from_name("nobody").unwrap().expect("there is nobody");
         let home = tempfile::tempdir().unwrap();
@@ -51,7 +53,7 @@ impl Postgres {
         let Some(unpacked) = env::var_os("BPFTK_POSTGRES").filter(|path| Path::new(path).is_dir())
         else {
             println!(
-                "SKIP PostgreSQL is not installed here, and tests/postgres.sh did not unpack it"
+                "SKIP PostgreSQL is not installed here, and tests/unpack.sh did not unpack it"
             );
             return None;
         };
@@ -74,34 +76,56 @@ impl Postgres {
     }
 }
 
+/// A server with a cluster of its own, which takes clients.
+struct Database {
+    postgres: Postgres,
+    port: String,
+    _server: Server,
+}
+
+impl Database {
+    fn start(place: &Place, postgres: Postgres) -> Self {
+        let data = postgres.home.path().join("data");
+        let mut command = postgres.command("initdb");
+        run(place, command.args(["-A", "trust", "-U", "nobody", "-N", "-D"]).arg(&data));
+        let port = free_port(place);
+        let mut command = postgres.command("postgres");
+        let text = port.to_string();
+        command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &text, "-k", "", "-F"]);
+        // It waits for nobody when it ends.
+        let server = Server::start(place, &mut command, port).ended_by(Signal::SIGQUIT);
+        let database = Self { postgres, port: text, _server: server };
+        // It listens before it takes anybody.
+        let ready = || {
+            place.run(|| {
+                let mut ready = database.client("psql");
+                ready.args(["-d", "postgres", "-c", "select 1"]);
+                ready.output().is_ok_and(|output| output.status.success())
+            })
+        };
+        assert!(within(30, ready), "PostgreSQL is not ready");
+        database
+    }
+
+    fn client(&self, program: &str) -> Command {
+        let mut command = self.postgres.command(program);
+        command.args(["-h", "127.0.0.1", "-p", &self.port, "-U", "nobody"]);
+        command
+    }
+
+    fn tool(&self, place: &Place, program: &str, arguments: &[&str]) -> String {
+        stdout(&run(place, self.client(program).args(arguments)))
+    }
+}
+
 /// The sums of pgbench's tables must agree.
 #[test]
 fn postgres_keeps_its_books() {
     let Some(place) = Place::new() else { return };
     let Some(postgres) = Postgres::new() else { return };
-    let data = postgres.home.path().join("data");
-    run(
-        &place,
-        postgres.command("initdb").args(["-A", "trust", "-U", "nobody", "-N", "-D"]).arg(&data),
-    );
     let bpftk = place.start(&[]);
-    let port = free_port(&place).to_string();
-    let mut command = postgres.command("postgres");
-    command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port, "-k", "", "-F"]);
-    let _server = Server::start(&place, &mut command, port.parse().unwrap());
-    let to = ["-h", "127.0.0.1", "-p", &port, "-U", "nobody"];
-    // It listens before it takes anybody.
-    let ready = || {
-        place.run(|| {
-            let mut ready = postgres.command("psql");
-            ready.args(to).args(["-d", "postgres", "-c", "select 1"]);
-            ready.output().is_ok_and(|output| output.status.success())
-        })
-    };
-    assert!(within(30, ready), "PostgreSQL is not ready");
-    let tool = |program: &str, arguments: &[&str]| {
-        stdout(&run(&place, postgres.command(program).args(to).args(arguments)))
-    };
+    let database = Database::start(&place, postgres);
+    let tool = |program: &str, arguments: &[&str]| database.tool(&place, program, arguments);
     tool("pgbench", &["-i", "-q", "postgres"]);
     let told = tool("pgbench", &["-c", "4", "-T", "4", "postgres"]);
     assert!(told.contains("number of failed transactions: 0"), "{told}");
@@ -111,4 +135,56 @@ fn postgres_keeps_its_books() {
     let sums: Vec<&str> = sums.trim().split('|').collect();
     assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
     ended(bpftk);
+}
+
+/// COPY into a table, and out of it: the same text. `BPFTK_ROUNDS` times as often, by hand.
+#[test]
+fn postgres_gives_back_what_it_copied() {
+    let Some(place) = Place::new() else { return };
+    let Some(postgres) = Postgres::new() else { return };
+    let database = Database::start(&place, postgres);
+    let psql = |query: &str| {
+        let mut command = database.client("psql");
+        command.env("PGOPTIONS", "-c statement_timeout=30s");
+        command.args(["-qAtX", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", query]);
+        command
+    };
+    run(&place, &mut psql("create unlogged table copied (number int, line text)"));
+    // A table has no order of its own.
+    let out = "copy (select * from copied order by number) to stdout";
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for (name, args) in [
+        ("without bpftk", None),
+        ("redirected", Some(&[][..])),
+        ("small bounds", Some(&["--max-queue", "64K"][..])),
+    ] {
+        let bpftk = args.map(|args| place.start(args));
+        let mut sizes = vec![1024, if name == "redirected" { most() } else { most() / 20 }];
+        sizes.extend((2..transfers(3)).map(|_| random_size(&mut random)));
+        for size in &sizes {
+            let mut text = String::with_capacity(size + 1000);
+            for number in 0.. {
+                if text.len() >= *size {
+                    break;
+                }
+                text.push_str(&format!("{number}\t"));
+                let many = random.usize(1..1000);
+                text.extend(std::iter::repeat_with(|| random.alphanumeric()).take(many));
+                text.push('\n');
+            }
+            fs::write(file.path(), &text).unwrap();
+            run(&place, &mut psql("truncate copied"));
+            let mut into = psql("copy copied from stdin");
+            let told = place.run(|| into.stdin(fs::File::open(file.path()).unwrap()).output());
+            let told = told.expect("psql runs");
+            assert!(told.status.success(), "{name}, {size} bytes: {told:?}");
+            let got = run(&place, &mut psql(out)).stdout;
+            assert_same(&got, text.as_bytes(), &format!("{name}, {size} bytes"));
+        }
+        if let Some(bpftk) = bpftk {
+            ended(bpftk);
+        }
+    }
 }

@@ -10,6 +10,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
 use super::*;
 use crate::support::{stdout, within};
 
@@ -33,7 +36,13 @@ pub(super) fn found(name: &str) -> Option<PathBuf> {
 }
 
 /// A server that ends with the test.
-pub(super) struct Server(Child);
+pub(super) struct Server {
+    child: Child,
+    /// Kills the server's group when this process has ended, even if it was killed: then its input ends.
+    watch: Child,
+    /// What makes it end, and take its children along.
+    end: Signal,
+}
 
 impl Server {
     pub(super) fn start(place: &Place, command: &mut Command, port: u16) -> Self {
@@ -42,25 +51,43 @@ impl Server {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
+                .process_group(0)
                 .spawn()
                 .expect("it starts");
-            let server = Self(child);
+            let group = child.id() as i32;
+            let watch = Command::new("sh")
+                .args(["-c", &format!("read -r _; kill -s KILL -- -{group}")])
+                .stdin(Stdio::piped())
+                .process_group(group)
+                .spawn()
+                .expect("there is sh");
+            let server = Self { child, watch, end: Signal::SIGTERM };
             let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
             assert!(within(30, listens), "{command:?} does not listen");
             server
         })
     }
+
+    pub(super) fn ended_by(self, end: Signal) -> Self {
+        let mut server = self;
+        server.end = end;
+        server
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGQUIT: PostgreSQL takes its children along.
-        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
-        if !within(2, || self.0.try_wait().is_ok_and(|status| status.is_some())) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
+        let pid = Pid::from_raw(self.child.id() as i32);
+        let _ = kill(pid, self.end);
+        let _ = within(2, || self.child.try_wait().is_ok_and(|status| status.is_some()));
+        // What is left of it, and of its children that stayed in its group.
+        let _ = killpg(pid, Signal::SIGKILL);
+        let _ = self.child.wait();
+        let _ = self.watch.wait();
     }
 }
 
