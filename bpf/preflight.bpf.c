@@ -25,6 +25,8 @@
 #define TCP_ZEROCOPY_RECEIVE 35
 /* include/uapi/asm-generic/ioctls.h; SIOCINQ is the same. */
 #define FIONREAD 0x541b
+/* include/linux/net.h: who waits for the socket, also to read, is woken when there is room to send. */
+#define SOCK_NOSPACE 2
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define S_IFMT 00170000
@@ -441,6 +443,7 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 		reasons |= 1 << PREFLIGHT_BLOCKING;
 		reasons |= bit_if(BPF_CORE_READ(sk, sk_rcvtimeo) ^ MAX_SCHEDULE_TIMEOUT, PREFLIGHT_RCVTIMEO);
 		reasons |= bit_if(caught_signals(), PREFLIGHT_SIGNALS);
+		reasons |= bit_if(BPF_CORE_READ(sk, sk_socket, flags) & (1UL << SOCK_NOSPACE), PREFLIGHT_ROOM);
 	}
 	return any_number(reasons);
 }

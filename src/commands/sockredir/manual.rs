@@ -110,6 +110,10 @@ const DIFFERENCES: &[Field] = &[
         "a blocking read, and the peer resets",
         "may fail with EAGAIN, and the next one with ECONNRESET; by TCP the first does",
     ),
+    Field::new(
+        "a blocking read, after a send for which there was no room",
+        "may fail with EAGAIN when there is room again; by TCP it goes on. Of directions that TCP has: a redirected send never waits for room",
+    ),
     Field::new("a blocking read with SO_RCVTIMEO", "may fail with EAGAIN before the time"),
     Field::new("MSG_WAITALL", "comes back short; by TCP it waits for all"),
     Field::new(

@@ -161,6 +161,10 @@ pub(crate) const REASONS: &[Field] = &[
         "close(2) with unread data: the peer gets a FIN instead of a reset",
     ),
     Field::new(
+        "room",
+        "a read that may block, after a send for which there was no room: it fails with EAGAIN when there is room again",
+    ),
+    Field::new(
         "blocking",
         "a read that may block (caution, if nothing else): it fails with EAGAIN when the process is stopped and continued, its cgroup is frozen and thawed, a tracer attaches or detaches, or another thread calls setuid or setgid",
     ),

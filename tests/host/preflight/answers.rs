@@ -56,6 +56,20 @@ fn questions_that_tcp_answers_without_redirected_data_are_unsafe() {
                 if counts_what_waits() { json!({}) } else { json!({"fionread": 1}) },
             ),
             (
+                "a read that may block, of a socket that had no room to send",
+                actor(|| {
+                    let pair = Pair::new(LO);
+                    send(pair.client(), b"abc", 0).unwrap();
+                    let sent = send(pair.server(), &vec![0; 32 << 20], libc::MSG_DONTWAIT).unwrap();
+                    assert!(sent < 32 << 20);
+                    wait_for_data(pair.server());
+                    assert_eq!(recv(pair.server(), 3, 0), Ok(3));
+                }),
+                4,
+                // What the client did not read is unread at its end.
+                json!({"room": 1, "blocking": 1, "unread-at-close": 1}),
+            ),
+            (
                 "TCP_INFO",
                 actor(|| {
                     let pair = with_data();

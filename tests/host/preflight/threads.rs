@@ -80,7 +80,7 @@ fn a_read_while_another_thread_waits_for_room_is_unsafe() {
         // The send itself found nobody.
         assert_eq!(
             (&but_blocking(&row), &row["verdict"]),
-            (&json!({"threads": 1}), &json!("unsafe"))
+            (&json!({"threads": 1, "room": 1}), &json!("unsafe"))
         );
     });
 }
