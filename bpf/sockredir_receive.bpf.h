@@ -14,8 +14,7 @@
  * what is older is cut off.
  */
 
-#include "common.bpf.h"
-#include "sockredir.h"
+#include "sockredir_counts.bpf.h"
 
 /* What bpf_skb_adjust_room takes off at a time: net/core/filter.c, sk_skb_adjust_room. */
 #define MOST_CUT 0xfff
@@ -38,8 +37,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct receiver);
 } receivers SEC(".maps");
-
-static __always_inline void count(__u32 which, __u64 much);
 
 SEC("sk_skb/verdict")
 int bpftk_sk_skb(struct __sk_buff *skb)
