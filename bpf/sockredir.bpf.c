@@ -119,7 +119,7 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 /* Takes an end into the map. Returns why it can't be. */
 static __always_inline __u32 insert(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client, struct sockredir_key *key)
 {
-	struct receiver receiver = { .next = FIELD(rcv_nxt), .lport = key->lport, .rport = key->rport };
+	struct receiver receiver = { .next = FIELD(rcv_nxt), .rport = key->rport };
 	__u64 cookie = bpf_get_socket_cookie(ops);
 	struct sockredir_entry entry = {};
 	int error;
@@ -245,6 +245,7 @@ static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp
 /* The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed. */
 static __always_inline void closed(struct bpf_sock_ops *ops)
 {
+	__u64 cookie = bpf_get_socket_cookie(ops);
 	struct bpf_sock *sk = ops->sk;
 	struct sockredir_event event;
 	struct sockredir_entry *entry;
@@ -277,6 +278,9 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 		event.end = *end;
 		bpf_map_delete_elem(&refused, &event.key);
 	}
+	/* Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets none. */
+	if (!BPF_CORE_READ((struct sock *)tp, sk_receive_queue.qlen) || !BPF_CORE_READ((struct sock *)tp, sk_user_data))
+		bpf_map_delete_elem(&receivers, &cookie);
 	event.end.tcp_bytes = sent_by_tcp(tp);
 	count(SOCKREDIR_TCP_BYTES, event.end.tcp_bytes);
 	event._pad = 0;

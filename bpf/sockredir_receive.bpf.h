@@ -18,15 +18,17 @@
 
 /* What bpf_skb_adjust_room takes off at a time: net/core/filter.c, sk_skb_adjust_room. */
 #define MOST_CUT 0xfff
-/* For the largest packet that there is, of 64 KiB, and some. */
-#define MOST_CUTS 18
+/* For the largest packet that there is: 512 KiB (include/linux/netdevice.h, GSO_MAX_SIZE), and some. */
+#define MOST_CUTS 130
 
 struct receiver {
 	/* The sequence number of the byte that TCP is to bring next. */
 	__u32 next;
-	/* Of which connection: a socket may have another one when nobody is there any more to say so. */
-	__u16 lport;
-	__u16 rport;
+	/*
+	 * Of which connection: a socket may have another one when nobody is there any more to say so. Its own port is gone by the time that
+	 * the last packet closes the socket.
+	 */
+	__u32 rport;
 };
 
 /* By a socket's cookie, since a program of this kind may not use a socket's storage. As many as there are ends. */
@@ -49,20 +51,23 @@ int bpftk_sk_skb(struct __sk_buff *skb)
 	int i;
 
 	receiver = bpf_map_lookup_elem(&receivers, &cookie);
-	if (!receiver || receiver->lport != skb->local_port || receiver->rport != bpf_ntohl(skb->remote_port))
+	if (!receiver || receiver->rport != bpf_ntohl(skb->remote_port))
 		return SK_PASS;
 	first = BPF_CORE_READ(packet, seq);
 	after = BPF_CORE_READ(packet, end_seq);
 	old = receiver->next - first;
+	/* TCP keeps no packet that has nothing new: then this is another connection's, and nobody was there to say so. */
+	if ((__s32)(after - receiver->next) <= 0)
+		old = 0;
 	receiver->next = after;
+	/* The connection's end takes a number, and nothing comes after it. */
+	if (after - first != length)
+		bpf_map_delete_elem(&receivers, &cookie);
 	if (old <= 0)
 		return SK_PASS;
-	if (old >= (__s32)length) {
-		/* The connection's end takes a number, and is passed without bytes. But for it, an empty packet would look like one. */
-		if (after - first == length)
-			return SK_DROP;
+	/* All of it is old but the end, which is passed without bytes. */
+	if (old > (__s32)length)
 		old = length;
-	}
 	count(SOCKREDIR_OVERLAPS, 1);
 	for (i = 0; i < MOST_CUTS && old > 0; i++) {
 		__s32 cut = old < MOST_CUT ? old : MOST_CUT;

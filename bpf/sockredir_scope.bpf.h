@@ -28,9 +28,21 @@ struct {
 	__type(value, struct sockredir_end);
 } refused SEC(".maps");
 
+struct asked_for {
+	/* The cookie of the listener's network namespace. */
+	__u64 netns;
+	/* When it came, on CLOCK_BOOTTIME. */
+	__u64 time_ns;
+	/* A client found that its server's address was translated. */
+	bool translated;
+};
+
+/* Older ones are of connections that were never made. */
+#define LONGEST_REQUEST_NS (5ULL * 1000 * 1000 * 1000)
+
 /*
- * Connections that a listener in scope is being asked for, and the cookies of the listeners' network namespaces: a client whose request
- * is among them has its server here. The server's entry comes after the client's, so there is no other sign of it yet.
+ * Connections that a listener in scope is being asked for: a client whose request is among them has its server here. The server's
+ * entry comes after the client's, so there is no other sign of it yet.
  *
  * Each is there a second time without its own address and port: a client that finds only that one is connected to an address that was
  * translated on the way (DNAT, as for a container's published port).
@@ -39,11 +51,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 32768);
 	__type(key, struct sockredir_key);
-	__type(value, __u64);
+	__type(value, struct asked_for);
 } requests SEC(".maps");
-
-/* In place of a cookie: a client found that its server's address was translated. */
-#define TRANSLATED ~0ULL
 
 /* One bit a port: the first 1024 words are --port, the next --exclude-port, the last those of programs that the guard keeps out. */
 struct {
@@ -131,14 +140,15 @@ static __always_inline bool guarded(const struct sockredir_key *key, bool client
 static __always_inline void requested(struct bpf_sock_ops *ops)
 {
 	struct sockredir_key key = {};
-	__u64 netns;
+	struct asked_for request = {};
 
 	if (!tuple(ops, &key) || !port_wanted(key.lport))
 		return;
-	netns = bpf_get_netns_cookie(ops);
-	bpf_map_update_elem(&requests, &key, &netns, BPF_ANY);
+	request.netns = bpf_get_netns_cookie(ops);
+	request.time_ns = bpf_ktime_get_boot_ns();
+	bpf_map_update_elem(&requests, &key, &request, BPF_ANY);
 	drop_local(&key);
-	bpf_map_update_elem(&requests, &key, &netns, BPF_ANY);
+	bpf_map_update_elem(&requests, &key, &request, BPF_ANY);
 }
 
 static __always_inline void answered(const struct sockredir_key *key)
@@ -166,18 +176,18 @@ static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
 /* Why the other end of a client is not one to redirect to, or nothing. @server is that end's key. */
 static __always_inline __u32 why_no_server(struct sockredir_key *server, const struct sockredir_key *key, __u64 netns)
 {
-	__u64 translated = TRANSLATED;
-	__u64 *seen;
+	struct asked_for *seen;
 
 	server->lseq = server->rseq = 0;
 	seen = bpf_map_lookup_elem(&requests, server);
 	if (seen)
-		return *seen == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
+		return seen->netns == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
 	drop_local(server);
-	if (!bpf_map_lookup_elem(&requests, server))
+	seen = bpf_map_lookup_elem(&requests, server);
+	if (!seen || bpf_ktime_get_boot_ns() - seen->time_ns > LONGEST_REQUEST_NS)
 		return why_no_peer(key);
 	/* For the server, which comes later. */
-	bpf_map_update_elem(&requests, server, &translated, BPF_EXIST);
+	seen->translated = true;
 	return SOCKREDIR_TRANSLATED;
 }
 
@@ -187,7 +197,7 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 	struct sockredir_key request = *key;
 	struct sockredir_entry *entry;
 	struct sockredir_end *end;
-	__u64 *seen;
+	struct asked_for *seen;
 
 	entry = bpf_map_lookup_elem(&ends, client);
 	if (entry)
@@ -200,7 +210,7 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 	request.lseq = request.rseq = 0;
 	drop_local(&request);
 	seen = bpf_map_lookup_elem(&requests, &request);
-	return seen && *seen == TRANSLATED ? SOCKREDIR_TRANSLATED : why_no_peer(key);
+	return seen && seen->translated ? SOCKREDIR_TRANSLATED : why_no_peer(key);
 }
 
 /*

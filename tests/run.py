@@ -101,7 +101,7 @@ class Reader:
             for number, word in re.findall(r"(\d+) (passed|failed|ignored)", line):
                 setattr(suite, word, getattr(suite, word) + int(number))
             self.section, self.names = None, False
-        elif self.names and re.fullmatch(r"    \S+", line):
+        elif self.names and line.strip() in suite.tests and re.fullmatch(r"    \S+", line):
             suite.failures.setdefault(line.strip(), [])
         if line.startswith("SKIP ") and (self.section or self.current):
             suite.skips[self.section or self.current] = line
@@ -214,7 +214,8 @@ class Runner:
         self.logs = os.path.join(os.environ.get("CARGO_TARGET_DIR") or "target", "tests")
         os.makedirs(self.logs, exist_ok=True)
         self.processes = set()
-        self.lock = threading.Lock()
+        # A signal's handler may come while its thread has it.
+        self.lock = threading.RLock()
         self.stopping = False
         self.times = {}
         self.history = {}
@@ -242,10 +243,10 @@ class Runner:
         # By name: after sudo there may be no PATH with cargo's tools, and the binaries need root, not this script.
         sudo = shlex.split(options.sudo)
         flags = ["--test-threads=1", "--show-output"]
-        env = {"BPFTK_BIN": os.path.abspath(options.bpftk)}
-        for name in "BPFTK_POSTGRES", "BPFTK_SERVERS":
-            if os.environ.get(name):
-                env[name] = os.environ[name]
+        # What says where servers are, how often to try, and with which seed: sudo would drop it.
+        settings = {name: value for name, value in os.environ.items() if name.startswith("BPFTK_")}
+        env = dict(settings, BPFTK_BIN=os.path.abspath(options.bpftk))
+        for_guests = [f"{name}={settings[name]}" for name in ("BPFTK_SEED", "BPFTK_ROUNDS") if name in settings]
         prefix = [*sudo, "env", *(f"{name}={value}" for name, value in env.items())]
         for name, binary, tests in ("unit", options.unit, unit), ("host", options.host, host):
             if here and tests:
@@ -258,6 +259,7 @@ class Runner:
                 continue
             line = [os.path.join(HERE, "vm", "run.sh"), "--kernels", kernel, "--stream", "--timeout", "3000"]
             line += ["--bpftk", options.bpftk]
+            line += [word for setting in for_guests for word in ("--env", setting)]
             left_out = ["--skip", HOST_NOT_IN_GUEST]
             for binary, tests, usual in (options.unit, guest_unit, [UNIT_IN_GUEST]), (options.host, guest_host, left_out):
                 if tests:
@@ -279,8 +281,18 @@ class Runner:
                 reader = Reader(suite, times)
                 statuses.append(self.run_step(suite, step, reader, log))
         suite.seconds = time.monotonic() - suite.begin
-        suite.ok = not any(statuses) and not suite.failures
+        suite.ok = not any(statuses) and not suite.failures and self.ran_all(suite)
         self.report.finished(suite)
+
+    @staticmethod
+    def ran_all(suite):
+        """Whether each test has a result: a binary that ends early, with whatever status, has not passed."""
+        ran = suite.passed + suite.failed + suite.ignored
+        unavailable = any(note.startswith("SKIP kernel") for note in suite.notes)
+        if ran == len(suite.tests) or unavailable:
+            return True
+        suite.tail.append(f"{ran} of {len(suite.tests)} tests have a result")
+        return False
 
     def run_step(self, suite, step, reader, log):
         env = dict(os.environ, **suite.env)
@@ -298,6 +310,8 @@ class Runner:
             )
             with self.lock:
                 self.processes.add(process)
+            if self.stopping:
+                self.end(process)
             with process:
                 for line in process.stdout:
                     log.write(line)
@@ -312,14 +326,32 @@ class Runner:
             return status
         finally:
             if noise:
-                noise.stdin.close()
-                noise.wait()
+                self.silence(noise, suite)
 
     def noise(self):
         """Other programs, beside the host tests: they end with this one, however it ends."""
         if not self.options.noise:
             return None
         return subprocess.Popen([os.path.join(HERE, "noise.py"), str(self.options.noise)], stdin=subprocess.PIPE)
+
+    def silence(self, noise, suite):
+        if noise.poll() is not None:
+            suite.failures["noise.py"] = ["it ended before the tests did"]
+        noise.stdin.close()
+        try:
+            noise.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.end(noise)
+            suite.failures["noise.py"] = ["it did not end"]
+
+    def end(self, process):
+        try:
+            process.terminate()
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            # It is root's.
+            subprocess.run([*shlex.split(self.options.sudo), "kill", str(process.pid)], check=False)
 
     def lane(self, suites):
         for suite in suites:
@@ -351,13 +383,14 @@ class Runner:
         self.stopping = True
         with self.lock:
             for process in self.processes:
-                process.terminate()
+                self.end(process)
 
     def run(self):
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
         if not self.suites:
-            print(f"run.py: no test is called {' or '.join(self.options.tests)}", file=sys.stderr)
+            what = f"no test is called {' or '.join(self.options.tests)}" if self.options.tests else "no kernel was given"
+            print(f"run.py: nothing to run on {' '.join(self.options.on) or 'nothing'}: {what}", file=sys.stderr)
             return 2
         names = ", ".join(suite.state() for suite in self.suites).replace(" 0/", " ")
         print(f"suites and their tests: {names}", flush=True)

@@ -67,7 +67,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     };
     caps::require(plan.needed)?;
     let cgroup = plan.cgroup.map(Watched::new).transpose()?;
-    let removed = || cgroup.as_ref().is_some_and(Watched::is_removed);
+    let mut removed = false;
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
     let mut signals = Signals::take(plan.output.output.is_some())?;
@@ -89,7 +89,10 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
         Turn::Event(event) => session.event(event, &mut sink),
         Turn::Rest => sink.flush().map(|()| Flow::Continue),
         Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
-        Turn::Look => Ok(if removed() { Flow::Stop } else { Flow::Continue }),
+        Turn::Look => {
+            removed = cgroup.as_ref().is_some_and(Watched::is_removed);
+            Ok(if removed { Flow::Stop } else { Flow::Continue })
+        }
         Turn::Reopen => sink.reopen().map(|()| Flow::Continue),
     })
     // Detaching takes its time.
@@ -109,7 +112,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     drop(ring);
     session.finish(&tracer, undecodable, &mut sink)?;
     match cgroup {
-        Some(cgroup) if cgroup.is_removed() => Err(anyhow!(
+        Some(cgroup) if removed => Err(anyhow!(
             "the cgroup {} was removed, so nothing more can come",
             cgroup.path().display()
         )),

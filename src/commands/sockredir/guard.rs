@@ -3,12 +3,12 @@
 //! What preflight watches for, watched while connections are redirected: a program that does what redirection changes is kept out
 //! from then on, by the ports of the connections on which it did so.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 
 use anyhow::{Context, Result};
 
-use super::preflight::{port_list, reasons_of};
+use super::preflight::{is_blind, port_list, reasons_of};
 use crate::kernel::btf::BtfSource;
 use crate::kernel::preflight::{Config, Process, Verdict, Watch};
 use crate::kernel::sockredir::Redirector;
@@ -18,13 +18,15 @@ use crate::output::bytes_to_string;
 #[derive(Debug)]
 pub(super) struct Guard {
     watch: Watch,
-    /// Processes that were told of, with how many ports.
-    told: HashSet<(u32, usize)>,
+    /// Processes that were told of, by their ids and when they began, with how many ports.
+    told: HashMap<(u32, u64), usize>,
+    found: usize,
+    /// That there was no room for a process has been told.
+    full: bool,
     /// Ports that are kept out.
     ports: BTreeSet<u16>,
     /// Of these, those that the programs know.
     set: BTreeSet<u16>,
-    processes: BTreeSet<u32>,
 }
 
 impl Guard {
@@ -37,10 +39,11 @@ impl Guard {
             Watch::arm(&Config { btf, tasks }).context("the guard (--no-guard does without)")?;
         Ok(Self {
             watch,
-            told: HashSet::new(),
+            told: HashMap::new(),
+            found: 0,
+            full: false,
             ports: BTreeSet::new(),
             set: BTreeSet::new(),
-            processes: BTreeSet::new(),
         })
     }
 
@@ -48,14 +51,25 @@ impl Guard {
     pub(super) fn look(&mut self) -> Result<Vec<String>> {
         self.watch.refresh()?;
         let mut news = Vec::new();
+        let mut told = HashMap::new();
         for process in self.watch.processes()? {
-            let seen = (process.pid, process.ports.len());
-            if process.verdict() != Verdict::Unsafe || !self.told.insert(seen) {
+            if process.verdict() != Verdict::Unsafe {
                 continue;
             }
-            self.processes.insert(process.pid);
             self.ports.extend(&process.ports);
-            news.push(sentence(&process));
+            let who = (process.pid, process.start_ns);
+            let before = self.told.get(&who);
+            self.found += usize::from(before.is_none());
+            if before != Some(&process.ports.len()) {
+                news.push(sentence(&process));
+            }
+            told.insert(who, process.ports.len());
+        }
+        self.told = told;
+        let full = self.watch.make_room()?;
+        if full && !self.full {
+            self.full = true;
+            news.push("warning: the guard has no room for more processes, and does not see what new ones do".into());
         }
         Ok(news)
     }
@@ -71,7 +85,7 @@ impl Guard {
 
     /// How many processes were found.
     pub(super) fn found(&self) -> usize {
-        self.processes.len()
+        self.found
     }
 }
 
@@ -83,8 +97,9 @@ fn sentence(process: &Process) -> String {
             "warning: {who} does what redirection changes: {why}; no port is known by which to keep it out (--cgroup, --exclude-port)"
         );
     }
+    let blind = if is_blind(process) { "; what can't be looked into may use others" } else { "" };
     format!(
-        "{who} does what redirection changes: {why}; connections to port {} stay with TCP from now on",
+        "{who} does what redirection changes: {why}; connections to port {} stay with TCP from now on{blind}",
         port_list(&process.ports)
     )
 }

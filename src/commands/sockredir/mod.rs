@@ -14,9 +14,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use nix::sys::signal::{Signal, raise};
 
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
@@ -249,12 +250,19 @@ impl Sockredir {
             ..Timing::default()
         };
         let begin = Instant::now();
+        let mut reopen = false;
         wait(signals, timing, |turn| {
-            if matches!(turn, Turn::Tick) {
-                guard.look()?.iter().for_each(|news| tell(news));
+            match turn {
+                Turn::Tick => guard.look()?.iter().for_each(|news| tell(news)),
+                Turn::Reopen => reopen = true,
+                _ => {}
             }
             Ok(Flow::Continue)
         })?;
+        // The output is not open here: whoever has it is told again.
+        if reopen {
+            raise(Signal::SIGHUP).context("cannot send myself a signal")?;
+        }
         // A signal came, or nobody reads us any more.
         if begin.elapsed() < time {
             return Ok(false);
@@ -281,6 +289,7 @@ struct Session<'a> {
     /// Packets whose second bringing of bytes could not be cut off, as far as they were told.
     overlaps_kept: u64,
     guard: Option<Guard>,
+    looked: Instant,
     settling: Settling,
     /// Of an interval, in all and so far.
     turns: u32,
@@ -309,10 +318,8 @@ impl tracing::Session<Redirector> for Session<'_> {
     }
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
-        self.tell_overlaps(tracer.totals()?.overlaps_kept);
-        if let Some(guard) = &mut self.guard {
-            guard.look()?.iter().for_each(|news| tell(news));
-            guard.apply(tracer)?;
+        if self.looked.elapsed() >= OFTEN.mul_f32(0.9) {
+            self.look(tracer)?;
         }
         self.turn += 1;
         let due = !self.args.events && self.turn >= self.turns;
@@ -405,17 +412,30 @@ impl<'a> Session<'a> {
             rows: 0,
             overlaps_kept: 0,
             guard,
+            looked: Instant::now(),
             settling: Settling::default(),
             turns,
             turn: 0,
         }
     }
 
+    /// Once a second, however often there are tables.
+    fn look(&mut self, tracer: &Redirector) -> Result<()> {
+        self.looked = Instant::now();
+        self.tell_overlaps(tracer.totals()?.overlaps_kept);
+        if let Some(guard) = &mut self.guard {
+            let news = guard.look()?;
+            guard.apply(tracer)?;
+            news.iter().for_each(|news| tell(news));
+        }
+        Ok(())
+    }
+
     /// Nothing worse can be said of a connection, so it is said at once.
     fn tell_overlaps(&mut self, kept: u64) {
         if kept > self.overlaps_kept {
             tell(&format!(
-                "warning: {} times TCP brought bytes again, and there was no memory to cut them off: programs have read them twice",
+                "warning: {} times TCP brought bytes again that could not be cut off: programs have read them twice",
                 kept - self.overlaps_kept
             ));
             self.overlaps_kept = kept;

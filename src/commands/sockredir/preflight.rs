@@ -182,7 +182,7 @@ pub(crate) const NOT_LOOKED_FOR: [&str; 6] = [
     "Linux AIO",
     "ENOMEM at the limit of a memory cgroup",
     "who watches from outside (ss, tcpdump, packet filters, accounting)",
-    "what a process did not do in this time",
+    "anything a process did not do while it was watched",
 ];
 
 fn name(reason: Reason) -> &'static str {
@@ -250,10 +250,7 @@ impl Excludes {
         let mut without = Vec::new();
         for process in processes.iter().filter(|process| process.verdict() == Verdict::Unsafe) {
             ports.extend(&process.ports);
-            // What can't be seen may be on connections of which no port is known.
-            let blind =
-                |(reason, _): &(Reason, u64)| matches!(reason, Reason::IoUring | Reason::Abi32);
-            if process.ports.is_empty() || process.reasons.iter().any(blind) {
+            if process.ports.is_empty() || is_blind(process) {
                 without.push((process.pid, bytes_to_string(&process.comm)));
             }
         }
@@ -263,6 +260,11 @@ impl Excludes {
         let options = (!set.0.is_empty()).then(|| format!("--exclude-port {set}"));
         Self { options, without }
     }
+}
+
+/// Whether it does what can't be looked into: it may be on connections of which no port is known.
+pub(super) fn is_blind(process: &Process) -> bool {
+    process.reasons.iter().any(|(reason, _)| matches!(reason, Reason::IoUring | Reason::Abi32))
 }
 
 /// What a process does that redirection changes, each with the number of calls.
@@ -435,6 +437,7 @@ mod tests {
         comm[..4].copy_from_slice(b"name");
         Process {
             pid,
+            start_ns: 0,
             comm,
             uid: 0,
             cgroup_id: 1,

@@ -6,6 +6,7 @@ mod machine;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -124,6 +125,9 @@ impl Reason {
 
 const COUNT: usize = types::preflight_reason::PREFLIGHT_REASONS.0 as usize;
 
+/// bpf/preflight.h has room for twice as many.
+const MANY_PROCESSES: usize = 4096;
+
 /// For how long namespaces are looked into at a time, while it watches: signals wait meanwhile.
 const AT_A_TIME: Duration = Duration::from_millis(200);
 
@@ -157,6 +161,8 @@ impl std::fmt::Debug for Watch {
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
+    /// When it began, on CLOCK_BOOTTIME.
+    pub(crate) start_ns: u64,
     pub(crate) comm: [u8; 16],
     pub(crate) uid: u32,
     pub(crate) cgroup_id: u64,
@@ -307,7 +313,7 @@ impl Watch {
             let key: types::preflight_key = copy_from(&bytes).context("a key of odd length")?;
             let value =
                 maps.processes.lookup(&bytes, MapFlags::ANY).context("cannot read a table")?;
-            // Nothing deletes entries.
+            // `make_room` deletes them.
             let Some(value) = value else { continue };
             let value: types::preflight_process =
                 copy_from(&value).context("an entry of odd length")?;
@@ -318,6 +324,7 @@ impl Watch {
                 .collect();
             found.push(Process {
                 pid: key.pid,
+                start_ns: key.start_ns,
                 comm: value.comm,
                 uid: value.uid,
                 cgroup_id: value.cgroup_id,
@@ -328,6 +335,29 @@ impl Watch {
         }
         found.sort_by_key(|process| (process.verdict(), process.pid));
         Ok(found)
+    }
+
+    /// Forgets processes that have ended, when the table gets full. Returns whether it was full for one meanwhile.
+    pub(crate) fn make_room(&mut self) -> Result<bool> {
+        let ended = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+        let maps = &self.skel.maps;
+        let processes: Vec<Vec<u8>> = maps.processes.keys().collect();
+        if processes.len() > MANY_PROCESSES {
+            for bytes in processes {
+                let key: types::preflight_key = copy_from(&bytes).context("a key of odd length")?;
+                if ended(key.pid) {
+                    let _ = maps.processes.delete(&bytes);
+                }
+            }
+            for bytes in maps.ports.keys().collect::<Vec<_>>() {
+                let port: types::preflight_port =
+                    copy_from(&bytes).context("a key of odd length")?;
+                if ended(port.process.pid) {
+                    let _ = maps.ports.delete(&bytes);
+                }
+            }
+        }
+        Ok(Losses::read(&maps.losses)?.table_full > 0)
     }
 
     /// Server ports of unsafe connections, by process.

@@ -91,7 +91,8 @@ fn who_does_what_redirection_changes_is_kept_out_from_then_on() {
         harmless_call();
         let summary = run.stop().summary();
         println!("{summary}");
-        assert_eq!(told(&summary, "guarded"), 10, "{summary}");
+        // The first call's answer may be among them.
+        assert!((10..=12).contains(&told(&summary, "guarded")), "{summary}");
         assert_eq!(summary["guarded_processes"], 1, "{summary}");
         // Of the first call, at most, and of the connection of others.
         assert!((2..=4).contains(&summary["redirected"].as_u64().unwrap()), "{summary}");

@@ -84,6 +84,29 @@ const CASES: [(usize, usize); 9] = [
     (4001, 0),
 ];
 
+/// The reader has ended its own direction, so that the segment that comes again, with the end, closes the connection.
+fn the_end_comes_again(ip: &str, many: usize) {
+    let (listener, addr) = listen(ip);
+    let _losing = Losing::start(addr.port(), 0b110, 4);
+    let mut client = TcpStream::connect(addr).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    patient(&client);
+    patient(&server);
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_end(&client, "the reader's end");
+    let content = bytes(4, 0, many);
+    client.write_all(&content).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    drop(client);
+    // It closes while all of it is unread, the second coming included.
+    thread::sleep(Duration::from_secs(1));
+    let mut server = server;
+    assert!(take(&mut server, many) == content, "{ip}, {many} bytes");
+    assert_end(&server, "the end");
+}
+
+const LAST: [usize; 3] = [8, 4097, 20_001];
+
 #[test]
 fn what_comes_twice_is_read_once() {
     let Some(place) = Place::new() else { return };
@@ -94,13 +117,17 @@ fn what_comes_twice_is_read_once() {
         for (first, second) in CASES {
             place.run(|| send_again(ip, first, second));
         }
+        for many in LAST {
+            place.run(|| the_end_comes_again(ip, many));
+        }
     }
     let summary = run.stop().summary();
     println!("{summary}");
     assert_eq!(summary["redirected"], 0, "{summary}");
     let sent: usize =
         CASES.iter().map(|(first, second)| first + if *second > 0 { second + 8 } else { 0 }).sum();
-    assert_eq!(summary["tcp_bytes"], 2 * sent, "{summary}");
+    let last: usize = LAST.iter().sum();
+    assert_eq!(summary["tcp_bytes"], 2 * (sent + last), "{summary}");
     // Else the test would not find it.
     assert!(summary["overlaps"].as_u64().unwrap() >= 6, "{summary}");
     assert_eq!(summary["overlaps_kept"], 0, "{summary}");
@@ -111,14 +138,16 @@ fn what_comes_twice_is_read_once() {
 fn losses_behind_a_fall_back_change_no_byte() {
     let Some(place) = Place::new() else { return };
     let run = place.start(&["--max-queue", "64K"]);
+    let seed = std::env::var("BPFTK_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("BPFTK_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
     for round in 0..rounds(60).max(10) {
+        let (lost, silent) = (random.u32(..) & random.u32(..), random.u32(..6));
+        let chunk = random.usize(200..20_000);
         place.run(|| {
             let (listener, addr) = listen("127.0.0.1");
-            let _losing = Losing::start(
-                addr.port(),
-                fastrand::u32(..) & fastrand::u32(..),
-                fastrand::u32(..6),
-            );
+            let _losing = Losing::start(addr.port(), lost, silent);
             let client = TcpStream::connect(addr).unwrap();
             let (server, _) = listener.accept().unwrap();
             patient(&client);
@@ -127,7 +156,7 @@ fn losses_behind_a_fall_back_change_no_byte() {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let content = bytes(round as u64, 0, many);
-                    for piece in content.chunks(fastrand::usize(200..20_000)) {
+                    for piece in content.chunks(chunk) {
                         (&client).write_all(piece).unwrap();
                     }
                     client.shutdown(Shutdown::Write).unwrap();

@@ -7,6 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::readers::{byte, bytes};
 use super::work::{listen, patient, readable, recv, take};
 use super::*;
@@ -82,7 +84,11 @@ fn a_socket_that_bpftk_left_behind_connects_again() {
         let run = place.start(&[]);
         place.run(|| {
             let (listener, addr) = listen("127.0.0.1");
-            let mut client = TcpStream::from(Tcp::v4().0);
+            // The same port each time, so that addresses and ports are those of the old connection.
+            let client = Tcp::v4();
+            setsockopt(&client.0, sockopt::ReuseAddr, &true).unwrap();
+            client.bind((Ipv4Addr::LOCALHOST, 0).into());
+            let mut client = TcpStream::from(client.0);
             connect(&client, addr);
             let (mut server, _) = listener.accept().unwrap();
             patient(&client);
