@@ -79,6 +79,17 @@ for tool in qemu-system-x86_64 busybox cpio xz; do
     command -v $tool >/dev/null || skip_all "no $tool (Debian: qemu-system-x86, busybox-static, cpio, xz-utils)"
 done
 
+# How fast the TSC of this machine runs, which is the guests' clock, in kHz; nothing where that can't be told. A guest that measures it
+# while other guests have the processors gets it wrong, by a factor of two at times, and then all its waits are.
+tsc_khz() {
+    local program=$tmp/tsc
+    printf '%s\n' '#include <stdio.h>' '#include <time.h>' '#include <x86intrin.h>' \
+        'static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC_RAW, &t); return t.tv_sec * 1e3 + t.tv_nsec / 1e6; }' \
+        'int main(void) { double t = now(); unsigned long long c = __rdtsc(); struct timespec s = { 0, 300000000 };' \
+        'nanosleep(&s, 0); c = __rdtsc() - c; t = now() - t; printf("%.0f\n", c / t); return 0; }' |
+        "${CC:-cc}" -O2 -x c -o "$program" - 2>/dev/null && "$program"
+}
+
 target=${CARGO_TARGET_DIR:-$here/../../target}
 mkdir -p "$target/vm"
 logs=$(cd "$target/vm" && pwd)
@@ -119,6 +130,7 @@ mkdir -p "$tmp/root/tests"
 } >"$tmp/root/job"
 [ -z "$bpftk" ] || install -D -m 755 "$bpftk" "$tmp/root/usr/bin/bpftk"
 "$here/initramfs.sh" base "$tmp/base.cpio" "$tmp/root" "${extra[@]}"
+khz=$(tsc_khz || true)
 marker=@bpftk-$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')@
 
 # What a job prints need not end with a newline, so a line of ours may start anywhere in one.
@@ -199,7 +211,7 @@ run_kernel() { # NAME DIRECTORY
         -nodefaults -no-user-config -display none -monitor none -no-reboot \
         -serial "file:$console" -serial "file:$output" \
         -kernel "$vmlinuz" -initrd "$tmp/$name.initrd" \
-        -append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nowatchdog no_timer_check tsc=reliable mitigations=off $faster bpftk.marker=$marker" \
+        -append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic nowatchdog no_timer_check tsc=reliable ${khz:+tsc_early_khz=$khz} mitigations=off $faster bpftk.marker=$marker" \
         </dev/null >"$tmp/$name.qemu" 2>&1 &
     qemu=$!
     # An interrupted matrix leaves no guest behind; timeout passes the signal on to QEMU.

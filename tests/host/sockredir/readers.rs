@@ -103,7 +103,7 @@ impl Reader {
             match outcome {
                 Ok(0) => panic!("{self:?}: an early end, {expected:?}"),
                 Ok(many) => expected.take(&buffer[..many]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(error) if waits_on(&error) => {
                     assert!(
                         !readable(socket, Duration::ZERO) || readable(socket, SLEEP),
                         "{self:?}: asleep beside data, {expected:?}"
@@ -169,6 +169,11 @@ impl Reader {
     }
 }
 
+/// A read that waits, with a time limit, may end with EINTR for io_uring's sake, too.
+fn waits_on(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// The end of a stream. A read that waits may fail with EAGAIN while another thread writes to the socket (`differences`).
 pub(super) fn assert_end(socket: &TcpStream, name: &str) {
     let begin = Instant::now();
@@ -176,8 +181,7 @@ pub(super) fn assert_end(socket: &TcpStream, name: &str) {
         match recv(socket, &mut [0], 0) {
             Ok(0) => return,
             Ok(_) => panic!("{name}: more than was sent"),
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < PATIENCE => {}
+            Err(error) if waits_on(&error) && begin.elapsed() < PATIENCE => {}
             Err(error) => panic!("{name}: at the end: {error}"),
         }
     }
