@@ -52,16 +52,16 @@ help: ## This list
 	@echo
 	@echo 'Times are those of two processors, the first time; what is installed comes through apt, by .ci/deps, which lists it.'
 
-deps: ## Install what building needs and this machine lacks, through apt
+deps: ## Install what building needs and this machine lacks: compilers, libelf, zlib, libpcap (a minute)
 	@.ci/deps build
 
-deps-test: ## The same for the tests
+deps-test: ## The same for the tests: QEMU, network tools, clients and servers (a minute)
 	@.ci/deps build test
 
-deps-bench: ## The same for the figures
+deps-bench: ## The same for the figures: bpftrace, libbpf-tools, xdp-tools (a minute)
 	@.ci/deps build test bench
 
-build: deps ## Build target/release/bpftk
+build: deps ## Build target/release/bpftk (3 minutes)
 	$(CARGO) build --locked --release
 
 run: build ## Run bpftk with ARGS="tcpconnect -P 443"; without ARGS doctor, then tcpconnect
@@ -72,7 +72,7 @@ else
 	$(sudo) $(bin) $(ARGS)
 endif
 
-static: deps-test ## Build dist/bpftk, one file that needs no shared library
+static: deps-test ## Build dist/bpftk, one file that needs no shared library (3 minutes)
 	$(call static,build)
 	@if ldd $(static_bin) 2>/dev/null | grep '=>'; then echo '$(static_bin) needs these shared libraries' >&2; exit 1; fi
 	install -D -m 755 $(static_bin) dist/bpftk
@@ -84,7 +84,7 @@ NOISE   ?= 10
 run_tests = tests/run.py --bpftk $(static_bin) --unit $$(cat $(build)/test-unit) --host $$(cat $(build)/test-host) \
 	--sudo '$(sudo)' --noise $(NOISE)
 
-test: deps-test servers test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (25 minutes; 400 MB of packages)
+test: deps-test servers test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (30 minutes; 400 MB of packages)
 	@$(run_tests) --step lint='$(MAKE) --no-print-directory lint' --step bpf='$(MAKE) --no-print-directory check-bpf' \
 		--on '$(KERNELS)' $(TESTS)
 
