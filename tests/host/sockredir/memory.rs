@@ -306,7 +306,9 @@ fn what_processors_hold_back_of_tcp_memory_is_counted_on() {
         assert_eq!(refusals, [libc::EAGAIN; 8]);
         let summary = run.stop().summary();
         println!("{room} pages of room: {summary}");
-        assert!(number(&summary["reasons"], "memory") >= 8, "{summary}");
+        // Where they have the room together, the last ones may find none for TCP either, and send nothing.
+        let least = if room < held_back { 8 } else { 1 };
+        assert!(number(&summary["reasons"], "memory") >= least, "{summary}");
         if room > held_back {
             assert_ne!(number(&summary, "redirected"), 0, "{summary}");
         }
