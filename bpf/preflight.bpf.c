@@ -412,7 +412,7 @@ static __always_inline __u32 reasons_of_socket(const struct connection *conn, __
 
 	/* Without SO_ZEROCOPY, MSG_ZEROCOPY means nothing. */
 	reasons |= bit_if(flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)), PREFLIGHT_ZEROCOPY);
-	/* An MPTCP socket is no tcp_sock. */
+	/* An MPTCP socket is not a tcp_sock. */
 	if (!conn->mptcp) {
 		reasons |= bit_if((__u64)BPF_CORE_READ(icsk, icsk_ulp_ops), PREFLIGHT_ULP);
 		reasons |= bit_if(BPF_CORE_READ_BITFIELD_PROBED(tp, repair), PREFLIGHT_REPAIR);

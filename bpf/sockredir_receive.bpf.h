@@ -72,7 +72,7 @@ int bpftk_sk_skb(struct __sk_buff *skb)
 	for (i = 0; i < MOST_CUTS && old > 0; i++) {
 		__s32 cut = old < MOST_CUT ? old : MOST_CUT;
 
-		/* It fails when there is no memory to have the bytes in one piece. */
+		/* It fails if the kernel cannot allocate memory to make the bytes contiguous. */
 		if (bpf_skb_adjust_room(skb, -cut, 0, 0))
 			break;
 		old -= cut;

@@ -42,7 +42,7 @@ struct asked_for {
 
 /*
  * Connections that a listener in scope is being asked for: a client whose request is among them has its server here. The server's
- * entry comes after the client's, so there is no other sign of it yet.
+ * entry is made after the client's, so nothing else tells of it yet.
  *
  * Each is there a second time without its own address and port: a client that finds only that one is connected to an address that was
  * translated on the way (DNAT, as for a container's published port).

@@ -19,7 +19,7 @@ pub(crate) use self::release::{Patch, Release, Series};
 use self::table::{FIXES, Fix, Reach, Stable};
 use crate::error::unsupported;
 
-/// Before Linux 6.0 there is no way back to TCP that wakes every reader: what TCP brings can't be put into the queue of redirected
+/// Before Linux 6.0 a direction cannot go back to TCP and wake every reader: what TCP brings can't be put into the queue of redirected
 /// data (net/ipv4/tcp.c, tcp_read_skb), and by the older way, with a stream parser, 5.10 hangs its processors. 6.0 had no long life.
 const OLDEST: Series = Series(6, 1);
 
