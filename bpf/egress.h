@@ -79,7 +79,7 @@ struct egress_count {
 /* Of a key. */
 struct egress_key_count {
 	struct egress_count count;
-	/* enum socket_kind, written by the CPU that had the first packet. Where nobody asks for it, values end before it. */
+	/* enum socket_kind, of the first packet. Where nobody asks for it, values end before it. */
 	__u64 kind;
 };
 

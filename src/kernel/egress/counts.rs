@@ -256,20 +256,15 @@ impl Counter {
         mut recently: HashMap<[u8; COOKIE], Count>,
         taken: &mut Taken,
     ) -> Result<()> {
-        let cpus = libbpf_rs::num_possible_cpus().context("cannot tell the number of CPUs")?;
         let mut undecodable = false;
         let (key_size, value_size) = (key_size(self.by), value_size(self.by));
-        maps::take_all(map, key_size, value_size * cpus, |key, values| {
-            let values = values.chunks_exact(value_size);
-            let mut sum: Count = values.clone().filter_map(Count::from_bytes).sum();
+        maps::take_all(map, key_size, value_size, |key, value| {
+            let mut sum = Count::from_bytes(value).unwrap_or_default();
             if !recently.is_empty() {
                 sum += recently.remove(key).unwrap_or_default();
             }
-            // One CPU said so, the others have zeros.
-            let kind = values
-                .filter_map(|value| value.get(size_of::<Count>()..)?.first_chunk())
-                .map(|word| u64::from_ne_bytes(*word))
-                .max();
+            let kind = value.get(size_of::<Count>()..).and_then(<[u8]>::first_chunk);
+            let kind = kind.map(|word| u64::from_ne_bytes(*word));
             match Key::decode(key, kind.unwrap_or(0)) {
                 Some(found) if Key::is_of_calls(key) => taken.calls.push((found, sum)),
                 Some(found) => taken.keys.push((found, sum)),

@@ -65,8 +65,7 @@ pub(in crate::kernel) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -
     })
 }
 
-/// Empties a hash map, and hands over what it had: keys, and of each the values of all CPUs, one behind the other. Exact if nobody
-/// writes meanwhile. `value_size` is that of all CPUs together. Linux 5.6.
+/// Empties a hash map, and hands over its keys and values. Exact if nobody writes meanwhile. Linux 5.6.
 pub(in crate::kernel) fn take_all(
     map: BorrowedFd<'_>,
     key_size: usize,
