@@ -4,6 +4,7 @@
 
 #define PROBE_ADDRESSES (1 << 20)
 #define PROBE_BATCH 4096
+#define PROBE_ROW 64
 
 /* In host order. IPv4 in the lower half. */
 struct probe_address {
