@@ -72,6 +72,17 @@ pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     })
 }
 
+/// Detaches all of them. The kernel makes each wait until no processor can be in the program any more (perf_event_detach_bpf_prog,
+/// perf_trace_event_unreg), some 60 ms a tracepoint: so they wait beside each other, as far as there are threads to be had.
+pub(crate) fn detach_all(links: &mut Vec<Link>) {
+    std::thread::scope(|scope| {
+        for link in links.drain(..) {
+            // A thread that can't be made drops its closure, and the link with it, here and now.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(link));
+        }
+    });
+}
+
 /// How often the kernel skipped a program because the CPU was in the middle of it. Nothing if it is not loaded.
 pub(crate) fn times_skipped(program: &ProgramMut<'_>) -> u64 {
     if !program.autoload() {

@@ -233,7 +233,7 @@ impl Tracing for Tracer {
 
     fn detach(&mut self) -> Result<()> {
         self.set_armed(false)?;
-        self.beginnings.clear();
+        attach::detach_all(&mut self.beginnings);
         // A call that the kernel is just carrying out takes microseconds: its end decides what it was. Those that
         // wait for something have their child already.
         for _ in 0..100 {
@@ -242,7 +242,7 @@ impl Tracing for Tracer {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        self.links.clear();
+        attach::detach_all(&mut self.links);
         Ok(())
     }
 }

@@ -381,8 +381,7 @@ impl Tracing for Tracer {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // One after the other: the kernel serialises most of it anyway.
-        self.links.clear();
+        attach::detach_all(&mut self.links);
         Ok(())
     }
 }

@@ -301,7 +301,7 @@ impl Watch {
 
     /// Nothing is counted from now on.
     pub(crate) fn detach(&mut self) {
-        self.links.clear();
+        attach::detach_all(&mut self.links);
     }
 
     /// After `detach`: what was seen, the unsafe ones first.
