@@ -81,11 +81,13 @@ static: deps-test ## Build dist/bpftk, one file that needs no shared library (3 
 KERNELS ?= here 5.10 6.1 6.12 7
 TESTS   ?=
 NOISE   ?= 10
+# By another name: a recipe with MAKE in it runs even where `make -n` only asks what would be run.
+again    := $(MAKE) --no-print-directory
 run_tests = tests/run.py --bpftk $(static_bin) --unit $$(cat $(build)/test-unit) --host $$(cat $(build)/test-host) \
 	--sudo '$(sudo)' --noise $(NOISE)
 
 test: deps-test servers test-bin ## Everything: lint, BPF for both architectures, tests here, in QEMU (30 minutes; 400 MB of packages)
-	@$(run_tests) --step lint='$(MAKE) --no-print-directory lint' --step bpf='$(MAKE) --no-print-directory check-bpf' \
+	@$(run_tests) --step lint='$(again) lint' --step bpf='$(again) check-bpf' \
 		--on '$(KERNELS)' $(TESTS)
 
 host-test: deps-test servers test-bin ## Unit tests and host tests, on this kernel (15 minutes)

@@ -59,6 +59,10 @@ class Suite:
         self.ok = None
         self.notes = []
 
+    def unavailable(self):
+        """Whether its kernel can't be had, which is said among the notes at the end."""
+        return any(note.startswith("SKIP kernel") for note in self.notes)
+
     def state(self):
         return f"{self.name} {self.done}/{len(self.tests)}" if self.tests else self.name
 
@@ -179,8 +183,8 @@ class Report:
         with self.lock:
             self.clear()
             ended = sum(other.ok is not None for other in self.suites)
-            verdict = "ok" if suite.ok else "FAILED"
-            counts = f" {counted(suite)}" if suite.tests or suite.passed + suite.failed else ""
+            verdict = "not run" if suite.unavailable() else "ok" if suite.ok else "FAILED"
+            counts = f" {counted(suite)}" if verdict != "not run" and (suite.tests or suite.passed + suite.failed) else ""
             print(
                 f"[{ended} of {len(self.suites)}] {suite.name}: {verdict}{counts} ({duration(suite.seconds)}); "
                 f"{self.progress()}",
@@ -288,8 +292,7 @@ class Runner:
     def ran_all(suite):
         """Whether each test has a result: a binary that ends early, with whatever status, has not passed."""
         ran = suite.passed + suite.failed + suite.ignored
-        unavailable = any(note.startswith("SKIP kernel") for note in suite.notes)
-        if ran == len(suite.tests) or unavailable:
+        if ran == len(suite.tests) or suite.unavailable():
             return True
         suite.tail.append(f"{ran} of {len(suite.tests)} tests have a result")
         return False
@@ -389,8 +392,12 @@ class Runner:
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
         if not self.suites:
-            what = f"no test is called {' or '.join(self.options.tests)}" if self.options.tests else "no kernel was given"
-            print(f"run.py: nothing to run on {' '.join(self.options.on) or 'nothing'}: {what}", file=sys.stderr)
+            where = " ".join(self.options.on)
+            if not where:
+                print("run.py: nothing to run: no kernel was given (series, as 6.1; this one's tests: make host-test)", file=sys.stderr)
+            else:
+                names = " or ".join(self.options.tests)
+                print(f"run.py: nothing to run on {where}: no test is called {names}", file=sys.stderr)
             return 2
         names = ", ".join(suite.state() for suite in self.suites).replace(" 0/", " ")
         print(f"suites and their tests: {names}", flush=True)
