@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,9 +15,10 @@ use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::cgroup;
 use crate::kernel::losses::Losses;
+use crate::kernel::signals::Signals;
 use crate::kernel::task_filter::TaskFilter;
 use crate::net::blocklist::{self, Blocklist};
-use crate::output::{Column, Progress, Record, SinkOptions, Value};
+use crate::output::{Column, Progress, Record, SinkOptions, Value, printable};
 use crate::values::{Comm, PidList, UserList, user_name};
 
 /// Which tasks to follow. The filters are combined by AND, and run in the kernel.
@@ -70,6 +72,35 @@ fn check_pid(pid: u32) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Takes the signals over. With `reopens`, SIGHUP has files opened anew.
+pub(crate) fn take_signals(reopens: bool) -> Result<Signals> {
+    let signals = Signals::take(reopens)?;
+    if reopens && signals.hangup_was_ignored {
+        tell(
+            "SIGHUP was ignored at the start, as nohup does; it is not any more, since it has files opened and read anew",
+        );
+    }
+    Ok(signals)
+}
+
+/// The zone that times of day are shown in: that of TZ, or the system's.
+pub(crate) fn time_zone() -> TimeZone {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    let zone = ZONE.get_or_init(|| {
+        TimeZone::try_system().unwrap_or_else(|_| {
+            // A machine without /etc/localtime has UTC, and needs no word about it.
+            if let Some(name) = std::env::var_os("TZ").filter(|name| !name.is_empty()) {
+                tell(&format!(
+                    "TZ={}: no such time zone here; times are UTC",
+                    printable(&name.to_string_lossy())
+                ));
+            }
+            TimeZone::UTC
+        })
+    });
+    zone.clone()
 }
 
 /// Says what is no row, where it does not disturb them.
@@ -126,7 +157,7 @@ pub(crate) const TIME_COLUMN: Column = Column::left("TIME", "time", 12).shown_by
 
 fn time_of_day(value: &Value) -> String {
     match value {
-        Value::Time(time) => time.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f").to_string(),
+        Value::Time(time) => time.to_zoned(time_zone()).strftime("%H:%M:%S%.3f").to_string(),
         other => other.text(),
     }
 }

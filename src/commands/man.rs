@@ -45,8 +45,39 @@ const MANUALS: &[Manual] = &[
     doctor::MANUAL,
 ];
 
+const SIGNALS: &[(&str, &str)] = &[
+    (
+        "SIGINT, SIGTERM, SIGQUIT",
+        "end the run in order: programs are detached, and the account is printed. Also where they were ignored at the start, since shells \
+         have the background jobs of scripts ignore SIGINT and SIGQUIT.",
+    ),
+    (
+        "SIGHUP",
+        "has --output opened anew, for log rotation, and lists of addresses read anew; where there are neither, it ends the run in order. If \
+         it was ignored at the start, as under nohup(1), it stays ignored, unless there is something to be opened or read anew, which \
+         is then told.",
+    ),
+];
+
+const FILES: &[&str] = &[
+    "Files that bpftk makes (--output, --write, --suggest) are for their owner alone (mode 0600). In a directory that somebody else than \
+     root or the caller owns, or that others may write to, such as /tmp, a symbolic link is not followed. A list of --suggest is put in the \
+     place of what was there in one step, when it is whole.",
+];
+
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("NO_COLOR", "if set and not empty: tables have no color."),
+    (
+        "TZ",
+        "the zone of the times of day in tables, such as Europe/Berlin; the system's, if not set. JSON and CSV have UTC.",
+    ),
+];
+
 const EXIT_STATUS: &[(&str, &str)] = &[
-    ("0", "finished, or ended by SIGINT, SIGTERM or a reader that closed the pipe"),
+    (
+        "0",
+        "finished, or ended by SIGINT, SIGTERM, SIGQUIT, SIGHUP or a reader that closed the pipe",
+    ),
     ("1", "failed while running"),
     ("2", "wrong usage: the message names the value and what would be valid"),
     ("3", "not permitted: the message names the capability"),
@@ -111,6 +142,9 @@ fn overview(root: &clap::Command) -> String {
         page.render_description_section(text)?;
         page.render_options_section(text)?;
         page.render_subcommands_section(text)?;
+        terms("SIGNALS", SIGNALS).to_writer(text)?;
+        paragraphs("FILES", FILES).to_writer(text)?;
+        terms("ENVIRONMENT", ENVIRONMENT).to_writer(text)?;
         exit_status(&[]).to_writer(text)
     })
 }
@@ -160,13 +194,17 @@ fn term(roff: &mut Roff, name: &str, text: &str) {
     roff.control("TP", []).text([bold(name)]).text([roman(text)]);
 }
 
-fn examples(manual: &Manual) -> Roff {
+fn terms(title: &str, terms: &[(&str, &str)]) -> Roff {
     let mut roff = Roff::default();
-    roff.control("SH", ["EXAMPLES"]);
-    for (line, what) in manual.examples {
-        term(&mut roff, line, what);
+    roff.control("SH", [title]);
+    for (name, text) in terms {
+        term(&mut roff, name, text);
     }
     roff
+}
+
+fn examples(manual: &Manual) -> Roff {
+    terms("EXAMPLES", manual.examples)
 }
 
 fn output(manual: &Manual) -> Roff {
@@ -201,12 +239,7 @@ fn paragraphs(title: &str, texts: &[&str]) -> Roff {
 }
 
 fn exit_status(own: &[(&str, &str)]) -> Roff {
-    let mut roff = Roff::default();
-    roff.control("SH", ["EXIT STATUS"]);
-    for (status, text) in EXIT_STATUS.iter().chain(own) {
-        term(&mut roff, status, text);
-    }
-    roff
+    terms("EXIT STATUS", &[EXIT_STATUS, own].concat())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::common::{interval, note};
+use super::common::{interval, note, take_signals};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::kernel::backend::Chosen;
 use crate::kernel::caps::{self, Cap};
@@ -70,7 +70,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let mut removed = false;
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
-    let mut signals = Signals::take(plan.output.output.is_some())?;
+    let mut signals = take_signals(plan.output.output.is_some())?;
 
     let Some(Chosen { backend, armed: mut tracer, passed_over }) = arm(&mut signals)? else {
         return Ok(ExitCode::SUCCESS);

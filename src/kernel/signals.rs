@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! SIGINT, SIGTERM and SIGHUP end a run; with `--output`, SIGHUP reopens the file instead.
+//! SIGINT, SIGTERM, SIGQUIT and SIGHUP end a run. Where there are files to be opened anew, SIGHUP does that instead; where it was ignored
+//! at the start (nohup), it stays ignored. The others end the run in any case: shells have what runs in a script's background ignore
+//! SIGINT and SIGQUIT, and `kill -INT` is how a script ends it.
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 
 use super::sys;
 
@@ -21,11 +24,14 @@ static WAKER: OnceLock<OwnedFd> = OnceLock::new();
 #[derive(Debug)]
 pub(crate) struct Signals {
     woken: UnixStream,
+    /// Whether SIGHUP was ignored at the start.
+    pub(crate) hangup_was_ignored: bool,
 }
 
 impl Signals {
     /// Takes the signals over. Once in a process.
     pub(crate) fn take(reopen_on_hangup: bool) -> Result<Self> {
+        let hangup_was_ignored = sys::hangup_is_ignored();
         let (woken, waker) = UnixStream::pair().context("cannot make a socket pair")?;
         woken.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         waker.set_nonblocking(true).context("cannot make a socket non-blocking")?;
@@ -40,11 +46,16 @@ impl Signals {
             other => other.into(),
         })
         .context("cannot handle signals, which takes a thread")?;
-        if reopen_on_hangup {
-            // SAFETY: the handler stores to an atomic and writes one byte.
-            unsafe { sys::on_hangup(hangup) }.context("cannot handle SIGHUP")?;
+        // SAFETY: the handlers store to an atomic and write one byte.
+        unsafe {
+            sys::on_signal(Signal::SIGQUIT, quit).context("cannot handle SIGQUIT")?;
+            if reopen_on_hangup {
+                sys::on_signal(Signal::SIGHUP, hangup).context("cannot handle SIGHUP")?;
+            } else if hangup_was_ignored {
+                sys::ignore_hangup().context("cannot ignore SIGHUP")?;
+            }
         }
-        Ok(Self { woken })
+        Ok(Self { woken, hangup_was_ignored })
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -71,6 +82,11 @@ impl Signals {
 /// For what takes long between two looks of the main loop.
 pub(crate) fn stop_requested() -> bool {
     STOP.load(Ordering::SeqCst)
+}
+
+extern "C" fn quit(_signal: libc::c_int) {
+    STOP.store(true, Ordering::SeqCst);
+    wake();
 }
 
 extern "C" fn hangup(_signal: libc::c_int) {

@@ -525,14 +525,35 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
     )
 }
 
-/// Sets what happens on SIGHUP.
+/// Whether SIGHUP was ignored when this process began: nohup(1) does that, and shells for what shall outlive them.
+pub(super) fn hangup_is_ignored() -> bool {
+    // SAFETY: all zeros is a sigaction; without a new one, sigaction(2) only tells the old one.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ignores SIGHUP.
+pub(super) fn ignore_hangup() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is set.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }?;
+    Ok(())
+}
+
+/// Sets what happens on a signal.
 ///
 /// # Safety
 /// `handler` runs in a signal handler: it may only do what signal-safety(7) allows.
-pub(super) unsafe fn on_hangup(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+pub(super) unsafe fn on_signal(
+    signal: nix::sys::signal::Signal,
+    handler: extern "C" fn(libc::c_int),
+) -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
     let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the caller's promise.
-    unsafe { sigaction(Signal::SIGHUP, &action) }?;
+    unsafe { sigaction(signal, &action) }?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! How rows leave the process. Knows records and columns, no command.
 
 mod escape;
+pub(crate) mod file;
 mod progress;
 mod record;
 mod report;

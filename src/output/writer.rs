@@ -2,11 +2,14 @@
 
 //! Where rows go: standard output, or a file that grows by whole rows.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+
+use super::file;
+use crate::error::usage;
 
 /// Rows that wait for company are written when there is so much of them.
 const MOST_HELD: usize = 64 * 1024;
@@ -28,7 +31,11 @@ impl Writer {
     pub(super) fn open(path: Option<&Path>) -> Result<Self> {
         let to = match path {
             None => To::Stdout(io::stdout()),
-            Some(path) => To::File { path: path.into(), file: append(path)? },
+            Some(path) => {
+                let file = file::append(path)
+                    .map_err(|error| usage(format!("--output {}: {error}", path.display())))?;
+                To::File { path: path.into(), file }
+            }
         };
         Ok(Self { to, held: String::new() })
     }
@@ -37,7 +44,8 @@ impl Writer {
     pub(super) fn reopen(&mut self) -> Result<()> {
         self.flush()?;
         if let To::File { path, file } = &mut self.to {
-            *file = append(path)?;
+            *file = file::append(path)
+                .with_context(|| format!("cannot open {} to append to it", path.display()))?;
         }
         Ok(())
     }
@@ -103,12 +111,4 @@ fn append_lines(file: &mut File, lines: &[u8]) -> io::Result<()> {
         let _ = file.set_len(meta.len().saturating_sub((written - whole) as u64));
     }
     Err(error)
-}
-
-fn append(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .with_context(|| format!("cannot open {} to append to it", path.display()))
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use jiff::Timestamp;
 
+use crate::commands::common::time_zone;
 use crate::kernel::clone_trace::{self, Call};
 use crate::output::{Column, Field, Kind, Record, Sink, bytes_to_string};
 
@@ -92,7 +93,7 @@ fn write(sink: &mut Sink, scope: &'static str, tallies: &HashMap<Key, Tally>) ->
         .collect();
     let title = match scope {
         "total" => "Total".to_string(),
-        _ => now.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S").to_string(),
+        _ => now.to_zoned(time_zone()).strftime("%H:%M:%S").to_string(),
     };
     sink.interval(&title, &rows)
 }

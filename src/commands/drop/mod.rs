@@ -20,7 +20,9 @@ use self::tables::Tables;
 pub(crate) use self::tables::{FIELDS, SAMPLE_FIELDS};
 pub(crate) use self::tc::TcDrop;
 pub(crate) use self::xdp::XdpDrop;
-use super::common::{interval, losses_sentence, note, refuse_without, tell, tell_all};
+use super::common::{
+    interval, losses_sentence, note, refuse_without, take_signals, tell, tell_all,
+};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
@@ -156,7 +158,7 @@ impl DropArgs {
             None => (Vec::new(), FIELDS),
         };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
-        let mut signals = Signals::take(self.output.output.is_some() || rereads)?;
+        let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 
         let (how, mut dropper) = arm(self)?;
         let tables = Tables::new(&dropper, prepared, self.dry_run, sink.redraws());

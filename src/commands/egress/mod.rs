@@ -30,7 +30,7 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note, refuse_without, tell, tell_all};
+use super::common::{interval, note, refuse_without, take_signals, tell, tell_all};
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
@@ -44,7 +44,6 @@ use crate::kernel::interfaces::{interfaces_and_expression, link_of};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::owners::{Options, Owners, SendersBy};
-use crate::kernel::signals::Signals;
 use crate::output::{Format, Sink};
 
 /// Rows of a table, if nothing else is asked for: what a terminal holds.
@@ -103,7 +102,7 @@ impl TcEgress {
             sink.takes_events(EVENT_FIELDS);
         }
         let rereads = self.blocks.rereads();
-        let mut signals = Signals::take(self.output.output.is_some() || rereads)?;
+        let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 
         // Before the first packet is counted.
         let named = btf.as_ref().filter(|_| names).map(Named::start).transpose()?;

@@ -4,8 +4,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,7 +19,7 @@ use crate::kernel::count::Count;
 use crate::kernel::egress::{Key, Rows};
 use crate::kernel::owners::Owner;
 use crate::net::names::Name;
-use crate::output::printable;
+use crate::output::{file, printable};
 
 /// Of a comment: longer lines than some thousand bytes are no entries.
 const MOST_NAMES: usize = 8;
@@ -60,7 +58,7 @@ impl Suggestions {
     pub(super) fn new(path: &Path, bits: (u8, u8)) -> Result<Self> {
         let failed =
             |error: std::io::Error| usage(format!("--suggest {}: {error}", path.display()));
-        OpenOptions::new().append(true).create(true).open(path).map_err(failed)?;
+        file::append(path).map_err(failed)?;
         Ok(Self {
             path: path.into(),
             begin: Timestamp::now(),
@@ -106,23 +104,7 @@ impl Suggestions {
     ) -> Result<usize> {
         let (text, entries) = self.text(through, rows, owner);
         let failed = || format!("cannot write --suggest {}", self.path.display());
-        let mut name = self.path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}", std::process::id()));
-        let new = self.path.with_file_name(name);
-        // What is no plain file, a terminal or a pipe, is written to.
-        let plain = std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.is_file());
-        if !plain {
-            let mut file = OpenOptions::new().write(true).open(&self.path).with_context(failed)?;
-            file.write_all(text.as_bytes()).with_context(failed)?;
-            return Ok(entries);
-        }
-        let written = File::create(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&new, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&new);
-        }
-        written.with_context(failed)?;
+        file::replace(&self.path, text.as_bytes()).with_context(failed)?;
         Ok(entries)
     }
 

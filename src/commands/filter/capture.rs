@@ -2,18 +2,17 @@
 
 //! `bpftk filter capture`: a packet socket with a classic filter.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::args::{CompilerArgs, join, read_classic};
 use crate::cli::OutputArgs;
-use crate::commands::common::{TIME_COLUMN, note, tell};
+use crate::commands::common::{TIME_COLUMN, note, take_signals, tell};
 use crate::error::usage;
 use crate::filter::libpcap::{Link, SNAPLEN};
 use crate::filter::savefile::Writer;
@@ -22,7 +21,7 @@ use crate::kernel::run::{Flow, Source, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::kernel::socket::{Capture as Socket, Direction, Filter, Interface, Packet};
 use crate::net::packet::{describe, hex, hex_lines};
-use crate::output::{Column, Field, Kind, Record, Sink};
+use crate::output::{Column, Field, Kind, Record, Sink, file};
 use crate::values::parse_duration;
 
 /// Show the packets of an interface that a filter matches
@@ -138,7 +137,7 @@ impl Capture {
         };
         let link = interface.link;
         let mut target = self.target(link)?;
-        let mut signals = Signals::take(self.output.output.is_some())?;
+        let mut signals = take_signals(self.output.output.is_some())?;
         let socket = interface.capture(&filter, self.promiscuous)?;
         note(self.verbose, || format!("armed, capturing on {}", self.interface));
         if let Target::Rows(sink) = &mut target {
@@ -161,8 +160,8 @@ impl Capture {
                 let out: Box<dyn Write> = if path == Path::new("-") {
                     Box::new(std::io::stdout())
                 } else {
-                    let file = File::create(path)
-                        .with_context(|| format!("cannot create {}", path.display()))?;
+                    let file = file::create(path)
+                        .map_err(|error| usage(format!("--write {}: {error}", path.display())))?;
                     Box::new(BufWriter::new(file))
                 };
                 let mut writer = Writer::new(out, link, SNAPLEN)?;

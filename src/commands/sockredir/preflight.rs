@@ -11,13 +11,12 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cli::{KernelArgs, OutputArgs};
-use crate::commands::common::{TaskArgs, note};
+use crate::commands::common::{TaskArgs, note, take_signals};
 use crate::error::Status;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::preflight::{Config, Missing, Process, Reason, Verdict, Watch};
 use crate::kernel::run::{Flow, Timing, Turn, wait};
-use crate::kernel::signals::Signals;
 use crate::kernel::{cgroup, log};
 use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
 use crate::values::{PidList, PortSet, parse_duration};
@@ -303,7 +302,7 @@ impl Preflight {
             Config { btf: BtfSource::new(self.kernel.btf.as_deref())?, tasks: tasks.resolve()? };
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
-        let mut signals = Signals::take(self.output.output.is_some())?;
+        let mut signals = take_signals(self.output.output.is_some())?;
         let mut watch = Watch::arm(&config)?;
         note(self.kernel.verbose, || "armed".into());
 

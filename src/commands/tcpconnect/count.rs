@@ -9,7 +9,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
 
-use crate::commands::common::millis;
+use crate::commands::common::{millis, time_zone};
 use crate::commands::resolver::Resolver;
 use crate::kernel::tcpconnect::{Attempt, Outcome};
 use crate::output::{Column, Field, Kind, Record, Sink};
@@ -137,7 +137,7 @@ fn write(
                 .with("name", (!names.is_empty()).then_some(names))
         })
         .collect();
-    let clock = now.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S");
+    let clock = now.to_zoned(time_zone()).strftime("%H:%M:%S");
     let title = match scope {
         "total" => "Total".to_string(),
         _ => clock.to_string(),
