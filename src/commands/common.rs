@@ -119,6 +119,11 @@ pub(crate) fn read_list(what: &str, path: &Path) -> Result<Blocklist> {
     blocklist::read(what, path, |share| progress.tell(share))
 }
 
+/// A number and its noun.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// Refuses options that mean nothing without `needed`. clap does so, too, but not where `needed` would contradict an option that
 /// is there as well.
 pub(crate) fn refuse_without(needed: &str, present: bool, options: &[(bool, &str)]) -> Result<()> {

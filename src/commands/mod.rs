@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod drop;
 pub(crate) mod egress;
 pub(crate) mod filter;
+pub(crate) mod lists;
 pub(crate) mod man;
 pub(crate) mod resolver;
 pub(crate) mod sockredir;

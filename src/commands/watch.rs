@@ -137,8 +137,6 @@ impl Watch {
 pub(crate) enum Step<'a> {
     /// Follow, with `kernel::run::follow`, until that ends. At each tick there comes `Following::tick`.
     Follow,
-    /// Change in the kernel what else the loop was left for.
-    Change,
     /// Attach again, at the place `at`. Why that failed is told, and ends nothing.
     Attach { at: usize, interface: &'a Interface },
 }
@@ -192,13 +190,8 @@ impl Following {
 
     /// Leaves the loop when an interface has changed.
     pub(crate) fn tick(&mut self) -> Result<Flow> {
-        Ok(if self.watch.changed()? { self.leave() } else { Flow::Continue })
-    }
-
-    /// Leaves the loop for a change.
-    pub(crate) fn leave(&mut self) -> Flow {
-        self.due = true;
-        Flow::Stop
+        self.due = self.watch.changed()?;
+        Ok(if self.due { Flow::Stop } else { Flow::Continue })
     }
 
     /// Follows, with changes in between, to the end.
@@ -211,7 +204,6 @@ impl Following {
             if !std::mem::take(&mut self.due) {
                 return Ok(Ended::AsAsked);
             }
-            step(self, Step::Change)?;
             for change in self.watch.look()? {
                 self.change(&change, &mut step);
             }

@@ -57,7 +57,8 @@ pub(crate) enum Turn<T> {
     /// All that had arrived was handed over.
     Rest,
     Tick,
-    /// Time to look whether what is followed is still there.
+    /// Something woke the loop that is neither event nor signal; or, if asked for, a second is over: time to look at what is followed, or
+    /// waited for.
     Look,
     /// SIGHUP: the output file is to be opened anew.
     Reopen,
@@ -193,6 +194,9 @@ pub(crate) fn follow<S: Source>(
         drop(fds);
         if signalled {
             signals.drain();
+            if turn(Turn::Look)? == Flow::Stop {
+                return Ok(());
+            }
         }
     }
 }

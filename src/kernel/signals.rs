@@ -94,7 +94,8 @@ extern "C" fn hangup(_signal: libc::c_int) {
     wake();
 }
 
-fn wake() {
+/// Wakes the main loop, from a signal handler or another thread.
+pub(crate) fn wake() {
     if let Some(waker) = WAKER.get() {
         // A full socket has woken the loop already. write(2) is safe in a signal handler.
         let _ = nix::unistd::write(waker, b"!");

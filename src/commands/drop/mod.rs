@@ -23,9 +23,11 @@ pub(crate) use self::xdp::XdpDrop;
 use super::common::{
     interval, losses_sentence, note, refuse_without, take_signals, tell, tell_all,
 };
+use super::lists::Rereading;
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
+use crate::kernel::addrset::NewSet;
 use crate::kernel::attach::tc::Order;
 use crate::kernel::attach::xdp::XdpMode;
 use crate::kernel::caps;
@@ -37,7 +39,6 @@ use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
-use crate::net::ranges::Ranges;
 use crate::output::{Kind, Record, Sink};
 use crate::values::parse_duration;
 
@@ -193,14 +194,16 @@ impl DropArgs {
         }
         let interfaces = dropper.places().iter().map(|place| &place.interface);
         let mut following = Following::new(interfaces, self.follow, self.duration);
-        let mut session = Session { args: self, tables, samples: 0, undecodable: 0, reread: None };
+        let mut session = Session {
+            args: self,
+            tables,
+            samples: 0,
+            undecodable: 0,
+            rereading: Rereading::default(),
+        };
         let Attaching { mode, order } = attaching;
         let ended = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
-            Step::Change => match session.reread.take() {
-                Some(ranges) => dropper.replace_blocklist(&ranges),
-                None => Ok(()),
-            },
             Step::Attach { at, interface } => {
                 dropper.attach_again(at, interface.clone(), mode, order)?;
                 tell_all(&dropper.take_remarks());
@@ -221,8 +224,8 @@ struct Session<'a> {
     samples: u64,
     /// Records that were not understood.
     undecodable: u64,
-    /// What SIGHUP brought, to be put into the kernel.
-    reread: Option<Ranges>,
+    /// What SIGHUP has read again.
+    rereading: Rereading<(NewSet, String)>,
 }
 
 impl Session<'_> {
@@ -246,31 +249,40 @@ impl Session<'_> {
                 }
                 following.tick()
             }
-            Turn::Look => Ok(Flow::Continue),
+            Turn::Look => {
+                self.take_reread(dropper);
+                Ok(Flow::Continue)
+            }
             Turn::Reopen => {
                 sink.reopen()?;
-                Ok(if self.reread() { following.leave() } else { Flow::Continue })
+                self.reread();
+                Ok(Flow::Continue)
             }
         })?;
         self.undecodable += ring.undecodable();
         Ok(())
     }
 
-    /// Whether there is a new block list. A bad one is told of, and the old one stays.
-    fn reread(&mut self) -> bool {
-        match self.args.rules.read_blocklist() {
-            Ok(list) => {
-                if let Some(list) = &list {
-                    let entries = list.entries;
-                    note(self.args.verbose, || format!("block list read again: {entries} entries"));
-                }
-                self.reread = list.map(|list| list.ranges);
-                self.reread.is_some()
-            }
-            Err(error) => {
-                tell(&format!("the block list stays as it was: {error:#}"));
-                false
-            }
+    fn reread(&mut self) {
+        let rules = &self.args.rules;
+        let Some(path) = rules.blocklist.clone() else { return };
+        let allow_empty = rules.allow_empty;
+        self.rereading.begin(move || {
+            let list = rules::read_blocklist(&path, allow_empty, |_| {})?;
+            Ok((NewSet::new(&list.ranges)?, rules::entries(&path, &list)))
+        });
+    }
+
+    /// A list that can't be used is told of, and the old one stays.
+    fn take_reread(&mut self, dropper: &Dropper) {
+        let Some(outcome) = self.rereading.take() else { return };
+        let outcome = outcome.and_then(|(set, entries)| {
+            dropper.replace_blocklist(set)?;
+            Ok(entries)
+        });
+        match outcome {
+            Ok(entries) => tell(&format!("read again: {entries}")),
+            Err(error) => tell(&format!("the block list stays as it was: {error:#}")),
         }
     }
 

@@ -2,20 +2,21 @@
 
 //! The options that say what to drop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::commands::common::read_list;
+use crate::commands::common::{counted, tell};
 use crate::error::usage;
 use crate::filter::classic::insn::Insn;
 use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules};
 use crate::kernel::interfaces::{Expression, link_of};
 use crate::kernel::netlink::Interface;
-use crate::net::blocklist::Blocklist;
+use crate::net::blocklist::{self, Blocklist};
 use crate::net::protos::ProtoList;
+use crate::output::Progress;
 use crate::values::{CidrList, PortSet, parse_rate};
 
 /// What to drop. Without any of these: ICMP, and ICMPv6 but for neighbour discovery
@@ -45,6 +46,10 @@ pub(crate) struct RuleArgs {
     /// Drop what comes from (at egress: goes to) an address in FILE, one CIDR a line; SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     pub(super) blocklist: Option<PathBuf>,
+
+    /// Take a --blocklist without any address, at the start and when it is read again
+    #[arg(long, requires = "blocklist")]
+    pub(super) allow_empty: bool,
 
     /// Drop what this tcpdump expression matches; may be given several times, each with a row of its own
     #[arg(long = "match", value_name = "EXPR")]
@@ -80,7 +85,16 @@ impl RuleArgs {
         interfaces: &[Interface],
     ) -> Result<(Rules, Vec<Named>)> {
         let mut named = Vec::new();
-        let blocklist = self.read_blocklist()?.map(|list| list.ranges);
+        let blocklist = match &self.blocklist {
+            None => None,
+            Some(path) => {
+                let mut progress = Progress::new(format!("reading {}", path.display()));
+                let list = read_blocklist(path, self.allow_empty, |share| progress.tell(share))?;
+                drop(progress);
+                tell(&entries(path, &list));
+                Some(list.ranges)
+            }
+        };
         if blocklist.is_some() {
             named.push(Named {
                 row: Row::BLOCKLIST,
@@ -156,8 +170,25 @@ impl RuleArgs {
         let protos = self.proto.as_ref().map_or_else(|| "any".into(), ToString::to_string);
         Some((rule, parts.join(" "), protos))
     }
+}
 
-    pub(super) fn read_blocklist(&self) -> Result<Option<Blocklist>> {
-        self.blocklist.as_ref().map(|path| read_list("the block list", path)).transpose()
+/// An empty file is a slip: half written, or the wrong one.
+pub(super) fn read_blocklist(
+    path: &Path,
+    allow_empty: bool,
+    progress: impl FnMut(f64),
+) -> Result<Blocklist> {
+    let list = blocklist::read("the block list", path, progress)?;
+    if list.entries == 0 && !allow_empty {
+        return Err(usage(format!(
+            "--blocklist {}: no address in it, so that nothing would be dropped by it; --allow-empty takes it all the same",
+            path.display()
+        )));
     }
+    Ok(list)
+}
+
+/// How much is in it, for people.
+pub(super) fn entries(path: &Path, list: &Blocklist) -> String {
+    format!("{}: {}", path.display(), counted(list.entries as u64, "entry", "entries"))
 }

@@ -3,13 +3,13 @@
 //! The options that say what to stop, and what rules are called.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::commands::common::read_list;
+use crate::commands::common::{counted, read_list, tell};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::attach::tc::Direction;
@@ -17,6 +17,7 @@ use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules};
 use crate::kernel::guard::Ssh;
 use crate::kernel::interfaces::link_of;
 use crate::kernel::netlink::Interface;
+use crate::net::blocklist::{self, Blocklist};
 use crate::net::ranges::Ranges;
 use crate::values::CidrList;
 
@@ -30,6 +31,10 @@ pub(crate) struct BlockArgs {
     /// The same for the addresses in FILE, one CIDR a line; SIGHUP reads it again
     #[arg(long, value_name = "FILE")]
     block_file: Vec<PathBuf>,
+
+    /// Take a --block-file without any address, at the start and when it is read again
+    #[arg(long, requires = "block_file")]
+    allow_empty: bool,
 
     /// Drop what this tcpdump expression matches; may be given several times
     #[arg(long, value_name = "EXPR")]
@@ -110,7 +115,10 @@ impl BlockArgs {
                 })
             })
             .collect::<Result<_>>()?;
-        let (blocked, allowed) = self.lists()?;
+        let Lists { blocked, allowed, entries } = self.lists(true)?;
+        for entries in entries {
+            tell(&entries);
+        }
         let rules = Rules {
             blocked,
             allowed,
@@ -128,15 +136,33 @@ impl BlockArgs {
     }
 
     /// What is blocked, and what alone is allowed, as the files have it now.
-    pub(super) fn lists(&self) -> Result<(Option<Ranges>, Option<Ranges>)> {
+    pub(super) fn lists(&self, shows_progress: bool) -> Result<Lists> {
+        let mut entries = Vec::new();
+        let mut read = |what: &str, path: &Path| -> Result<Blocklist> {
+            let list = if shows_progress {
+                read_list(what, path)?
+            } else {
+                blocklist::read(what, path, |_| {})?
+            };
+            let number = counted(list.entries as u64, "entry", "entries");
+            entries.push(format!("{}: {number}", path.display()));
+            Ok(list)
+        };
         let mut blocked: Ranges =
             self.block.iter().flat_map(|list| list.0.iter().copied()).collect();
         for path in &self.block_file {
-            blocked = blocked.with(&read_list("the list of what to block", path)?.ranges);
+            let list = read("the list of what to block", path)?;
+            if list.entries == 0 && !self.allow_empty {
+                return Err(usage(format!(
+                    "--block-file {}: no address in it, so that nothing would be blocked by it; --allow-empty takes it all the same",
+                    path.display()
+                )));
+            }
+            blocked = blocked.with(&list.ranges);
         }
         let mut allowed = Ranges::default();
         for path in &self.allow_only {
-            let list = read_list("the list of what to allow", path)?;
+            let list = read("the list of what to allow", path)?;
             // An empty file is a slip: half written, or the wrong one.
             if list.entries == 0 {
                 return Err(usage(format!(
@@ -147,8 +173,22 @@ impl BlockArgs {
             allowed = allowed.with(&list.ranges);
         }
         let blocks = !self.block.is_empty() || !self.block_file.is_empty();
-        Ok((blocks.then_some(blocked), (!self.allow_only.is_empty()).then_some(allowed)))
+        let allows = !self.allow_only.is_empty();
+        Ok(Lists {
+            blocked: blocks.then_some(blocked),
+            allowed: allows.then_some(allowed),
+            entries,
+        })
     }
+}
+
+/// What the files of the rules have.
+#[derive(Debug)]
+pub(super) struct Lists {
+    pub(super) blocked: Option<Ranges>,
+    pub(super) allowed: Option<Ranges>,
+    /// How much is in each file, for people.
+    pub(super) entries: Vec<String>,
 }
 
 /// How rules and verdicts are called.

@@ -168,8 +168,6 @@ impl TcEgress {
         let mut following = Following::new(places, self.follow, self.duration);
         let outcome = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
-            // The lists are changed at once.
-            Step::Change => Ok(()),
             Step::Attach { at, interface } => {
                 counter.attach_again(at, interface.clone(), order)?;
                 tell_all(&counter.take_remarks());

@@ -16,9 +16,10 @@ use super::rows::{self, About, Style};
 use super::suggest::Suggestions;
 use super::whose::{self, RowKey, Sources, Whose};
 use crate::commands::common::{clock, tell};
+use crate::commands::lists::Rereading;
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
-use crate::kernel::egress::{Counter, Event, Key, RuleHook};
+use crate::kernel::egress::{Counter, Event, Key, NewLists, RuleHook};
 use crate::kernel::owners::{Owner, Owners};
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
@@ -49,6 +50,8 @@ pub(super) struct Session<'a> {
     pub(super) lost: (u64, Option<Instant>),
     /// Records that were not understood.
     pub(super) undecodable: u64,
+    /// What SIGHUP has read again, and how much is in each file.
+    pub(super) rereading: Rereading<(NewLists, Vec<String>)>,
 }
 
 impl<'a> Session<'a> {
@@ -71,6 +74,7 @@ impl<'a> Session<'a> {
             events: 0,
             lost: (0, None),
             undecodable: 0,
+            rereading: Rereading::default(),
         }
     }
 
@@ -96,10 +100,13 @@ impl<'a> Session<'a> {
                 }
                 following.tick()
             }
-            Turn::Look => Ok(Flow::Continue),
+            Turn::Look => {
+                self.take_reread(counter);
+                Ok(Flow::Continue)
+            }
             Turn::Reopen => {
                 sink.reopen()?;
-                self.reread(counter);
+                self.reread();
                 Ok(Flow::Continue)
             }
         })?;
@@ -107,17 +114,27 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Lists that can't be read are told of, and the old ones stay.
-    fn reread(&self, counter: &Counter) {
+    fn reread(&mut self) {
         if !self.args.blocks.rereads() {
             return;
         }
-        let outcome =
-            self.args.blocks.lists().and_then(|(blocked, allowed)| {
-                counter.set_lists(blocked.as_ref(), allowed.as_ref())
-            });
+        let blocks = self.args.blocks.clone();
+        self.rereading.begin(move || {
+            let lists = blocks.lists(false)?;
+            let new = NewLists::new(lists.blocked.as_ref(), lists.allowed.as_ref())?;
+            Ok((new, lists.entries))
+        });
+    }
+
+    /// Lists that can't be used are told of, and the old ones stay.
+    fn take_reread(&mut self, counter: &Counter) {
+        let Some(outcome) = self.rereading.take() else { return };
+        let outcome = outcome.and_then(|(lists, entries)| {
+            counter.set_lists(lists)?;
+            Ok(entries)
+        });
         match outcome {
-            Ok(()) => tell("the lists are read again"),
+            Ok(entries) => tell(&format!("the lists are read again: {}", entries.join(", "))),
             Err(error) => tell(&format!("the lists stay as they were: {error:#}")),
         }
     }

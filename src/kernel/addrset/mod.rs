@@ -34,31 +34,43 @@ impl AddrSet {
         which: u32,
         ranges: &Ranges,
     ) -> Result<()> {
-        let image = Image::new(ranges, FEW);
-        self.replace_by(outer, which, image.lines(), |lines| image.write(lines))
+        self.put(outer, which, NewSet::new(ranges)?)
     }
 
-    fn replace_by(
-        &mut self,
-        outer: &impl MapCore,
-        which: u32,
-        lines: usize,
-        write: impl FnOnce(&mut [Line]),
-    ) -> Result<()> {
-        let bytes = lines * size_of::<Line>();
-        let map = create(lines).map_err(|error| refused(&error, bytes))?;
-        write_lines(map.as_fd(), bytes, write)?;
+    /// The same, with what was made before.
+    pub(crate) fn put(&mut self, outer: &impl MapCore, which: u32, new: NewSet) -> Result<()> {
         outer
-            .update(&which.to_ne_bytes(), &map.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            .update(&which.to_ne_bytes(), &new.map.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
             .context("cannot put the list of addresses in its place")?;
-        self.current = Some(map);
-        self.bytes = bytes;
+        self.current = Some(new.map);
+        self.bytes = new.bytes;
         Ok(())
     }
 
     /// What the kernel holds for it.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+/// A set in the kernel that no program looks at yet. To make it takes a second for a million ranges, in any thread.
+#[derive(Debug)]
+pub(crate) struct NewSet {
+    map: OwnedFd,
+    bytes: usize,
+}
+
+impl NewSet {
+    pub(crate) fn new(ranges: &Ranges) -> Result<Self> {
+        let image = Image::new(ranges, FEW);
+        Self::by(image.lines(), |lines| image.write(lines))
+    }
+
+    fn by(lines: usize, write: impl FnOnce(&mut [Line])) -> Result<Self> {
+        let bytes = lines * size_of::<Line>();
+        let map = create(lines).map_err(|error| refused(&error, bytes))?;
+        write_lines(map.as_fd(), bytes, write)?;
+        Ok(Self { map, bytes })
     }
 }
 

@@ -15,8 +15,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
 
-use super::AddrSet;
 use super::image::{FEW, Image, Line};
+use super::{AddrSet, NewSet};
 use crate::kernel::skel::addrset_probe::{AddrsetProbeSkel, AddrsetProbeSkelBuilder};
 use crate::kernel::sys;
 use crate::net::ranges::Ranges;
@@ -411,16 +411,15 @@ fn wrong_layouts_are_caught() {
         let ranges: Ranges = nets.iter().copied().collect();
         let image = Image::new(&ranges, FEW);
         let outer = &probe.skel.maps.addrsets;
-        probe.set.replace_by(outer, 0, image.lines(), |lines| image.write(lines)).unwrap();
+        let new = NewSet::by(image.lines(), |lines| image.write(lines)).unwrap();
+        probe.set.put(outer, 0, new).unwrap();
         assert_eq!(probe.check(family, &nets, &questions).0.len(), 0);
         let outer = &probe.skel.maps.addrsets;
-        probe
-            .set
-            .replace_by(outer, 0, image.lines(), |lines| {
-                image.write(lines);
-                spoil(lines);
-            })
-            .unwrap();
+        let spoilt = NewSet::by(image.lines(), |lines| {
+            image.write(lines);
+            spoil(lines);
+        });
+        probe.set.put(outer, 0, spoilt.unwrap()).unwrap();
         assert_ne!(probe.check(family, &nets, &questions).0.len(), 0, "variant {i}");
     }
     // One address too few in one range of many, among questions at the edges.

@@ -7,6 +7,7 @@ mod guard;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ use plain::Plain;
 
 pub(crate) use self::counts::{By, Key};
 use super::addr::canonical;
-use super::addrset::AddrSet;
+use super::addrset::{AddrSet, NewSet};
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
 use super::attach::xdp::{self, XdpLink, XdpMode};
 use super::backend::{self, Chosen};
@@ -132,7 +133,7 @@ pub(crate) struct Dropper {
     xdp: Vec<XdpLink>,
     tc: Vec<TcAttached>,
     skel: DropSkel<'static>,
-    blocklist: AddrSet,
+    blocklist: RefCell<AddrSet>,
     _combined: [AddrSet; 2],
     how: How,
     places: Vec<Place>,
@@ -305,7 +306,7 @@ impl Dropper {
             Ok(loaded)
         };
         Ok(Self {
-            blocklist: fill(types::drop_set::DROP_SET_BLOCKLIST, &config.rules.blocklist)?,
+            blocklist: fill(types::drop_set::DROP_SET_BLOCKLIST, &config.rules.blocklist)?.into(),
             _combined: [
                 fill(types::drop_set::DROP_SET_SRC, &combined.src)?,
                 fill(types::drop_set::DROP_SET_DST, &combined.dst)?,
@@ -408,14 +409,14 @@ impl Dropper {
     }
 
     /// Puts another block list in the place of the one that is used.
-    pub(crate) fn replace_blocklist(&mut self, ranges: &Ranges) -> Result<()> {
+    pub(crate) fn replace_blocklist(&self, new: NewSet) -> Result<()> {
         let which = types::drop_set::DROP_SET_BLOCKLIST.0;
-        self.blocklist.replace(&self.skel.maps.addrsets, which, ranges)
+        self.blocklist.borrow_mut().put(&self.skel.maps.addrsets, which, new)
     }
 
     /// What the block list takes in the kernel.
     pub(crate) fn blocklist_bytes(&self) -> usize {
-        self.blocklist.bytes()
+        self.blocklist.borrow().bytes()
     }
 
     pub(crate) fn samples(&self) -> Result<EventRing<'_, Sample>> {

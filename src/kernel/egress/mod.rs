@@ -30,6 +30,7 @@ use libbpf_rs::{MapHandle, ProgramMut};
 use plain::Plain;
 
 pub(crate) use self::counts::{Key, Rows, Socket};
+pub(crate) use self::rules::NewLists;
 use self::rules::{Calls, Sets};
 pub(crate) use self::rules::{Hook as RuleHook, MOST_MATCHES, Rule, Rules};
 use super::addr::canonical;
@@ -263,7 +264,7 @@ impl Counter {
             interfaces,
         };
         if let Some(rules) = &config.rules {
-            counter.set_lists(rules.blocked.as_ref(), rules.allowed.as_ref())?;
+            counter.set_lists(NewLists::new(rules.blocked.as_ref(), rules.allowed.as_ref())?)?;
         }
         Ok(counter)
     }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::types::{egress_hook, egress_rule, egress_set};
 use super::{Counter, types};
 use crate::filter::classic::insn::Insn;
-use crate::kernel::addrset::AddrSet;
+use crate::kernel::addrset::{AddrSet, NewSet};
 use crate::kernel::attach;
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::cgroup::Root;
@@ -142,6 +142,22 @@ pub(super) struct Sets {
     elsewhere: AddrSet,
 }
 
+/// Lists in the kernel that no program looks at yet; made in any thread.
+#[derive(Debug)]
+pub(crate) struct NewLists {
+    blocked: Option<NewSet>,
+    allowed: Option<NewSet>,
+}
+
+impl NewLists {
+    pub(crate) fn new(blocked: Option<&Ranges>, allowed: Option<&Ranges>) -> Result<Self> {
+        Ok(Self {
+            blocked: blocked.map(NewSet::new).transpose()?,
+            allowed: allowed.map(NewSet::new).transpose()?,
+        })
+    }
+}
+
 /// What refuses calls. Dropping it ends that.
 #[derive(Debug)]
 pub(super) struct Calls {
@@ -152,18 +168,14 @@ pub(super) struct Calls {
 
 impl Counter {
     /// Puts the lists of addresses where the programs look for them. May be done again at any time.
-    pub(crate) fn set_lists(
-        &self,
-        blocked: Option<&Ranges>,
-        allowed: Option<&Ranges>,
-    ) -> Result<()> {
+    pub(crate) fn set_lists(&self, lists: NewLists) -> Result<()> {
         let outer = &self.skel.maps.addrsets;
         let mut sets = self.sets.borrow_mut();
-        if let Some(blocked) = blocked {
-            sets.blocked.replace(outer, egress_set::EGRESS_SET_BLOCKED.0, blocked)?;
+        if let Some(blocked) = lists.blocked {
+            sets.blocked.put(outer, egress_set::EGRESS_SET_BLOCKED.0, blocked)?;
         }
-        if let Some(allowed) = allowed {
-            sets.allowed.replace(outer, egress_set::EGRESS_SET_ALLOWED.0, allowed)?;
+        if let Some(allowed) = lists.allowed {
+            sets.allowed.put(outer, egress_set::EGRESS_SET_ALLOWED.0, allowed)?;
         }
         Ok(())
     }

@@ -370,6 +370,80 @@ fn a_block_list_is_replaced_under_traffic() {
     }
 }
 
+/// A list that is empty by mistake protects nothing.
+#[test]
+fn an_empty_block_list_is_refused_and_never_taken_over() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("list");
+    let path = path.to_str().unwrap();
+    for way in ways() {
+        write(path, "# nothing\n");
+        let arguments = [&way[..], &["--blocklist", path]].concat();
+        let refused = wire.near.run(|| output(&[&arguments[..], &["-d", "1ms"]].concat()));
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("no address in it"), "{}", stderr(&refused));
+
+        write(path, &format!("{FAR4}\n192.0.2.1\n"));
+        let run = wire.start(&arguments);
+        run.until_told("list: 2 entries");
+        write(path, "");
+        run.signal(Signal::SIGHUP);
+        run.until_told("the block list stays as it was");
+        assert_eq!(wire.exchange(NEAR4, 20), 0, "{way:?}");
+        write(path, &format!("{FAR4}\n"));
+        run.signal(Signal::SIGHUP);
+        run.until_told("list: 1 entry");
+        assert!(run.stop().status.success());
+
+        write(path, "");
+        let run = wire.start(&[&arguments[..], &["--allow-empty"]].concat());
+        run.until_told("list: 0 entries");
+        assert_eq!(wire.exchange(NEAR4, 20), 20, "{way:?}");
+        assert!(run.stop().status.success());
+    }
+}
+
+/// A list is read beside the main loop: whatever that takes, tables come, and an end is an end.
+#[test]
+fn a_list_that_never_comes_delays_nothing() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("list");
+    for way in ways() {
+        let _ = std::fs::remove_file(&path);
+        write(path.to_str().unwrap(), &format!("{FAR4}\n"));
+        let arguments = ["--blocklist", path.to_str().unwrap(), "-i", "50ms"];
+        let run = wire.start(&[&way[..], &arguments].concat());
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        run.signal(Signal::SIGHUP);
+        // Older than the signal, at most.
+        for _ in 0..5 {
+            run.line();
+        }
+        assert_eq!(wire.exchange(NEAR4, 20), 0, "{way:?}");
+        // The pipe still waits; what comes next is what counts.
+        std::fs::remove_file(&path).unwrap();
+        write(path.to_str().unwrap(), "192.0.2.1\n192.0.2.2\n");
+        run.signal(Signal::SIGHUP);
+        run.until_told("list: 2 entries");
+        assert_eq!(wire.exchange(NEAR4, 20), 20, "{way:?}");
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        run.signal(Signal::SIGHUP);
+        let begin = std::time::Instant::now();
+        assert!(run.stop().status.success());
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    }
+}
+
 /// Whether expressions can be compiled here.
 fn libpcap() -> bool {
     let output = output(&["filter", "compile", "arp"]);

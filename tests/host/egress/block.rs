@@ -339,6 +339,7 @@ fn lists_are_read_again_and_bad_ones_change_nothing() {
     let run = run.stop();
     assert!(run.stderr.contains("the lists are read again"), "{}", run.stderr);
     assert!(run.stderr.contains("the lists stay as they were"), "{}", run.stderr);
+    assert!(run.stderr.contains(": 1 entry"), "{}", run.stderr);
 }
 
 /// Nobody is locked out by a bpftk that is gone.
@@ -379,6 +380,7 @@ fn contradictions_are_wrong_usage() {
         (&["--block-file", "/no/such/file"], "/no/such/file"),
         (&["--block-match", "no such thing ("], "no such thing"),
         (&["--allow-only", empty], "nothing would be allowed"),
+        (&["--block-file", empty], "nothing would be blocked"),
         (&["--suggest", "/no/such/dir/list"], "/no/such/dir/list"),
         (&["--suggest", "/dev/null", "--by", "proto"], "expected --by dst"),
         (&["--suggest", "/dev/null", "--direction", "ingress"], "--direction egress"),
