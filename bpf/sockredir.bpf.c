@@ -11,7 +11,7 @@
  *     of it ever entered TCP.
  *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
  *   - The kernel does not bound the queues of redirected data. What would exceed a bound goes by TCP, which does:
- *     sockredir_queue.bpf.h.
+ *     sockredir_queue.bpf.h. Before Linux 6.6 TCP does not bound small packets there: sockredir_room.bpf.h.
  *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here when the socket is
  *     disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
  *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
@@ -20,6 +20,7 @@
 #include "sockredir_counts.bpf.h"
 #include "sockredir_queue.bpf.h"
 #include "sockredir_receive.bpf.h"
+#include "sockredir_room.bpf.h"
 #include "sockredir_scope.bpf.h"
 
 /* include/linux/errno.h */

@@ -121,6 +121,8 @@ enum sockredir_count {
 	/* Packets of TCP that began with what an earlier one had brought, and of these, those for which there was no memory to cut it off. */
 	SOCKREDIR_OVERLAPS,
 	SOCKREDIR_OVERLAPS_KEPT,
+	/* Packets of TCP that were dropped, for the sender to send again, since too many small ones wait. */
+	SOCKREDIR_POSTPONED,
 	/* The largest queue of a direction, in bytes. A maximum, not a sum. */
 	SOCKREDIR_HIGH_WATER,
 	/* SOCKREDIR_BY_REASON + n: directions left to TCP for the n-th reason. */

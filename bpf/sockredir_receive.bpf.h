@@ -29,6 +29,8 @@ struct receiver {
 	 * the last packet closes the socket.
 	 */
 	__u32 rport;
+	/* When the last packet was let in for which there was no room: sockredir_room.bpf.h. */
+	__u64 let_in_ns;
 };
 
 /* By a socket's cookie, since a program of this kind may not use a socket's storage. As many as there are ends. */

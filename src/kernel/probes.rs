@@ -11,6 +11,7 @@ use libbpf_rs::libbpf_sys;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::caps::{Cap, Held};
+use super::sockgate::{Release, Series};
 use super::sys;
 use crate::error::{not_permitted, unsupported};
 
@@ -108,6 +109,13 @@ pub(crate) fn is_realtime() -> bool {
     nix::sys::utsname::uname().map_or(true, |uname| {
         uname.version().to_string_lossy().split_whitespace().any(|part| part == "PREEMPT_RT")
     })
+}
+
+/// Whether TCP minds the size of the receive buffer though its own queue is empty, as that of a socket in a map with
+/// a verdict program always is. Since Linux 6.6: net/ipv4/tcp_input.c, tcp_data_queue. Where that can't be known, it
+/// does not.
+pub(crate) fn tcp_bounds_small_packets() -> bool {
+    Release::running().is_ok_and(|release| release.series >= Series(6, 6))
 }
 
 /// Whether the kernel may preempt a program at a tracepoint for another task. Until Linux 7.0 it disabled preemption there

@@ -394,6 +394,7 @@ fn summary(totals: &Totals) -> Record {
         .with("tcp_bytes", totals.tcp_bytes)
         .with("overlaps", totals.overlaps)
         .with("overlaps_kept", totals.overlaps_kept)
+        .with("postponed", totals.postponed)
         .with("high_water", totals.high_water)
         .with("waiting", totals.waiting)
         .with("failed_inserts", totals.failed_inserts())

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, ProgramInput, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut, libbpf_sys};
 use nix::unistd::{SysconfVar, sysconf};
 
 pub(crate) use self::model::{End, Key, Reason, State, Totals};
@@ -93,6 +93,8 @@ impl Default for Config {
 pub(crate) struct Redirector {
     /// The socket operations' program on its cgroup: gone with this process, however it ends.
     link: Option<OwnedFd>,
+    /// The same of the program that bounds what TCP brings, where TCP does not.
+    room: Option<OwnedFd>,
     skel: SockredirSkel<'static>,
 }
 
@@ -175,6 +177,7 @@ impl Redirector {
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
             *slot = *comm;
         }
+        open.progs.bpftk_room.set_autoload(!probes::tcp_bounds_small_packets());
         let maps = &mut open.maps;
         maps.socks.set_max_entries(config.max_ends).context("cannot size the map of sockets")?;
         maps.ends.set_max_entries(config.max_ends).context("cannot size a table")?;
@@ -193,7 +196,7 @@ impl Redirector {
                     .context("cannot set the ports")?;
             }
         }
-        Ok(Self { link: None, skel })
+        Ok(Self { link: None, room: None, skel })
     }
 
     fn attach(&mut self, cgroup: &File) -> Result<()> {
@@ -205,15 +208,22 @@ impl Redirector {
                 .attach_sockmap(map)
                 .map_err(|error| anyhow!("cannot attach to the map of sockets: {error}"))?;
         }
-        let program = self.skel.progs.bpftk_sockops.as_fd();
-        let link = sys::link_create(program, cgroup.as_raw_fd(), libbpf_sys::BPF_CGROUP_SOCK_OPS);
-        self.link = Some(link.map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => not_permitted(
-                "the kernel refuses to attach to the cgroup: another program there allows no other \
-                 (bpftool cgroup show)",
-            ),
-            _ => anyhow!("cannot attach to the cgroup: {error}"),
-        })?);
+        let to_cgroup = |program: &ProgramMut<'_>, kind| {
+            sys::link_create(program.as_fd(), cgroup.as_raw_fd(), kind).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::EPERM) => not_permitted(
+                        "the kernel refuses to attach to the cgroup: another program there allows no other \
+                         (bpftool cgroup show)",
+                    ),
+                    _ => anyhow!("cannot attach to the cgroup: {error}"),
+                }
+            })
+        };
+        let programs = &self.skel.progs;
+        if programs.bpftk_room.autoload() {
+            self.room = Some(to_cgroup(&programs.bpftk_room, libbpf_sys::BPF_CGROUP_INET_INGRESS)?);
+        }
+        self.link = Some(to_cgroup(&programs.bpftk_sockops, libbpf_sys::BPF_CGROUP_SOCK_OPS)?);
         Ok(())
     }
 
@@ -318,6 +328,7 @@ impl Redirector {
             tcp_bytes: sum(which::SOCKREDIR_TCP_BYTES.0)?,
             overlaps: sum(which::SOCKREDIR_OVERLAPS.0)?,
             overlaps_kept: sum(which::SOCKREDIR_OVERLAPS_KEPT.0)?,
+            postponed: sum(which::SOCKREDIR_POSTPONED.0)?,
             high_water: per_cpu(which::SOCKREDIR_HIGH_WATER.0)?.into_iter().max().unwrap_or(0),
             waiting: self.waiting()?,
             reasons,
@@ -342,6 +353,7 @@ impl Tracing for Redirector {
     fn detach(&mut self) -> Result<()> {
         self.enable(false)?;
         self.link = None;
+        self.room = None;
         Ok(())
     }
 }

@@ -182,6 +182,7 @@ pub(crate) struct Totals {
     /// Packets that brought bytes a second time, and those of which they could not be cut off.
     pub(crate) overlaps: u64,
     pub(crate) overlaps_kept: u64,
+    pub(crate) postponed: u64,
     pub(crate) high_water: u64,
     /// What waits to be read, of all directions.
     pub(crate) waiting: u64,
