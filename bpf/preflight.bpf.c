@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
 /*
- * Who does with local TCP connections what a redirection past TCP changes. One program at the entry of all system
- * calls, which is left at once for those that are of no interest. What a socket was set to is read from the socket when it
- * is used: so it counts whenever it was set, and by whomever.
+ * Who does with local TCP connections what a redirection past TCP changes. One program at the entry of all system calls, which is left
+ * at once for those that are of no interest. What a socket was set to is read from the socket when it is used: so it counts whenever
+ * it was set, and by whomever.
  *
- * Everything is a counter of a process, in a table; there are no records that could be lost.
+ * Everything is a counter of a process, in a table. The guard's records only say when to look.
  */
 
 #include "task_filter.bpf.h"
@@ -256,8 +256,10 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	if (!process)
 		return 0;
 	__sync_fetch_and_add(&process->calls, 1);
-	if (look_at(process, &conn, &call))
+	if (look_at(process, &conn, &call)) {
 		note_ports(&conn);
+		turns_unsafe(process);
+	}
 	return 0;
 }
 

@@ -5,43 +5,20 @@
 /* Processes, and the ports of the connections on which they did what is unsafe. */
 
 #include "common.bpf.h"
+#include "guard.bpf.h"
 #include "preflight.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PREFLIGHT_PROCESSES);
-	__type(key, struct preflight_key);
-	__type(value, struct preflight_process);
-} processes SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, PREFLIGHT_PORTS);
-	__type(key, struct preflight_port);
-	__type(value, __u32);
-} ports SEC(".maps");
-
-/* One bit a port that somebody listens at, anywhere on this machine. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u64);
-} listening SEC(".maps");
 
 /* A process of which nothing was seen yet: it would take half of the stack. */
 const struct preflight_process no_process = {};
 
-/* For the skeleton: the enums have no map whose BTF would name them. */
+/* For the skeleton: these are in no map whose BTF would name them. */
 enum preflight_reason _reason;
 enum preflight_port_role _role;
+struct preflight_news _news;
 
 static __always_inline void current_key(struct preflight_key *key)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-
-	key->pid = bpf_get_current_pid_tgid() >> 32;
-	key->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	process_key(key, bpf_get_current_pid_tgid() >> 32);
 }
 
 static __always_inline struct preflight_process *this_process(void)
@@ -67,31 +44,26 @@ static __always_inline struct preflight_process *this_process(void)
 	return found;
 }
 
+/* What is seen for the first time is told. Two threads may both be the first. */
+static __always_inline void turns_unsafe(struct preflight_process *process)
+{
+	struct preflight_key key = {};
+
+	if (!guard || process->is_unsafe)
+		return;
+	process->is_unsafe = 1;
+	current_key(&key);
+	tell_user_space(&key, 0);
+}
+
 static __always_inline void is_not_seen(__u32 reason)
 {
 	struct preflight_process *process = this_process();
 
-	if (process)
-		__sync_fetch_and_add(&process->counts[reason], 1);
-}
-
-static __always_inline bool is_listening(__u16 port)
-{
-	__u32 word = port / 64;
-	__u64 *bits = bpf_map_lookup_elem(&listening, &word);
-
-	return bits && (*bits & (1ULL << (port % 64)));
-}
-
-static __always_inline void note_port(__u16 number, __u32 role)
-{
-	struct preflight_port port = { .port = number };
-
-	current_key(&port.process);
-	if (bpf_map_lookup_elem(&ports, &port))
+	if (!process)
 		return;
-	if (bpf_map_update_elem(&ports, &port, &role, BPF_ANY))
-		count_loss(BPFTK_LOSS_TABLE_FULL);
+	__sync_fetch_and_add(&process->counts[reason], 1);
+	turns_unsafe(process);
 }
 
 #endif

@@ -62,16 +62,6 @@ static __always_inline __u64 caught_signals(void)
 	return caught;
 }
 
-/*
- * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
- * all that follows once for each value that the branches before can give.
- */
-__noinline __u32 any_number(__u32 number)
-{
-	asm volatile("" : "+r"(number));
-	return number;
-}
-
 enum way {
 	RECEIVES,
 	SENDS,

@@ -30,6 +30,10 @@ struct {
 	__type(value, __u8);
 } addresses SEC(".maps");
 
+/* Ports that the kernel gives to clients: the first, and how many. */
+const volatile __u16 ephemeral_first;
+const volatile __u32 ephemeral_count;
+
 /* A connection with another socket of this machine. */
 struct connection {
 	struct sock *sk;
@@ -134,15 +138,46 @@ static __always_inline bool is_last_user(struct file *file)
 	return BPF_CORE_READ(file, f_count.counter) == 1;
 }
 
-/* By which port to keep a connection out: where somebody listens. User space decides about the others. */
+/*
+ * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
+ * all that follows once for each value that the branches before can give.
+ */
+__noinline __u32 any_number(__u32 number)
+{
+	asm volatile("" : "+r"(number));
+	return number;
+}
+
+/* 1 or 0, without a branch: the sign of a difference. */
+static __always_inline __u32 is_ephemeral(__u16 port)
+{
+	__u32 beyond = (__u32)(__u16)(port - ephemeral_first) - ephemeral_count;
+
+	asm volatile("" : "+r"(beyond));
+	return beyond >> 31;
+}
+
+/*
+ * By which port to keep a connection out: where somebody listens. If nobody does any more, both are noted, and user space decides; until
+ * then the guard keeps out the one that the kernel does not give to clients, or both.
+ */
 static __always_inline void note_ports(const struct connection *conn)
 {
 	bool here = is_listening(conn->lport), there = is_listening(conn->rport);
+	__u32 keep_here = 1, keep_there = 1;
+	struct preflight_key key = {};
 
-	if (here || !there)
-		note_port(conn->lport, here ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS);
-	if (there || !here)
-		note_port(conn->rport, there ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS);
+	current_key(&key);
+	if (guard && !here && !there) {
+		keep_here = any_number((is_ephemeral(conn->lport) ^ 1) | is_ephemeral(conn->rport));
+		keep_there = any_number((is_ephemeral(conn->rport) ^ 1) | is_ephemeral(conn->lport));
+	}
+	if ((here || !there) &&
+	    !note_port(&key, conn->lport, here ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS, keep_here))
+		count_loss(BPFTK_LOSS_TABLE_FULL);
+	if ((there || !here) &&
+	    !note_port(&key, conn->rport, there ? PREFLIGHT_PORT_LISTENING : PREFLIGHT_PORT_GUESS, keep_there))
+		count_loss(BPFTK_LOSS_TABLE_FULL);
 }
 
 #endif

@@ -83,8 +83,8 @@ struct sockredir_entry {
 	/* Redirected since the queue was last seen empty: at least what waits in it. */
 	__u32 queued_messages;
 	__u64 queued_bytes;
-	/* Nothing is added any more. */
-	__u32 closed;
+	/* Nothing is added any more, for this reason, an enum sockredir_reason. */
+	__u32 refuses;
 	__u32 _pad;
 };
 

@@ -83,7 +83,7 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 	entry->queued_bytes = 0;
 	entry->queued_messages = 0;
 	if (closed)
-		entry->closed = 1;
+		entry->refuses = SOCKREDIR_PEER_CLOSED;
 	bpf_spin_unlock(&entry->lock);
 	change_sum(-memory);
 }
@@ -127,7 +127,7 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 	if (!sum || tcp_is_short_of_memory(from, size, first || !drained))
 		return SOCKREDIR_MEMORY;
 	/* As the last one, which was read: with requests and answers that is the rule. Nothing changes. */
-	if (drained && to->queued_messages == 1 && to->queued_bytes == size && !to->closed) {
+	if (drained && to->queued_messages == 1 && to->queued_bytes == size && !to->refuses) {
 		*queued = size;
 		return SOCKREDIR_NONE;
 	}
@@ -138,8 +138,8 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 		to->queued_bytes = 0;
 		to->queued_messages = 0;
 	}
-	if (to->closed) {
-		reason = SOCKREDIR_PEER_CLOSED;
+	if (to->refuses) {
+		reason = to->refuses;
 	} else if (to->queued_bytes + size > max_queue || to->queued_messages >= max_messages) {
 		reason = SOCKREDIR_BACKLOG;
 	} else if ((first || to->queued_messages) &&

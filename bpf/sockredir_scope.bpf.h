@@ -5,6 +5,7 @@
 /* Which connections are redirected: their addresses and ports, where their other end is, and what their sockets are. */
 
 #include "common.bpf.h"
+#include "guard.bpf.h"
 #include "sockredir.h"
 #include "sockredir_queue.bpf.h"
 #include "waiters.bpf.h"
@@ -14,8 +15,6 @@
 
 const volatile bool by_port;
 const volatile bool by_excluded_port;
-/* Ports may be kept out while it runs. */
-const volatile bool guard;
 /* Connections between network namespaces are redirected, too. */
 const volatile bool across_namespaces;
 
@@ -54,10 +53,10 @@ struct {
 	__type(value, struct asked_for);
 } requests SEC(".maps");
 
-/* One bit a port: the first 1024 words are --port, the next --exclude-port, the last those of programs that the guard keeps out. */
+/* One bit a port: the first 1024 words are --port, the next --exclude-port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 3072);
+	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, __u64);
 } ports SEC(".maps");
@@ -133,7 +132,7 @@ static __always_inline void drop_local(struct sockredir_key *key)
 /* Whether a program is kept out that uses connections to this port. */
 static __always_inline bool guarded(const struct sockredir_key *key, bool client)
 {
-	return guard && port_in(2048, client ? key->rport : key->lport);
+	return guard && is_kept_out(client ? key->rport : key->lport);
 }
 
 /* A listener got a request, and has not answered yet. */

@@ -23,6 +23,11 @@ pub(crate) trait Session<T: Tracing> {
     /// Stops when there have been as many rows as were asked for; rows beyond are not printed.
     fn event(&mut self, event: T::Event, sink: &mut Sink) -> Result<Flow>;
 
+    /// After events, when all that had arrived were handed over.
+    fn rest(&mut self, _tracer: &T) -> Result<()> {
+        Ok(())
+    }
+
     /// Once an interval.
     fn tick(&mut self, tracer: &T, sink: &mut Sink) -> Result<()>;
 
@@ -87,7 +92,10 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let ring = tracer.events()?;
     let outcome = follow(&ring, &mut signals, timing, |turn| match turn {
         Turn::Event(event) => session.event(event, &mut sink),
-        Turn::Rest => sink.flush().map(|()| Flow::Continue),
+        Turn::Rest => {
+            session.rest(&tracer)?;
+            sink.flush().map(|()| Flow::Continue)
+        }
         Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
         Turn::Look => {
             removed = cgroup.as_ref().is_some_and(Watched::is_removed);

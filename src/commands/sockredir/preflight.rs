@@ -299,8 +299,11 @@ impl Preflight {
         log::collect(self.kernel.verbose > 1);
         let tasks =
             TaskArgs { pid: self.pid.clone(), cgroup: self.cgroup.clone(), user: None, comm: None };
-        let config =
-            Config { btf: BtfSource::new(self.kernel.btf.as_deref())?, tasks: tasks.resolve()? };
+        let config = Config {
+            btf: BtfSource::new(self.kernel.btf.as_deref())?,
+            tasks: tasks.resolve()?,
+            guard: false,
+        };
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
         let mut signals = Signals::take(self.output.output.is_some())?;
