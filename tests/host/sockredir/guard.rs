@@ -11,7 +11,8 @@ use super::work::{PATIENCE, listen, readable, recv};
 use super::*;
 use crate::support::{Actor, within};
 
-/// A server in a process of its own that takes what a client sends by splice(2), and its port. It ends with this thread.
+/// A server in a process of its own that takes what a client sends by splice(2), and its port. It ends with this
+/// thread.
 fn splicing_server() -> (Actor, u16) {
     let mut actor = Actor::new(|stage| {
         let (listener, addr) = listen("127.0.0.1");
@@ -193,15 +194,14 @@ fn ask_for_tcp_info(stream: &TcpStream) {
     assert_eq!(status, 0);
 }
 
-/// A connection that exists when one of its programs does what redirection changes, in the middle of its work: from then on it is TCP's in
-/// both directions.
+/// A connection that exists when one of its programs does what redirection changes, in the middle of its work: from
+/// then on it is TCP's in both directions.
 fn becomes_tcp_s(place: &Place, client_is_unsafe: bool) {
     place.run(|| {
+        let (listener, addr) = listen("127.0.0.1");
         let mut actor = Actor::new(|stage| {
             let (mut stream, talk): (TcpStream, fn(&mut TcpStream, u32)) = if client_is_unsafe {
-                stage.put(0);
-                let port = stage.take() as u16;
-                (TcpStream::connect(("127.0.0.1", port)).unwrap(), asks)
+                (TcpStream::connect(addr).unwrap(), asks)
             } else {
                 let (listener, addr) = listen("127.0.0.1");
                 stage.put(addr.port().into());
@@ -211,17 +211,14 @@ fn becomes_tcp_s(place: &Place, client_is_unsafe: bool) {
             ask_for_tcp_info(&stream);
             talk(&mut stream, ROUNDS);
         });
-        actor.go();
-        let port = actor.get() as u16;
         let run = place.guarded(&["--events"]);
-        let (listener, addr) = listen("127.0.0.1");
-        let mut stream = if client_is_unsafe {
-            actor.put(addr.port().into());
-            listener.accept().unwrap().0
+        actor.go();
+        let (mut stream, port) = if client_is_unsafe {
+            (listener.accept().unwrap().0, addr.port())
         } else {
-            TcpStream::connect(("127.0.0.1", port)).unwrap()
+            let port = actor.get() as u16;
+            (TcpStream::connect(("127.0.0.1", port)).unwrap(), port)
         };
-        let port = if client_is_unsafe { addr.port() } else { port };
         let talk = if client_is_unsafe { answers } else { asks };
         talk(&mut stream, 0);
         talk(&mut stream, ROUNDS);
@@ -259,15 +256,72 @@ fn a_connection_becomes_tcp_s_when_its_client_does_what_redirection_changes() {
     becomes_tcp_s(&place, true);
 }
 
+/// The same in the middle of a stream that nobody waits for: what is on its way when TCP gets the direction is neither
+/// lost nor overtaken.
+#[test]
+fn no_byte_of_a_stream_is_lost_where_it_becomes_tcp_s() {
+    const ALL: usize = 8 << 20;
+    let Some(place) = Place::new() else { return };
+    place.run(|| {
+        for part in [1, 2, 5] {
+            let mut actor = Actor::new(|stage| {
+                let (listener, addr) = listen("127.0.0.1");
+                stage.put(addr.port().into());
+                let (stream, _) = listener.accept().unwrap();
+                let (mut bytes, mut got) = (vec![0; 60_000], 0);
+                let mut right = true;
+                while got < ALL {
+                    let before = got;
+                    assert!(readable(&stream, PATIENCE), "{got} of {ALL} bytes");
+                    let many = recv(&stream, &mut bytes, libc::MSG_DONTWAIT).unwrap();
+                    right &= bytes[..many].iter().zip(before..).all(|(a, i)| *a == at(i));
+                    got += many;
+                    let when = part * (ALL / 8);
+                    if (before..got).contains(&when) {
+                        ask_for_tcp_info(&stream);
+                    }
+                }
+                stage.put(right.into());
+            });
+            let limits = ["--max-queue", "64M", "--max-messages", "1000000"];
+            let run = place.guarded(&[&["--events"], &limits[..]].concat());
+            actor.go();
+            let mut stream = TcpStream::connect(("127.0.0.1", actor.get() as u16)).unwrap();
+            let bytes: Vec<u8> = (0..ALL).map(at).collect();
+            for part in bytes.chunks(10_000) {
+                stream.write_all(part).unwrap();
+                // Else all is sent before the other end does anything.
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            assert_eq!(actor.get(), 1, "wrong bytes");
+            actor.finish();
+            drop(stream);
+            let run = run.stop();
+            let row = run.events().remove(0);
+            println!("{row}");
+            let number = |name: &str| row[name].as_u64().unwrap();
+            let sent = number("redirected_to_server") + number("tcp_to_server");
+            assert_eq!(sent, ALL as u64, "{row}");
+            assert!(number("tcp_to_server") > 0, "{row}");
+            assert_eq!(row["reason_to_server"], "guarded", "{row}");
+        }
+    });
+}
+
+/// The byte at a place of a stream.
+fn at(place: usize) -> u8 {
+    (place ^ (place >> 8) ^ (place >> 16)) as u8
+}
+
 /// A process is kept out also where no port is known: by itself, where it connects and where it begins to listen.
 #[test]
 fn what_an_unsafe_process_connects_to_and_listens_at_stays_with_tcp() {
     let Some(place) = Place::new() else { return };
     place.run(|| {
+        let (listener, addr) = listen("127.0.0.1");
         let mut actor = Actor::new(|stage| {
-            let port = stage.take() as u16;
             let once = || {
-                let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                let stream = TcpStream::connect(addr).unwrap();
                 (&stream).write_all(b"x").unwrap();
                 receive(&stream, 1);
             };
@@ -282,10 +336,8 @@ fn what_an_unsafe_process_connects_to_and_listens_at_stays_with_tcp() {
             receive(&stream, 1);
             (&stream).write_all(b"x").unwrap();
         });
-        let (listener, addr) = listen("127.0.0.1");
         let run = place.guarded(&["-i", "1h"]);
         actor.go();
-        actor.put(addr.port().into());
         for _ in 0..2 {
             let (stream, _) = listener.accept().unwrap();
             receive(&stream, 1);
@@ -301,7 +353,11 @@ fn what_an_unsafe_process_connects_to_and_listens_at_stays_with_tcp() {
         let summary = run.stop().summary();
         println!("{summary}");
         // The first connection is redirected, the others are not.
-        assert_eq!((told(&summary, "guarded"), &summary["redirected"]), (4, &2.into()), "{summary}");
+        assert_eq!(
+            (told(&summary, "guarded"), &summary["redirected"]),
+            (4, &2.into()),
+            "{summary}"
+        );
         assert_eq!(summary["guarded_processes"], 1, "{summary}");
     });
 }

@@ -74,11 +74,6 @@ impl Actor {
         self.go.write_all(b"!").expect("the actor lives");
     }
 
-    /// A number for it to take.
-    pub(crate) fn put(&mut self, number: i64) {
-        self.go.write_all(&number.to_ne_bytes()).expect("the actor lives");
-    }
-
     /// The next number that it puts out.
     pub(crate) fn get(&mut self) -> i64 {
         let mut bytes = [0; 8];
@@ -117,12 +112,6 @@ impl Stage {
     pub(crate) fn pause(&mut self) {
         let mut byte = [0];
         self.go.read_exact(&mut byte).expect("the test lives");
-    }
-
-    pub(crate) fn take(&mut self) -> i64 {
-        let mut bytes = [0; 8];
-        self.go.read_exact(&mut bytes).expect("the test lives");
-        i64::from_ne_bytes(bytes)
     }
 
     pub(crate) fn put(&mut self, number: i64) {
