@@ -3,7 +3,6 @@
 //! A run of a command that follows events: from its options to its last line.
 
 use std::fmt::Display;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) tables: bool,
     pub(crate) interval: Option<Duration>,
     /// Of which all is that is followed.
-    pub(crate) cgroup: Option<&'a Path>,
+    pub(crate) cgroup: Option<Watched>,
     /// Whether rows that come in quick succession may come some milliseconds later.
     pub(crate) gather: bool,
 }
@@ -71,7 +70,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
         gather: plan.gather,
     };
     caps::require(plan.needed)?;
-    let cgroup = plan.cgroup.map(Watched::new).transpose()?;
+    let cgroup = plan.cgroup;
     let mut removed = false;
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;

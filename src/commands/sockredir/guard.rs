@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What preflight watches for, watched while connections are redirected: a program that does what redirection changes is kept out from
-//! then on, by itself where it connects, and by the ports of the connections on which it did so.
+//! What preflight watches for, watched while connections are redirected: a program that does what redirection changes
+//! is kept out from then on, by itself where it connects, and by the ports of the connections on which it did so.
 //!
-//! New connections are kept out by the kernel's side alone, before the call that was the reason is done. Existing ones are handed over to
-//! TCP when its news arrive here, some milliseconds later.
+//! New connections are kept out by the kernel's side alone, before the call that was the reason is done. Existing ones
+//! are handed over to TCP when its news arrive here, some milliseconds later.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;

@@ -72,8 +72,9 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "LIST", help_heading = "Scope")]
     exclude_port: Option<PortSet>,
 
-    /// Connections between network namespaces, too. Packet filters and connection tracking between them then see the beginning and the
-    /// end of a connection, and nothing that is sent: where they forget a silent connection, its end may never arrive
+    /// Connections between network namespaces, too. Packet filters and connection tracking between them then see the
+    /// beginning and the end of a connection, and nothing that is sent: where they forget a silent connection, its end
+    /// may never arrive
     #[arg(long, help_heading = "Scope")]
     across_namespaces: bool,
 
@@ -89,8 +90,8 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     max_messages: u32,
 
-    /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is redirected anew,
-    /// and those whose readers are behind are TCP's
+    /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is
+    /// redirected anew, and those whose readers are behind are TCP's
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = parse_bytes, help_heading = "Limits")]
     max_memory: u64,
 
@@ -110,8 +111,9 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     top: u32,
 
-    /// Don't watch for programs that do what redirection changes. With the guard, connections to the ports on which one does it stay with
-    /// TCP from then on; it makes every system call of the machine a little slower (man bpftk-sockredir)
+    /// Don't watch for programs that do what redirection changes. With the guard, what such a program connects to, and
+    /// connections to the ports on which it did so, are TCP's from then on; it makes every system call of the machine a
+    /// little slower (man bpftk-sockredir)
     #[arg(long, help_heading = "Guard")]
     no_guard: bool,
 
@@ -201,6 +203,8 @@ impl Sockredir {
         if let Some(warning) = Gate::here()?.pass(self.force)? {
             tell(&warning);
         }
+        let path = self.cgroup.as_deref();
+        let watched = path.map(|path| cgroup::Watched::new(path, &cgroup)).transpose()?;
         let plan = Plan {
             stream: &self.stream,
             output: &self.output,
@@ -210,7 +214,7 @@ impl Sockredir {
             fields: FIELDS,
             tables: !self.events,
             interval: Some(self.pace()?),
-            cgroup: self.cgroup.as_deref(),
+            cgroup: watched,
             gather: false,
         };
         let turns = self.turns()?;
