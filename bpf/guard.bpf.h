@@ -3,9 +3,9 @@
 #define BPFTK_GUARD_BPF_H
 
 /*
- * What the guard's two sides have in common: the program that sees what processes do (preflight.bpf.c), and those that decide about
- * connections (sockredir.bpf.c). The maps are made by the first and used by both. So a port is kept out before the call that was the
- * reason is done, and user space is not asked.
+ * What the guard's two sides have in common: the program that sees what processes do (preflight.bpf.c), and those that
+ * decide about connections (sockredir.bpf.c). The maps are made by the first and used by both. So a port is kept out
+ * before the call that was the reason is done, and user space is not asked.
  */
 
 #include "common.bpf.h"
@@ -37,7 +37,10 @@ struct {
 	__type(value, __u64);
 } listening SEC(".maps");
 
-/* One byte a port of a server, which is not 0 if connections to it stay with TCP. No bits: Linux 5.10 can't set one at a time. */
+/*
+ * One byte a port of a server, which is not 0 if connections to it stay with TCP. No bits: Linux 5.10 can't set one at
+ * a time.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536 / 8);
@@ -45,7 +48,10 @@ struct {
 	__type(value, __u8[8]);
 } kept_out SEC(".maps");
 
-/* What is new, for user space. It also looks at the tables now and then, so one that finds no room comes a little later. */
+/*
+ * What is new, for user space. It also looks at the tables now and then, so one that finds no room comes a little
+ * later.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, PREFLIGHT_NEWS_BYTES);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
 /*
- * Who does with local TCP connections what a redirection past TCP changes. One program at the entry of all system calls, which is left
- * at once for those that are of no interest. What a socket was set to is read from the socket when it is used: so it counts whenever
- * it was set, and by whomever.
+ * Who does with local TCP connections what a redirection past TCP changes. One program at the entry of all system
+ * calls, which is left at once for those that are of no interest. What a socket was set to is read from the socket when
+ * it is used: so it counts whenever it was set, and by whomever.
  *
  * Everything is a counter of a process, in a table. The guard's records only say when to look.
  */
@@ -66,8 +66,8 @@
 #define NR_IO_URING_ENTER 426
 
 /*
- * Set where the kernel may preempt a program at a tracepoint (Linux 7), and skips it meanwhile for whoever comes to the same
- * place on this CPU. Then there are two of them, and the second does what the first was skipped for.
+ * Set where the kernel may preempt a program at a tracepoint (Linux 7), and skips it meanwhile for whoever comes to the
+ * same place on this CPU. Then there are two of them, and the second does what the first was skipped for.
  */
 const volatile bool twice;
 
@@ -221,7 +221,10 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		call.way = SENDS;
 		break;
 	case NR_RECVFROM:
-		/* Not of read and readv: of 0 bytes these return before they come to TCP (net/socket.c, sock_read_iter). */
+		/*
+		 * Not of read and readv: of 0 bytes these return before they come to TCP (net/socket.c,
+		 * sock_read_iter).
+		 */
 		call.length = PT_REGS_PARM3_CORE_SYSCALL(regs);
 		__attribute__((fallthrough));
 	default:

@@ -56,7 +56,10 @@ static __always_inline __u64 caught_signals(void)
 	for (int i = 0; i < SIGNALS; i++) {
 		if ((SIGNALS_OF_FAULTS | SIGNALS_OF_LIBC) & (1ULL << i))
 			continue;
-		/* The handler is a sigaction's first member; SIG_DFL is 0, SIG_IGN 1. No branch: the verifier takes both. */
+		/*
+		 * The handler is a sigaction's first member; SIG_DFL is 0, SIG_IGN 1. No branch: the verifier takes
+		 * both.
+		 */
 		caught |= *(__u64 *)(actions + i * SIGACTION_BYTES) & ~1ULL;
 	}
 	return caught;
@@ -80,7 +83,10 @@ struct call {
 	__u32 reason;
 };
 
-/* Whether the call may find that another thread waits at the connection, and wake it by waiting itself, or be woken by it. */
+/*
+ * Whether the call may find that another thread waits at the connection, and wake it by waiting itself, or be woken by
+ * it.
+ */
 static __always_inline bool may_wake_another(const struct connection *conn, const struct call *call)
 {
 	struct sock *sk = conn->sk;
@@ -170,7 +176,10 @@ static __always_inline bool look_at(struct preflight_process *process, const str
 	return reasons & ~(1 << PREFLIGHT_BLOCKING);
 }
 
-/* Of kernels that count what waits in the queue of redirected data, for FIONREAD (929e30f93125: Linux 7.0, 6.6.128, 6.12.75, 6.18.14). */
+/*
+ * Of kernels that count what waits in the queue of redirected data, for FIONREAD (929e30f93125: Linux 7.0, 6.6.128,
+ * 6.12.75, 6.18.14).
+ */
 struct sk_psock___counted {
 	__u32 msg_tot_len;
 } __attribute__((preserve_access_index));

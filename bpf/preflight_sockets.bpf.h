@@ -139,8 +139,8 @@ static __always_inline bool is_last_user(struct file *file)
 }
 
 /*
- * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it goes through
- * all that follows once for each value that the branches before can give.
+ * The same value, of which the verifier knows nothing: it checks a global function by itself, for any argument. Else it
+ * goes through all that follows once for each value that the branches before can give.
  */
 __noinline __u32 any_number(__u32 number)
 {
@@ -158,8 +158,8 @@ static __always_inline __u32 is_ephemeral(__u16 port)
 }
 
 /*
- * By which port to keep a connection out: where somebody listens. If nobody does any more, both are noted, and user space decides; until
- * then the guard keeps out the one that the kernel does not give to clients, or both.
+ * By which port to keep a connection out: where somebody listens. If nobody does any more, both are noted, and user
+ * space decides; until then the guard keeps out the one that the kernel does not give to clients, or both.
  */
 static __always_inline void note_ports(const struct connection *conn)
 {

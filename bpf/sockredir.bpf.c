@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
 /*
- * What a local socket sends goes straight into the queue of the socket at the other end, without TCP and IP between them.
+ * What a local socket sends goes straight into the queue of the socket at the other end, without TCP and IP between
+ * them.
  *
- * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they send.
- * That no byte is lost or overtakes another rests on these:
+ * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they
+ * send. That no byte is lost or overtakes another rests on these:
  *
- *   - What comes by TCP goes behind what was redirected, into the same queue: sockredir_receive.bpf.h. So a direction may change
- *     from redirection to TCP at any time, and never back: it is redirected only from its first byte on, and only while nothing
- *     of it ever entered TCP.
+ *   - What comes by TCP goes behind what was redirected, into the same queue: sockredir_receive.bpf.h. So a direction
+ *     may change from redirection to TCP at any time, and never back: it is redirected only from its first byte on, and
+ *     only while nothing of it ever entered TCP.
  *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
  *   - The kernel does not bound the queues of redirected data. What would exceed a bound goes by TCP, which does:
  *     sockredir_queue.bpf.h.
- *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here when the socket is
- *     disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
+ *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here
+ *     when the socket is disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
  *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
  */
 
@@ -282,8 +283,9 @@ static __always_inline void connects(struct bpf_sock_ops *ops)
 }
 
 /*
- * Whether a socket goes from connected to closed by its owner's order alone: connect to AF_UNSPEC (net/ipv4/tcp.c, tcp_disconnect).
- * A reset and a time-out leave an error first, and an orderly end goes by other states: of them data may remain to be read.
+ * Whether a socket goes from connected to closed by its owner's order alone: connect to AF_UNSPEC (net/ipv4/tcp.c,
+ * tcp_disconnect). A reset and a time-out leave an error first, and an orderly end goes by other states: of them data
+ * may remain to be read.
  */
 static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp_sock *tp)
 {
@@ -292,7 +294,9 @@ static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp
 	return (before == BPF_TCP_ESTABLISHED || before == BPF_TCP_CLOSE_WAIT) && !BPF_CORE_READ((struct sock *)tp, sk_err);
 }
 
-/* The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed. */
+/*
+ * The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed.
+ */
 static __always_inline void closed(struct bpf_sock_ops *ops)
 {
 	__u64 cookie = bpf_get_socket_cookie(ops);
@@ -328,7 +332,10 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 		event.end = *end;
 		bpf_map_delete_elem(&refused, &event.key);
 	}
-	/* Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets none. */
+	/*
+	 * Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets
+	 * none.
+	 */
 	if (!BPF_CORE_READ((struct sock *)tp, sk_receive_queue.qlen) || !BPF_CORE_READ((struct sock *)tp, sk_user_data))
 		bpf_map_delete_elem(&receivers, &cookie);
 	event.end.tcp_bytes = sent_by_tcp(tp);
@@ -516,7 +523,8 @@ int bpftk_look(struct __sk_buff *skb)
 }
 
 /* A direction to this end, too, is TCP's from its next message on. */
-static long refuse_if_guarded(struct bpf_map *map, struct sockredir_key *key, struct sockredir_entry *entry, void *nothing)
+static long refuse_if_guarded(struct bpf_map *map, struct sockredir_key *key, struct sockredir_entry *entry,
+			      void *nothing)
 {
 	if (!entry->refuses && guarded(key, entry->end.client))
 		entry->refuses = SOCKREDIR_GUARDED;
@@ -524,8 +532,9 @@ static long refuse_if_guarded(struct bpf_map *map, struct sockredir_key *key, st
 }
 
 /*
- * Run by user space: keeps out a port, and without one both directions of every connection to a port that is kept out. An end that is
- * not found, since it comes to the table at the same time, has sent nothing yet: its first message is looked at.
+ * Run by user space: keeps out a port, and without one both directions of every connection to a port that is kept out.
+ * An end that is not found, since it comes to the table at the same time, has sent nothing yet: its first message is
+ * looked at.
  */
 SEC("tc")
 int bpftk_keep_out(struct __sk_buff *skb)

@@ -5,10 +5,10 @@
 /*
  * What was redirected and nobody has read yet: bounded for each direction, and for all of them together.
  *
- * A program sees what is sent, and not what is read. So a queue is taken to hold all that was sent since it was last seen empty;
- * seen it is by whoever sends next, at the end of the socket, and by user space's order (bpftk_look). What waits belongs to the
- * end that is to read it: the sender may be closed long before. The sum of all queues is kept in `waiting`, and each change of a
- * queue is made under its lock, so that the sum is 0 when they are empty.
+ * A program sees what is sent, and not what is read. So a queue is taken to hold all that was sent since it was last
+ * seen empty; seen it is by whoever sends next, at the end of the socket, and by user space's order (bpftk_look). What
+ * waits belongs to the end that is to read it: the sender may be closed long before. The sum of all queues is kept in
+ * `waiting`, and each change of a queue is made under its lock, so that the sum is 0 when they are empty.
  */
 
 #include "common.bpf.h"
@@ -17,7 +17,9 @@
 const volatile __u64 max_queue;
 const volatile __u32 max_messages;
 const volatile __u64 max_memory;
-/* In pages: what processors together may hold back of TCP's memory from the sum that the kernel compares with tcp_mem. */
+/*
+ * In pages: what processors together may hold back of TCP's memory from the sum that the kernel compares with tcp_mem.
+ */
 const volatile __u64 tcp_memory_held_back;
 
 /* One for each entry of the map of sockets. Not allocated ahead: most machines have few. */
@@ -59,8 +61,8 @@ static __always_inline __s64 memory_of(__u64 bytes, __u32 messages)
 }
 
 /*
- * Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. What TCP brought is behind
- * what was redirected, and has its packet.
+ * Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. What TCP
+ * brought is behind what was redirected, and has its packet.
  */
 static __always_inline bool is_drained(const struct sockredir_entry *entry)
 {
@@ -92,10 +94,10 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 static long tcp_memory_limit;
 
 /*
- * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP would
- * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated. There, the sum can grow
- * by more than is asked for: since 6.0 each processor keeps up to a megabyte to itself before it adds it (include/net/sock.h,
- * sk_memory_allocated_add; later include/net/proto_memory.h).
+ * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP
+ * would have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated. There,
+ * the sum can grow by more than is asked for: since 6.0 each processor keeps up to a megabyte to itself before it adds
+ * it (include/net/sock.h, sk_memory_allocated_add; later include/net/proto_memory.h).
  */
 static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size, bool look)
 {

@@ -40,11 +40,11 @@ struct asked_for {
 #define LONGEST_REQUEST_NS (5ULL * 1000 * 1000 * 1000)
 
 /*
- * Connections that a listener in scope is being asked for: a client whose request is among them has its server here. The server's
- * entry is made after the client's, so nothing else tells of it yet.
+ * Connections that a listener in scope is being asked for: a client whose request is among them has its server here.
+ * The server's entry is made after the client's, so nothing else tells of it yet.
  *
- * Each is there a second time without its own address and port: a client that finds only that one is connected to an address that was
- * translated on the way (DNAT, as for a container's published port).
+ * Each is there a second time without its own address and port: a client that finds only that one is connected to an
+ * address that was translated on the way (DNAT, as for a container's published port).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -213,8 +213,8 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 }
 
 /*
- * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes by TCP
- * for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
+ * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes
+ * by TCP for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
  */
 static __always_inline bool reader_waits(struct sock *sk)
 {

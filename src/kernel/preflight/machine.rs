@@ -59,8 +59,9 @@ impl Machine {
         self.complete
     }
 
-    /// Looks into every namespace that a process is in or that is mounted somewhere, first into those that it was not into for longest.
-    /// What it has no time for waits for the next look: it ends soon after `stop` says so, or when `time` is over.
+    /// Looks into every namespace that a process is in or that is mounted somewhere, first into those that it was not
+    /// into for longest. What it has no time for waits for the next look: it ends soon after `stop` says so, or when
+    /// `time` is over.
     pub(super) fn look(&mut self, stop: impl Fn() -> bool, time: Duration) {
         self.looks += 1;
         let (found, unreadable, all) = namespaces(&stop);
@@ -94,9 +95,8 @@ impl Machine {
         let unseen = |inode: &&u64| !self.seen.contains_key(inode) && !gone.contains(*inode);
         self.unseen = inodes.iter().filter(unseen).count() as u64 + unreadable;
         let now = |inode: &u64| self.seen.get(inode).is_some_and(|seen| seen.look == self.looks);
-        self.complete = all
-            && unreadable == 0
-            && inodes.iter().all(|inode| now(inode) || gone.contains(inode));
+        self.complete =
+            all && unreadable == 0 && inodes.iter().all(|inode| now(inode) || gone.contains(inode));
     }
 
     fn add(&mut self, inode: u64, inside: Inside) {
@@ -145,8 +145,8 @@ fn answer(inode: u64, path: &Path) -> Answer {
     }
 }
 
-/// By inode number, each with a path to it; how many others there are, which none of their processes lets us read; and whether these are
-/// all, since `stop` did not say so before.
+/// By inode number, each with a path to it; how many others there are, which none of their processes lets us read; and
+/// whether these are all, since `stop` did not say so before.
 fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64, bool) {
     let mut found = HashMap::new();
     let mut all = true;
@@ -185,8 +185,9 @@ fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64, bool) {
     (found, unreadable, all)
 }
 
-/// In how many namespaces these processes are that none of the paths (`/proc/PID/ns/net`) is of. A process that may not be looked at (the
-/// first one of a container, say) still shows the files of its namespace, which have numbers of their own in each.
+/// In how many namespaces these processes are that none of the paths (`/proc/PID/ns/net`) is of. A process that may not
+/// be looked at (the first one of a container, say) still shows the files of its namespace, which have numbers of their
+/// own in each.
 fn unknown_among<'a>(processes: &[PathBuf], known: impl Iterator<Item = &'a PathBuf>) -> u64 {
     if processes.is_empty() {
         return 0;

@@ -340,8 +340,7 @@ impl Watch {
         self.addresses.retain(|it| now.contains(it) || map.delete(it).is_err());
         for address in &now {
             // Where there is no room it is tried anew at each look.
-            if !self.addresses.contains(address)
-                && map.update(address, &[1], MapFlags::ANY).is_ok()
+            if !self.addresses.contains(address) && map.update(address, &[1], MapFlags::ANY).is_ok()
             {
                 self.addresses.insert(*address);
             }
@@ -364,7 +363,8 @@ impl Watch {
         Ok(())
     }
 
-    /// A port of which the program did not know whose it is may be listened at by now, and not any more when it is asked for.
+    /// A port of which the program did not know whose it is may be listened at by now, and not any more when it is
+    /// asked for.
     fn settle_guesses(&self) -> Result<()> {
         let map = &self.skel.maps.unsafe_ports;
         for bytes in map.keys() {
@@ -491,8 +491,8 @@ impl Watch {
     }
 }
 
-/// Of the ports of connections, those by which a later connection of the same kind can be told. `true`: the port was listened at when
-/// it was seen, or later. Of the others both ends' are there, and one of them is the server's.
+/// Of the ports of connections, those by which a later connection of the same kind can be told. `true`: the port was
+/// listened at when it was seen, or later. Of the others both ends' are there, and one of them is the server's.
 fn server_ports(seen: &BTreeMap<u16, bool>, (low, high): (u16, u16)) -> Vec<u16> {
     seen.iter()
         .filter(|&(port, &known)| known || !(low..=high).contains(port))
@@ -518,8 +518,8 @@ fn read_words(map: &impl MapCore) -> Result<Vec<u64>> {
     (0..WORDS).map(word).collect()
 }
 
-/// Who listens, after a look that found this: what was there `before` it and was not found is gone, if the look was at everything.
-/// What the kernel's side has added since then (it is there `now`) is for the next look.
+/// Who listens, after a look that found this: what was there `before` it and was not found is gone, if the look was at
+/// everything. What the kernel's side has added since then (it is there `now`) is for the next look.
 fn listeners(before: &[u64], now: &[u64], found: &[u64], complete: bool) -> Vec<u64> {
     before
         .iter()

@@ -138,7 +138,8 @@ pub(crate) fn try_out(btf: BtfSource) -> Result<Chosen<Sockmap, Redirector>> {
 fn tcp_memory_held_back() -> u64 {
     let number = |variable| sysconf(variable).ok().flatten().and_then(|n| u64::try_from(n).ok());
     let page = number(SysconfVar::PAGE_SIZE).unwrap_or(4096).max(1);
-    // net.core.mem_pcpu_rsv is there since 6.5, and in the first network namespace only. Before it was what it is by default.
+    // net.core.mem_pcpu_rsv is there since 6.5, and in the first network namespace only. Before it was what it is by
+    // default.
     let each = fs::read_to_string("/proc/sys/net/core/mem_pcpu_rsv")
         .ok()
         .and_then(|pages| pages.trim().parse().ok())
@@ -232,8 +233,8 @@ impl Redirector {
     }
 
     fn attach(&mut self, cgroup: &File) -> Result<()> {
-        // Not by links, which there are since Linux 6.10 only: the programs are the map's, and gone with it. Before the first socket
-        // comes into it: a socket has the programs that its map had when it came.
+        // Not by links, which there are since Linux 6.10 only: the programs are the map's, and gone with it. Before the
+        // first socket comes into it: a socket has the programs that its map had when it came.
         let map = self.skel.maps.socks.as_fd().as_raw_fd();
         for program in [&self.skel.progs.bpftk_sk_msg, &self.skel.progs.bpftk_sk_skb] {
             program
