@@ -49,12 +49,20 @@ struct preflight_process {
 	__u64 counts[PREFLIGHT_REASONS];
 	__u64 cgroup_id;
 	__u32 uid;
-	__u32 pad;
+	/* Of the guard: it did what is unsafe, and that was told. */
+	__u32 is_unsafe;
 	__u8 comm[BPFTK_COMM_LEN];
 };
 
 /* A port of a connection on which a process did what is unsafe. */
 struct preflight_port {
+	struct preflight_key process;
+	__u16 port;
+	__u16 pad[3];
+};
+
+/* The guard's: a process has a new port, or is unsafe from now on (then the port is 0). */
+struct preflight_news {
 	struct preflight_key process;
 	__u16 port;
 	__u16 pad[3];
@@ -70,10 +78,13 @@ enum preflight_port_role {
 #define PREFLIGHT_PORTS 16384
 #define PREFLIGHT_THREADS 16384
 #define PREFLIGHT_ADDRESSES 16384
+/* Some 2000 records. */
+#define PREFLIGHT_NEWS_BYTES 65536
 
 _Static_assert(PREFLIGHT_REASONS <= 32, "a mask of 32 bits has them all");
 _Static_assert(sizeof(struct preflight_key) == 16, "src/kernel/preflight decodes 16 bytes");
 _Static_assert(sizeof(struct preflight_process) == 8 + 8 * PREFLIGHT_REASONS + 16 + BPFTK_COMM_LEN, "no hidden padding");
 _Static_assert(sizeof(struct preflight_port) == 24, "no hidden padding");
+_Static_assert(sizeof(struct preflight_news) == 24, "no hidden padding");
 
 #endif

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 
 /*
- * What a local socket sends goes straight into the queue of the socket at the other end, without TCP and IP between them.
+ * What a local socket sends goes straight into the queue of the socket at the other end, without TCP and IP between
+ * them.
  *
- * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they send.
- * That no byte is lost or overtakes another rests on these:
+ * bpftk_sockops puts the ends of local connections into a map as they are established; bpftk_sk_msg sees what they
+ * send. That no byte is lost or overtakes another rests on these:
  *
- *   - What comes by TCP goes behind what was redirected, into the same queue: sockredir_receive.bpf.h. So a direction may change
- *     from redirection to TCP at any time, and never back: it is redirected only from its first byte on, and only while nothing
- *     of it ever entered TCP.
+ *   - What comes by TCP goes behind what was redirected, into the same queue: sockredir_receive.bpf.h. So a direction
+ *     may change from redirection to TCP at any time, and never back: it is redirected only from its first byte on, and
+ *     only while nothing of it ever entered TCP.
  *   - The verdict is always to pass. Dropping what can't be redirected would be an error to the sender.
  *   - The kernel does not bound the queues of redirected data. What would exceed a bound goes by TCP, which does:
  *     sockredir_queue.bpf.h. Before Linux 6.6 TCP does not bound small packets there: sockredir_room.bpf.h.
- *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here when the socket is
- *     disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
+ *   - With an entry of the map goes its unread data. So it is removed by the kernel when its socket closes; and here
+ *     when the socket is disconnected (connect to AF_UNSPEC), or connects again: that data is of another connection.
  *   - A socket is found by its addresses, ports and both first sequence numbers: see sockredir.h.
  */
 
@@ -49,6 +50,14 @@ struct {
 	__type(key, int);
 	__type(value, struct sockredir_key);
 } keys SEC(".maps");
+
+/* Sockets that were connected by a process that the guard keeps out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u8);
+} of_unsafe_processes SEC(".maps");
 
 /* For the skeleton. */
 struct sockredir_event _event;
@@ -87,6 +96,48 @@ static __always_inline void tell_when_closed(struct bpf_sock_ops *ops)
 	bpf_sock_ops_cb_flags_set(ops, FIELD(bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+/* Whether the current process is one that the guard keeps out. Not every kernel tells its id to such a program. */
+static __always_inline bool is_unsafe_process(struct preflight_key *key)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct preflight_process *process;
+
+	process_key(key, BPF_CORE_READ(task, tgid));
+	process = bpf_map_lookup_elem(&processes, key);
+	return process && process->is_unsafe;
+}
+
+static __always_inline bool is_of_unsafe_process(struct bpf_sock *sk)
+{
+	return guard && bpf_sk_storage_get(&of_unsafe_processes, sk, 0, 0);
+}
+
+/* A process connects: later on, it is not known whose the socket is. */
+static __always_inline void guard_connect(struct bpf_sock *sk)
+{
+	struct preflight_key key = {};
+
+	if (guard && sk && is_unsafe_process(&key))
+		bpf_sk_storage_get(&of_unsafe_processes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+/* A process listens. It is known at once: user space would have to look. */
+static __always_inline void guard_listen(struct bpf_sock_ops *ops)
+{
+	struct preflight_key key = {};
+	__u16 port = FIELD(local_port);
+	__u32 word = port / 64;
+	__u64 *bits;
+
+	if (!guard)
+		return;
+	bits = bpf_map_lookup_elem(&listening, &word);
+	if (bits)
+		__sync_fetch_and_or(bits, 1ULL << (port % 64));
+	if (is_unsafe_process(&key))
+		note_port(&key, port, PREFLIGHT_PORT_LISTENING, true);
+}
+
 /* Whether an end can profit from the map. Returns why not. */
 static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client,
 				      const struct sockredir_key *key)
@@ -112,7 +163,7 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 	if (BPF_CORE_READ(tp, bytes_sent) || BPF_CORE_READ(tp, write_seq) != FIELD(snd_nxt))
 		return SOCKREDIR_PRIOR_BYTES;
 	reason = unfit(tp, client);
-	if (!reason && !alone && guarded(key, client))
+	if (!reason && !alone && (guarded(key, client) || (client && is_of_unsafe_process(sk))))
 		return SOCKREDIR_GUARDED;
 	return reason ? reason : alone;
 }
@@ -233,8 +284,9 @@ static __always_inline void connects(struct bpf_sock_ops *ops)
 }
 
 /*
- * Whether a socket goes from connected to closed by its owner's order alone: connect to AF_UNSPEC (net/ipv4/tcp.c, tcp_disconnect).
- * A reset and a time-out leave an error first, and an orderly end goes by other states: of them data may remain to be read.
+ * Whether a socket goes from connected to closed by its owner's order alone: connect to AF_UNSPEC (net/ipv4/tcp.c,
+ * tcp_disconnect). A reset and a time-out leave an error first, and an orderly end goes by other states: of them data
+ * may remain to be read.
  */
 static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp_sock *tp)
 {
@@ -243,7 +295,9 @@ static __always_inline bool is_disconnected(struct bpf_sock_ops *ops, struct tcp
 	return (before == BPF_TCP_ESTABLISHED || before == BPF_TCP_CLOSE_WAIT) && !BPF_CORE_READ((struct sock *)tp, sk_err);
 }
 
-/* The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed. */
+/*
+ * The last that is seen of a connection's end. The kernel takes it out of the map of sockets when its file is closed.
+ */
 static __always_inline void closed(struct bpf_sock_ops *ops)
 {
 	__u64 cookie = bpf_get_socket_cookie(ops);
@@ -279,7 +333,10 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 		event.end = *end;
 		bpf_map_delete_elem(&refused, &event.key);
 	}
-	/* Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets none. */
+	/*
+	 * Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets
+	 * none.
+	 */
 	if (!BPF_CORE_READ((struct sock *)tp, sk_receive_queue.qlen) || !BPF_CORE_READ((struct sock *)tp, sk_user_data))
 		bpf_map_delete_elem(&receivers, &cookie);
 	event.end.tcp_bytes = sent_by_tcp(tp);
@@ -301,6 +358,10 @@ int bpftk_sockops(struct bpf_sock_ops *ops)
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		connects(ops);
+		guard_connect(ops->sk);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		guard_listen(ops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		established(ops, true);
@@ -356,7 +417,8 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 		return SOCKREDIR_REPAIR;
 	if (first && comms && !comm_wanted(end->comm))
 		return SOCKREDIR_FILTERED;
-	if (guarded(key, end->client))
+	/* Later on the other end's entry refuses it, which takes no look here: bpftk_keep_out. */
+	if (first && guarded(key, end->client))
 		return SOCKREDIR_GUARDED;
 	swap(&other, key);
 	peer = bpf_map_lookup_elem(&ends, &other);
@@ -458,5 +520,33 @@ int bpftk_look(struct __sk_buff *skb)
 	end = bpf_map_lookup_elem(&refused, &key);
 	if (end)
 		end->tcp_bytes = sent_by_tcp((void *)end->sk);
+	return 0;
+}
+
+/* A direction to this end, too, is TCP's from its next message on. */
+static long refuse_if_guarded(struct bpf_map *map, struct sockredir_key *key, struct sockredir_entry *entry,
+			      void *nothing)
+{
+	if (!entry->refuses && guarded(key, entry->end.client))
+		entry->refuses = SOCKREDIR_GUARDED;
+	return 0;
+}
+
+/*
+ * Run by user space: keeps out a port, and without one both directions of every connection to a port that is kept out.
+ * An end that is not found, since it comes to the table at the same time, has sent nothing yet: its first message is
+ * looked at.
+ */
+SEC("tc")
+int bpftk_keep_out(struct __sk_buff *skb)
+{
+	__u16 port;
+
+	if (bpf_skb_load_bytes(skb, SOCKREDIR_PACKET_HEADER, &port, sizeof(port)))
+		return 1;
+	if (port)
+		keep_out(port);
+	else
+		bpf_for_each_map_elem(&ends, refuse_if_guarded, NULL, 0);
 	return 0;
 }

@@ -7,9 +7,9 @@
 /* What sockredir agrees on with its programs. An end is a socket of a connection; what it sends is a direction. */
 
 /*
- * Which end of which connection. The sequence numbers make it unique where the same addresses and ports exist in several
- * network namespaces, and the addresses keep a remote host that knows the numbers from being taken for somebody else.
- * The other end's key is this one with left and right swapped.
+ * Which end of which connection. The sequence numbers make it unique where the same addresses and ports exist in
+ * several network namespaces, and the addresses keep a remote host that knows the numbers from being taken for somebody
+ * else. The other end's key is this one with left and right swapped.
  */
 struct sockredir_key {
 	__u8 laddr[16];
@@ -83,8 +83,8 @@ struct sockredir_entry {
 	/* Redirected since the queue was last seen empty: at least what waits in it. */
 	__u32 queued_messages;
 	__u64 queued_bytes;
-	/* Nothing is added any more. */
-	__u32 closed;
+	/* Nothing is added any more, for this reason, an enum sockredir_reason. */
+	__u32 refuses;
 	__u32 _pad;
 };
 
@@ -118,7 +118,10 @@ enum sockredir_count {
 	SOCKREDIR_MESSAGES,
 	/* Of ends that are closed. */
 	SOCKREDIR_TCP_BYTES,
-	/* Packets of TCP that began with what an earlier one had brought, and of these, those for which there was no memory to cut it off. */
+	/*
+	 * Packets of TCP that began with what an earlier one had brought, and of these, those for which there was no
+	 * memory to cut it off.
+	 */
 	SOCKREDIR_OVERLAPS,
 	SOCKREDIR_OVERLAPS_KEPT,
 	/* Packets of TCP that were dropped, for the sender to send again, since too many small ones wait. */

@@ -5,10 +5,10 @@
 /*
  * What was redirected and nobody has read yet: bounded for each direction, and for all of them together.
  *
- * A program sees what is sent, and not what is read. So a queue is taken to hold all that was sent since it was last seen empty;
- * seen it is by whoever sends next, at the end of the socket, and by user space's order (bpftk_look). What waits belongs to the
- * end that is to read it: the sender may be closed long before. The sum of all queues is kept in `waiting`, and each change of a
- * queue is made under its lock, so that the sum is 0 when they are empty.
+ * A program sees what is sent, and not what is read. So a queue is taken to hold all that was sent since it was last
+ * seen empty; seen it is by whoever sends next, at the end of the socket, and by user space's order (bpftk_look). What
+ * waits belongs to the end that is to read it: the sender may be closed long before. The sum of all queues is kept in
+ * `waiting`, and each change of a queue is made under its lock, so that the sum is 0 when they are empty.
  */
 
 #include "common.bpf.h"
@@ -17,7 +17,9 @@
 const volatile __u64 max_queue;
 const volatile __u32 max_messages;
 const volatile __u64 max_memory;
-/* In pages: what processors together may hold back of TCP's memory from the sum that the kernel compares with tcp_mem. */
+/*
+ * In pages: what processors together may hold back of TCP's memory from the sum that the kernel compares with tcp_mem.
+ */
 const volatile __u64 tcp_memory_held_back;
 
 /* One for each entry of the map of sockets. Not allocated ahead: most machines have few. */
@@ -59,8 +61,8 @@ static __always_inline __s64 memory_of(__u64 bytes, __u32 messages)
 }
 
 /*
- * Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. What TCP brought is behind
- * what was redirected, and has its packet.
+ * Whether nothing that was redirected waits at the socket. With its file closed, it has no queue any more. What TCP
+ * brought is behind what was redirected, and has its packet.
  */
 static __always_inline bool is_drained(const struct sockredir_entry *entry)
 {
@@ -83,7 +85,7 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 	entry->queued_bytes = 0;
 	entry->queued_messages = 0;
 	if (closed)
-		entry->closed = 1;
+		entry->refuses = SOCKREDIR_PEER_CLOSED;
 	bpf_spin_unlock(&entry->lock);
 	change_sum(-memory);
 }
@@ -92,10 +94,10 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 static long tcp_memory_limit;
 
 /*
- * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP would
- * have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated. There, the sum can grow
- * by more than is asked for: since 6.0 each processor keeps up to a megabyte to itself before it adds it (include/net/sock.h,
- * sk_memory_allocated_add; later include/net/proto_memory.h).
+ * Whether TCP is short of memory, or would be with so much more. Then the kernel has a redirected send fail where TCP
+ * would have it wait. Below the first of the limits it never does: net/core/sock.c, __sk_mem_raise_allocated. There,
+ * the sum can grow by more than is asked for: since 6.0 each processor keeps up to a megabyte to itself before it adds
+ * it (include/net/sock.h, sk_memory_allocated_add; later include/net/proto_memory.h).
  */
 static __always_inline bool tcp_is_short_of_memory(struct tcp_sock *tp, __u32 size, bool look)
 {
@@ -127,7 +129,7 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 	if (!sum || tcp_is_short_of_memory(from, size, first || !drained))
 		return SOCKREDIR_MEMORY;
 	/* As the last one, which was read: with requests and answers that is the rule. Nothing changes. */
-	if (drained && to->queued_messages == 1 && to->queued_bytes == size && !to->closed) {
+	if (drained && to->queued_messages == 1 && to->queued_bytes == size && !to->refuses) {
 		*queued = size;
 		return SOCKREDIR_NONE;
 	}
@@ -138,8 +140,8 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 		to->queued_bytes = 0;
 		to->queued_messages = 0;
 	}
-	if (to->closed) {
-		reason = SOCKREDIR_PEER_CLOSED;
+	if (to->refuses) {
+		reason = to->refuses;
 	} else if (to->queued_bytes + size > max_queue || to->queued_messages >= max_messages) {
 		reason = SOCKREDIR_BACKLOG;
 	} else if ((first || to->queued_messages) &&

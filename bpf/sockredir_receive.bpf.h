@@ -5,13 +5,13 @@
 /*
  * What TCP brings to a socket of the map.
  *
- * It goes behind what was redirected, into the same queue. With two queues a read of redirected data ends where they meet, though
- * more is there, and the wake-up for what TCP brought has been before: a reader that takes a short read for the end of what there is,
- * as epoll(7) allows to edge-triggered ones, would wait for ever.
+ * It goes behind what was redirected, into the same queue. With two queues a read of redirected data ends where they
+ * meet, though more is there, and the wake-up for what TCP brought has been before: a reader that takes a short read
+ * for the end of what there is, as epoll(7) allows to edge-triggered ones, would wait for ever.
  *
- * The kernel hands over whole packets, and minds no offset (net/ipv4/tcp.c, tcp_read_skb, since Linux 6.0): what a retransmission
- * brings a second time in front of what is new would be read twice. So each socket has the sequence number that comes next, and
- * what is older is cut off.
+ * The kernel hands over whole packets, and minds no offset (net/ipv4/tcp.c, tcp_read_skb, since Linux 6.0): what a
+ * retransmission brings a second time in front of what is new would be read twice. So each socket has the sequence
+ * number that comes next, and what is older is cut off.
  */
 
 #include "sockredir_counts.bpf.h"
@@ -25,8 +25,8 @@ struct receiver {
 	/* The sequence number of the byte that TCP is to bring next. */
 	__u32 next;
 	/*
-	 * Of which connection: a socket may have another one when nobody is there any more to say so. Its own port is gone by the time that
-	 * the last packet closes the socket.
+	 * Of which connection: a socket may have another one when nobody is there any more to say so. Its own port is
+	 * gone by the time that the last packet closes the socket.
 	 */
 	__u32 rport;
 	/* When the last packet was let in for which there was no room: sockredir_room.bpf.h. */
@@ -58,7 +58,9 @@ int bpftk_sk_skb(struct __sk_buff *skb)
 	first = BPF_CORE_READ(packet, seq);
 	after = BPF_CORE_READ(packet, end_seq);
 	old = receiver->next - first;
-	/* TCP keeps no packet that has nothing new: then this is another connection's, and nobody was there to say so. */
+	/*
+	 * TCP keeps no packet that has nothing new: then this is another connection's, and nobody was there to say so.
+	 */
 	if ((__s32)(after - receiver->next) <= 0)
 		old = 0;
 	receiver->next = after;

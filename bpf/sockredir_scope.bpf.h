@@ -5,6 +5,7 @@
 /* Which connections are redirected: their addresses and ports, where their other end is, and what their sockets are. */
 
 #include "common.bpf.h"
+#include "guard.bpf.h"
 #include "sockredir.h"
 #include "sockredir_queue.bpf.h"
 #include "waiters.bpf.h"
@@ -14,8 +15,6 @@
 
 const volatile bool by_port;
 const volatile bool by_excluded_port;
-/* Ports may be kept out while it runs. */
-const volatile bool guard;
 /* Connections between network namespaces are redirected, too. */
 const volatile bool across_namespaces;
 
@@ -41,11 +40,11 @@ struct asked_for {
 #define LONGEST_REQUEST_NS (5ULL * 1000 * 1000 * 1000)
 
 /*
- * Connections that a listener in scope is being asked for: a client whose request is among them has its server here. The server's
- * entry is made after the client's, so nothing else tells of it yet.
+ * Connections that a listener in scope is being asked for: a client whose request is among them has its server here.
+ * The server's entry is made after the client's, so nothing else tells of it yet.
  *
- * Each is there a second time without its own address and port: a client that finds only that one is connected to an address that was
- * translated on the way (DNAT, as for a container's published port).
+ * Each is there a second time without its own address and port: a client that finds only that one is connected to an
+ * address that was translated on the way (DNAT, as for a container's published port).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -54,10 +53,10 @@ struct {
 	__type(value, struct asked_for);
 } requests SEC(".maps");
 
-/* One bit a port: the first 1024 words are --port, the next --exclude-port, the last those of programs that the guard keeps out. */
+/* One bit a port: the first 1024 words are --port, the next --exclude-port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 3072);
+	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, __u64);
 } ports SEC(".maps");
@@ -133,7 +132,7 @@ static __always_inline void drop_local(struct sockredir_key *key)
 /* Whether a program is kept out that uses connections to this port. */
 static __always_inline bool guarded(const struct sockredir_key *key, bool client)
 {
-	return guard && port_in(2048, client ? key->rport : key->lport);
+	return guard && is_kept_out(client ? key->rport : key->lport);
 }
 
 /* A listener got a request, and has not answered yet. */
@@ -214,8 +213,8 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 }
 
 /*
- * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes by TCP
- * for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
+ * Whether a thread may wait in a read that it began before the connection was established. It would wait for what comes
+ * by TCP for ever: it is in TCP's own function. Beside it there waits the thread that connects, if it does so blocking.
  */
 static __always_inline bool reader_waits(struct sock *sk)
 {

@@ -54,6 +54,12 @@ impl TaskArgs {
             cgroup: self.cgroup.as_deref().map(cgroup::open).transpose()?,
         })
     }
+
+    /// The cgroup that `filter` was made of.
+    pub(crate) fn watched(&self, filter: &TaskFilter) -> Result<Option<cgroup::Watched>> {
+        let both = self.cgroup.as_deref().zip(filter.cgroup.as_ref());
+        both.map(|(path, dir)| cgroup::Watched::new(path, dir)).transpose()
+    }
 }
 
 /// A process that isn't there matches nothing, and a thread's id is no process's: both are slips.

@@ -84,6 +84,12 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("4", "this kernel can't do it: the message says what is missing"),
 ];
 
+/// Of commands that follow a cgroup.
+pub(crate) const REMOVED_CGROUP: (&str, &str) = (
+    "1, with --cgroup",
+    "the cgroup was removed, so nothing more can come: it is noticed within a second, and totals and losses are told first",
+);
+
 /// Write the manual pages into DIR
 #[derive(Args, Debug)]
 pub(crate) struct Man {

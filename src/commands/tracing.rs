@@ -3,7 +3,6 @@
 //! A run of a command that follows events: from its options to its last line.
 
 use std::fmt::Display;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +21,11 @@ use crate::output::{Column, Field, Sink};
 pub(crate) trait Session<T: Tracing> {
     /// Stops when there have been as many rows as were asked for; rows beyond are not printed.
     fn event(&mut self, event: T::Event, sink: &mut Sink) -> Result<Flow>;
+
+    /// After events, when all that had arrived were handed over.
+    fn rest(&mut self, _tracer: &T) -> Result<()> {
+        Ok(())
+    }
 
     /// Once an interval.
     fn tick(&mut self, tracer: &T, sink: &mut Sink) -> Result<()>;
@@ -43,7 +47,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) tables: bool,
     pub(crate) interval: Option<Duration>,
     /// Of which all is that is followed.
-    pub(crate) cgroup: Option<&'a Path>,
+    pub(crate) cgroup: Option<Watched>,
     /// Whether rows that come in quick succession may come some milliseconds later.
     pub(crate) gather: bool,
 }
@@ -66,7 +70,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
         gather: plan.gather,
     };
     caps::require(plan.needed)?;
-    let cgroup = plan.cgroup.map(Watched::new).transpose()?;
+    let cgroup = plan.cgroup;
     let mut removed = false;
     // Before anything is in the kernel: a file that can't be opened, a signal that comes early.
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
@@ -87,7 +91,10 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let ring = tracer.events()?;
     let outcome = follow(&ring, &mut signals, timing, |turn| match turn {
         Turn::Event(event) => session.event(event, &mut sink),
-        Turn::Rest => sink.flush().map(|()| Flow::Continue),
+        Turn::Rest => {
+            session.rest(&tracer)?;
+            sink.flush().map(|()| Flow::Continue)
+        }
         Turn::Tick => session.tick(&tracer, &mut sink).map(|()| Flow::Continue),
         Turn::Look => {
             removed = cgroup.as_ref().is_some_and(Watched::is_removed);

@@ -49,8 +49,9 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn new(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.into(), dir: open(path)? })
+    /// `dir` is what `path` was opened as.
+    pub(crate) fn new(path: &Path, dir: &File) -> Result<Self> {
+        Ok(Self { path: path.into(), dir: dir.try_clone().context("cannot keep a cgroup open")? })
     }
 
     /// Whether it is gone, even if there is another one of its name by now.

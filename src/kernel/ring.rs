@@ -24,24 +24,34 @@ pub(crate) struct EventRing<'a, T> {
     undecodable: Rc<Cell<u64>>,
 }
 
+/// What makes a record of bytes.
+pub(crate) type Decode<'a, T> = Box<dyn Fn(&[u8]) -> Option<T> + 'a>;
+
 impl<'a, T: 'a> EventRing<'a, T> {
     /// `decode` gives nothing for a record that is too short or of a kind it doesn't know: those are counted.
     /// The ring does not need the map to live.
     pub(crate) fn new(map: &dyn MapCore, decode: impl Fn(&[u8]) -> Option<T> + 'a) -> Result<Self> {
+        Self::of_several(vec![(map, Box::new(decode))])
+    }
+
+    /// Several ring buffers as one.
+    pub(crate) fn of_several(maps: Vec<(&dyn MapCore, Decode<'a, T>)>) -> Result<Self> {
         let queue = Rc::new(RefCell::new(VecDeque::new()));
         let undecodable = Rc::new(Cell::new(0));
-        let (into, failed) = (Rc::clone(&queue), Rc::clone(&undecodable));
         let mut builder = RingBufferBuilder::new();
         log::clear();
-        builder
-            .add(map, move |bytes| {
-                match decode(bytes) {
-                    Some(event) => into.borrow_mut().push_back(event),
-                    None => failed.set(failed.get() + 1),
-                }
-                0
-            })
-            .context("cannot use the ring buffer")?;
+        for (map, decode) in maps {
+            let (into, failed) = (Rc::clone(&queue), Rc::clone(&undecodable));
+            builder
+                .add(map, move |bytes| {
+                    match decode(bytes) {
+                        Some(event) => into.borrow_mut().push_back(event),
+                        None => failed.set(failed.get() + 1),
+                    }
+                    0
+                })
+                .context("cannot use the ring buffer")?;
+        }
         let ring = builder.build().map_err(|error| {
             anyhow::anyhow!("cannot map the ring buffer: {}", log::explain(error))
         })?;

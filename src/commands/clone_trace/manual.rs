@@ -3,7 +3,7 @@
 //! What the manual page says of `clone-trace`.
 
 use super::{FIELDS, count};
-use crate::commands::man::Manual;
+use crate::commands::man::{Manual, REMOVED_CGROUP};
 use crate::output::Field;
 
 pub(crate) const MANUAL: Manual = Manual {
@@ -90,7 +90,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "All of them: a hash table entry for each call under way (8192, about 3 MiB), and with syscall and kprobe a look into it when a thread ends. 1 MiB of rows may wait for the reader, some 10000. What does not fit is counted, and told at the end.",
     ],
-    exit_status: &[],
+    exit_status: &[REMOVED_CGROUP],
 };
 
 const SUMMARY: &[Field] = &[

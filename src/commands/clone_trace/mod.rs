@@ -297,7 +297,7 @@ impl CloneTrace {
             fields: if self.count { count::FIELDS } else { FIELDS },
             tables: self.count,
             interval: self.interval,
-            cgroup: self.tasks.cgroup.as_deref(),
+            cgroup: self.tasks.watched(&config.tasks)?,
             gather: true,
         };
         tracing::run(

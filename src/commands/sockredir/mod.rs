@@ -29,11 +29,12 @@ use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
+use crate::kernel::preflight::News;
 use crate::kernel::run::{Flow, Timing, Turn, wait};
 use crate::kernel::signals::Signals;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
-    Config, End, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm,
+    Config, End, Event, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm,
 };
 use crate::kernel::{cgroup, log};
 use crate::output::{Kind, Record, Sink, Value};
@@ -71,8 +72,9 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "LIST", help_heading = "Scope")]
     exclude_port: Option<PortSet>,
 
-    /// Connections between network namespaces, too. Packet filters and connection tracking between them then see the beginning and the
-    /// end of a connection, and nothing that is sent: where they forget a silent connection, its end may never arrive
+    /// Connections between network namespaces, too. Packet filters and connection tracking between them then see the
+    /// beginning and the end of a connection, and nothing that is sent: where they forget a silent connection, its end
+    /// may never arrive
     #[arg(long, help_heading = "Scope")]
     across_namespaces: bool,
 
@@ -88,8 +90,8 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     max_messages: u32,
 
-    /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is redirected anew,
-    /// and those whose readers are behind are TCP's
+    /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is
+    /// redirected anew, and those whose readers are behind are TCP's
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = parse_bytes, help_heading = "Limits")]
     max_memory: u64,
 
@@ -109,8 +111,9 @@ pub(crate) struct Sockredir {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     top: u32,
 
-    /// Don't watch for programs that do what redirection changes. With the guard, connections to the ports on which one does it stay with
-    /// TCP from then on; it makes every system call of the machine a little slower (man bpftk-sockredir)
+    /// Don't watch for programs that do what redirection changes. With the guard, what such a program connects to, and
+    /// connections to the ports on which it did so, are TCP's from then on; it makes every system call of the machine a
+    /// little slower (man bpftk-sockredir)
     #[arg(long, help_heading = "Guard")]
     no_guard: bool,
 
@@ -171,7 +174,6 @@ impl Sockredir {
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
             ports,
             excluded_ports,
-            guard: !self.no_guard,
             across_namespaces: self.across_namespaces,
             comms,
             max_queue: self.max_queue,
@@ -201,6 +203,8 @@ impl Sockredir {
         if let Some(warning) = Gate::here()?.pass(self.force)? {
             tell(&warning);
         }
+        let path = self.cgroup.as_deref();
+        let watched = path.map(|path| cgroup::Watched::new(path, &cgroup)).transpose()?;
         let plan = Plan {
             stream: &self.stream,
             output: &self.output,
@@ -210,7 +214,7 @@ impl Sockredir {
             fields: FIELDS,
             tables: !self.events,
             interval: Some(self.pace()?),
-            cgroup: self.cgroup.as_deref(),
+            cgroup: watched,
             gather: false,
         };
         let turns = self.turns()?;
@@ -224,8 +228,9 @@ impl Sockredir {
                 }
                 guard.replace(Some(watch));
             }
-            let mut chosen = arm(&config, &cgroup)?;
-            if let Some(guard) = guard.borrow_mut().as_mut() {
+            let mut guard = guard.borrow_mut();
+            let mut chosen = arm(&config, guard.as_ref().map(Guard::shared), &cgroup)?;
+            if let Some(guard) = guard.as_mut() {
                 guard.apply(&chosen.armed)?;
             }
             chosen.armed.begin()?;
@@ -253,7 +258,7 @@ impl Sockredir {
         let mut reopen = false;
         wait(signals, timing, |turn| {
             match turn {
-                Turn::Tick => guard.look()?.iter().for_each(|news| tell(news)),
+                Turn::Tick => guard.look(None)?.iter().for_each(|text| tell(text)),
                 Turn::Reopen => reopen = true,
                 _ => {}
             }
@@ -267,7 +272,7 @@ impl Sockredir {
         if begin.elapsed() < time {
             return Ok(false);
         }
-        guard.look()?.iter().for_each(|news| tell(news));
+        guard.look(None)?.iter().for_each(|text| tell(text));
         Ok(true)
     }
 }
@@ -289,6 +294,8 @@ struct Session<'a> {
     /// Packets whose second bringing of bytes could not be cut off, as far as they were told.
     overlaps_kept: u64,
     guard: Option<Guard>,
+    /// What the guard's program has told, and nobody has heard yet.
+    news: Vec<News>,
     looked: Instant,
     settling: Settling,
     /// Of an interval, in all and so far.
@@ -304,10 +311,17 @@ struct Told {
 }
 
 impl tracing::Session<Redirector> for Session<'_> {
-    fn event(&mut self, end: End, sink: &mut Sink) -> Result<Flow> {
+    fn event(&mut self, event: Event, sink: &mut Sink) -> Result<Flow> {
         if self.full() {
             return Ok(Flow::Stop);
         }
+        let end = match event {
+            Event::Closed(end) => end,
+            Event::News(news) => {
+                self.news.push(news);
+                return Ok(Flow::Continue);
+            }
+        };
         match self.halves.remove(&end.key.other()) {
             Some((other, _)) => self.over(Connection::new(end, Some(other)), sink)?,
             None => {
@@ -315,6 +329,16 @@ impl tracing::Session<Redirector> for Session<'_> {
             }
         }
         Ok(if self.full() { Flow::Stop } else { Flow::Continue })
+    }
+
+    fn rest(&mut self, tracer: &Redirector) -> Result<()> {
+        let news = std::mem::take(&mut self.news);
+        if let Some(guard) = &mut self.guard
+            && !news.is_empty()
+        {
+            guard.hear(&news, tracer)?.iter().for_each(|text| tell(text));
+        }
+        Ok(())
     }
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
@@ -413,6 +437,7 @@ impl<'a> Session<'a> {
             rows: 0,
             overlaps_kept: 0,
             guard,
+            news: Vec::new(),
             looked: Instant::now(),
             settling: Settling::default(),
             turns,
@@ -425,9 +450,7 @@ impl<'a> Session<'a> {
         self.looked = Instant::now();
         self.tell_overlaps(tracer.totals()?.overlaps_kept);
         if let Some(guard) = &mut self.guard {
-            let news = guard.look()?;
-            guard.apply(tracer)?;
-            news.iter().for_each(|news| tell(news));
+            guard.look(Some(tracer))?.iter().for_each(|text| tell(text));
         }
         Ok(())
     }

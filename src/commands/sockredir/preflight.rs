@@ -39,8 +39,8 @@ pub(crate) struct Preflight {
     #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, help_heading = "Run")]
     duration: Duration,
 
-    /// Instead of the table, print the options of sockredir that keep the unsafe processes' connections out (those of a process that is
-    /// to be treated with caution stay in)
+    /// Instead of the table, print the options of sockredir that keep the unsafe processes' connections out (those of a
+    /// process that is to be treated with caution stay in)
     #[arg(long, conflicts_with_all = ["format", "no_header", "color"], help_heading = "Output")]
     emit_excludes: bool,
 
@@ -165,7 +165,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "blocking",
-        "a read that may block (caution, if nothing else): it fails with EAGAIN when the process is stopped and continued, its cgroup is frozen and thawed, a tracer attaches or detaches, or another thread calls setuid or setgid",
+        "a read that may block (caution, if nothing else): it fails with EAGAIN when the process is stopped and continued, its cgroup is frozen and thawed, a tracer attaches or detaches, another thread calls setuid or setgid, or the peer resets the connection (then the next read says ECONNRESET)",
     ),
     Field::new(
         "io_uring",
@@ -174,7 +174,8 @@ pub(crate) const REASONS: &[Field] = &[
     Field::new("32-bit", "a system call on sockets of a 32-bit program: they are not looked into"),
 ];
 
-/// What redirection changes as well, and is in no system call that is looked at, or not in what the program can read of it.
+/// What redirection changes as well, and is in no system call that is looked at, or not in what the program can read of
+/// it.
 pub(crate) const NOT_LOOKED_FOR: [&str; 6] = [
     "unread data where a process exits or replaces a descriptor (dup2, close_range)",
     "recvmsg of 0 bytes",
@@ -298,8 +299,11 @@ impl Preflight {
         log::collect(self.kernel.verbose > 1);
         let tasks =
             TaskArgs { pid: self.pid.clone(), cgroup: self.cgroup.clone(), user: None, comm: None };
-        let config =
-            Config { btf: BtfSource::new(self.kernel.btf.as_deref())?, tasks: tasks.resolve()? };
+        let config = Config {
+            btf: BtfSource::new(self.kernel.btf.as_deref())?,
+            tasks: tasks.resolve()?,
+            guard: false,
+        };
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;
         let mut signals = take_signals(self.output.output.is_some())?;

@@ -3,7 +3,7 @@
 //! What the manual page says of `tcpconnect`.
 
 use super::{FIELDS, count};
-use crate::commands::man::Manual;
+use crate::commands::man::{Manual, REMOVED_CGROUP};
 use crate::output::Field;
 
 pub(crate) const MANUAL: Manual = Manual {
@@ -77,7 +77,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "Memory in the kernel: room for 16384 attempts under way (about 3 MiB; --max-pending) and for 1 MiB of rows that wait for the reader, some 9000. What does not fit is counted, and told at the end.",
     ],
-    exit_status: &[],
+    exit_status: &[REMOVED_CGROUP],
 };
 
 const SUMMARY: &[Field] = &[

@@ -241,7 +241,7 @@ impl Tcpconnect {
             fields: if self.count { count::FIELDS } else { FIELDS },
             tables: self.count,
             interval: self.interval,
-            cgroup: self.tasks.cgroup.as_deref(),
+            cgroup: self.tasks.watched(&config.tasks)?,
             gather: true,
         };
         tracing::run(

@@ -19,36 +19,62 @@ use crate::kernel::netns;
 /// How often it is asked whether to stop, while a thread looks.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// What all looks together have found.
+/// What the last look into each namespace has found.
 #[derive(Debug, Default)]
 pub(super) struct Machine {
-    /// IPv4 as v4-mapped. Of the loopback network only what is set on an interface: all of it is known to be local.
-    pub(super) addresses: BTreeSet<[u8; 16]>,
-    pub(super) listening: BTreeSet<u16>,
+    /// By inode number. What is gone is forgotten.
+    seen: HashMap<u64, Seen>,
     /// Namespaces that exist, and that no look was into.
     pub(super) unseen: u64,
-    /// Of each namespace, by its inode number, which look was the last into it.
-    seen: HashMap<u64, u64>,
+    /// The last look was into all that there are.
+    complete: bool,
     looks: u64,
 }
 
-/// Addresses and listening ports of a namespace.
-type Inside = (Vec<[u8; 16]>, Vec<u16>);
+#[derive(Debug)]
+struct Seen {
+    /// Which look was the last into it.
+    look: u64,
+    inside: Inside,
+}
+
+/// Of a namespace.
+#[derive(Debug, Default)]
+struct Inside {
+    /// IPv4 as v4-mapped. Of the loopback network only what is set on an interface: all of it is known to be local.
+    addresses: Vec<[u8; 16]>,
+    listening: Vec<u16>,
+}
 
 impl Machine {
-    /// Looks into every namespace that a process is in or that is mounted somewhere, first into those that it was not into for longest.
-    /// What it has no time for waits for the next look: it ends soon after `stop` says so, or when `time` is over.
+    pub(super) fn addresses(&self) -> BTreeSet<[u8; 16]> {
+        self.seen.values().flat_map(|seen| &seen.inside.addresses).copied().collect()
+    }
+
+    pub(super) fn listening(&self) -> BTreeSet<u16> {
+        self.seen.values().flat_map(|seen| &seen.inside.listening).copied().collect()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Looks into every namespace that a process is in or that is mounted somewhere, first into those that it was not
+    /// into for longest. What it has no time for waits for the next look: it ends soon after `stop` says so, or when
+    /// `time` is over.
     pub(super) fn look(&mut self, stop: impl Fn() -> bool, time: Duration) {
         self.looks += 1;
-        let (found, unreadable) = namespaces(&stop);
-        self.seen.retain(|inode, _| found.contains_key(inode));
+        let (found, unreadable, all) = namespaces(&stop);
+        if all {
+            self.seen.retain(|inode, _| found.contains_key(inode));
+        }
         let own = fs::metadata("/proc/thread-self/ns/net").map_or(0, |meta| meta.ino());
         // One's own takes no privilege.
         self.add(own, here());
-        let all: Vec<u64> = found.keys().copied().collect();
+        let inodes: Vec<u64> = found.keys().copied().collect();
         let mut others: Vec<(u64, PathBuf)> =
             found.into_iter().filter(|(inode, _)| *inode != own).collect();
-        others.sort_by_key(|(inode, _)| self.seen.get(inode).copied().unwrap_or(0));
+        others.sort_by_key(|(inode, _)| self.seen.get(inode).map_or(0, |seen| seen.look));
         let begin = Instant::now();
         let mut gone = HashSet::new();
         // Where no thread can be made, nobody has looked.
@@ -67,22 +93,14 @@ impl Machine {
             }
         }
         let unseen = |inode: &&u64| !self.seen.contains_key(inode) && !gone.contains(*inode);
-        self.unseen = all.iter().filter(unseen).count() as u64 + unreadable;
+        self.unseen = inodes.iter().filter(unseen).count() as u64 + unreadable;
+        let now = |inode: &u64| self.seen.get(inode).is_some_and(|seen| seen.look == self.looks);
+        self.complete =
+            all && unreadable == 0 && inodes.iter().all(|inode| now(inode) || gone.contains(inode));
     }
 
-    fn add(&mut self, inode: u64, (addresses, listening): Inside) {
-        self.addresses.extend(addresses);
-        self.listening.extend(listening);
-        self.seen.insert(inode, self.looks);
-    }
-
-    /// One bit a port.
-    pub(super) fn listening_words(&self) -> Vec<u64> {
-        let mut words = vec![0_u64; 65536 / 64];
-        for &port in &self.listening {
-            words[usize::from(port) / 64] |= 1 << (port % 64);
-        }
-        words
+    fn add(&mut self, inode: u64, inside: Inside) {
+        self.seen.insert(inode, Seen { look: self.looks, inside });
     }
 }
 
@@ -127,13 +145,16 @@ fn answer(inode: u64, path: &Path) -> Answer {
     }
 }
 
-/// By inode number, each with a path to it; and how many others there are, which none of their processes lets us read.
-fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64) {
+/// By inode number, each with a path to it; how many others there are, which none of their processes lets us read; and
+/// whether these are all, since `stop` did not say so before.
+fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64, bool) {
     let mut found = HashMap::new();
+    let mut all = true;
     let mut unreadable = Vec::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for entry in processes {
         if stop() {
+            all = false;
             break;
         }
         let name = entry.file_name();
@@ -161,11 +182,12 @@ fn namespaces(stop: impl Fn() -> bool) -> (HashMap<u64, PathBuf>, u64) {
             found.entry(meta.ino()).or_insert(mount.point);
         }
     }
-    (found, unreadable)
+    (found, unreadable, all)
 }
 
-/// In how many namespaces these processes are that none of the paths (`/proc/PID/ns/net`) is of. A process that may not be looked at (the
-/// first one of a container, say) still shows the files of its namespace, which have numbers of their own in each.
+/// In how many namespaces these processes are that none of the paths (`/proc/PID/ns/net`) is of. A process that may not
+/// be looked at (the first one of a container, say) still shows the files of its namespace, which have numbers of their
+/// own in each.
 fn unknown_among<'a>(processes: &[PathBuf], known: impl Iterator<Item = &'a PathBuf>) -> u64 {
     if processes.is_empty() {
         return 0;
@@ -184,8 +206,8 @@ fn unknown_among<'a>(processes: &[PathBuf], known: impl Iterator<Item = &'a Path
 /// Of the calling thread's namespace.
 fn here() -> Inside {
     let addresses = Netlink::open().and_then(|netlink| netlink.addresses()).unwrap_or_default();
-    let ports = ["tcp", "tcp6"].into_iter().flat_map(listeners).collect();
-    (addresses.into_iter().map(mapped).collect(), ports)
+    let listening = ["tcp", "tcp6"].into_iter().flat_map(listeners).collect();
+    Inside { addresses: addresses.into_iter().map(mapped).collect(), listening }
 }
 
 fn listeners(table: &str) -> Vec<u16> {
@@ -222,25 +244,65 @@ mod tests {
     use super::*;
     use std::net::{IpAddr, TcpListener};
 
+    fn look(machine: &mut Machine) {
+        machine.look(|| false, Duration::MAX);
+    }
+
     #[test]
-    fn a_listener_is_seen_and_a_connection_is_none() {
+    fn a_listener_is_seen_while_it_listens_and_a_connection_is_none() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut machine = Machine::default();
-        machine.look(|| false, Duration::MAX);
-        assert!(machine.listening.contains(&port));
-        assert!(!machine.listening.contains(&client.local_addr().unwrap().port()));
-        let word = machine.listening_words()[usize::from(port) / 64];
-        assert_ne!(word & 1 << (port % 64), 0);
-        assert!(machine.addresses.contains(&mapped(IpAddr::from([127, 0, 0, 1]))));
+        look(&mut machine);
+        assert!(machine.listening().contains(&port));
+        assert!(!machine.listening().contains(&client.local_addr().unwrap().port()));
+        assert!(machine.addresses().contains(&mapped(IpAddr::from([127, 0, 0, 1]))));
+        drop(socket);
+        look(&mut machine);
+        assert!(!machine.listening().contains(&port));
     }
 
     #[test]
-    fn one_s_own_namespace_is_seen_without_any_time() {
+    fn addresses_and_namespaces_that_are_gone_are_forgotten() {
+        const HERE: [u8; 4] = [198, 51, 100, 77];
+        let ip = |change: &str| {
+            let args = ["address", change, "198.51.100.77/32", "dev", "lo"];
+            std::process::Command::new("ip").args(args).status().is_ok_and(|it| it.success())
+        };
+        let address = mapped(IpAddr::from(HERE));
+        let mut machine = Machine::default();
+        let made = netns::within_new(|| {
+            if !ip("add") {
+                return println!("SKIP no address can be set here");
+            }
+            look(&mut machine);
+            assert!(machine.addresses().contains(&address));
+            assert!(ip("del"));
+            look(&mut machine);
+            assert!(!machine.addresses().contains(&address));
+            assert!(ip("add"));
+            look(&mut machine);
+            assert!(machine.addresses().contains(&address));
+        });
+        // It takes privileges to make a namespace; now that one is gone, with its thread.
+        if made.is_ok() {
+            look(&mut machine);
+            assert!(!machine.addresses().contains(&address));
+        }
+    }
+
+    #[test]
+    fn one_s_own_namespace_is_seen_without_any_time_and_none_is_forgotten_then() {
         let mut machine = Machine::default();
         machine.look(|| true, Duration::ZERO);
-        assert!(!machine.addresses.is_empty());
+        assert!(!machine.addresses().is_empty() && !machine.is_complete());
+        let inside = Inside { addresses: vec![[7; 16]], listening: vec![7] };
+        machine.seen.insert(u64::MAX, Seen { look: 0, inside });
+        machine.look(|| true, Duration::ZERO);
+        assert!(machine.addresses().contains(&[7; 16]) && machine.listening().contains(&7));
+        look(&mut machine);
+        assert!(!machine.addresses().contains(&[7; 16]));
     }
 
     #[test]

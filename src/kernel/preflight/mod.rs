@@ -6,6 +6,7 @@ mod machine;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -123,6 +124,11 @@ impl Reason {
     }
 }
 
+const LISTENING: u32 = types::preflight_port_role::PREFLIGHT_PORT_LISTENING.0;
+
+/// Of a set of ports, one bit each.
+const WORDS: usize = 65536 / 64;
+
 const COUNT: usize = types::preflight_reason::PREFLIGHT_REASONS.0 as usize;
 
 /// bpf/preflight.h has room for twice as many.
@@ -135,6 +141,36 @@ const AT_A_TIME: Duration = Duration::from_millis(200);
 pub(crate) struct Config {
     pub(crate) btf: BtfSource,
     pub(crate) tasks: TaskFilter,
+    /// It is to keep programs out while connections are redirected.
+    pub(crate) guard: bool,
+}
+
+/// Maps that the programs of sockredir use, too: bpf/guard.bpf.h.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared<'a> {
+    pub(crate) processes: BorrowedFd<'a>,
+    pub(crate) unsafe_ports: BorrowedFd<'a>,
+    pub(crate) listening: BorrowedFd<'a>,
+    pub(crate) kept_out: BorrowedFd<'a>,
+    pub(crate) news: BorrowedFd<'a>,
+}
+
+/// A process by its id and when it began, on CLOCK_BOOTTIME.
+pub(crate) type ProcessKey = (u32, u64);
+
+/// What the guard's programs tell at once: that a process is unsafe, or a port on which it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) process: ProcessKey,
+    pub(crate) port: Option<u16>,
+}
+
+impl News {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let news: types::preflight_news = copy_from(bytes)?;
+        let port = (news.port != 0).then_some(news.port);
+        Some(Self { process: (news.process.pid, news.process.start_ns), port })
+    }
 }
 
 /// The programs, attached. Dropping it detaches them.
@@ -143,8 +179,9 @@ pub(crate) struct Watch {
     links: Vec<Link>,
     skel: PreflightSkel<'static>,
     machine: Machine,
-    /// Ports that the program knows to be listened at.
-    listening: BTreeSet<u16>,
+    guard: bool,
+    /// Ports that somebody listens at, one bit each, as the kernel's side had them after the last look.
+    listening: Vec<u64>,
     /// Every address that is in the kernel's set.
     addresses: BTreeSet<[u8; 16]>,
     /// Addresses for which the set had no room.
@@ -175,6 +212,10 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    pub(crate) fn key(&self) -> ProcessKey {
+        (self.pid, self.start_ns)
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         match self.reasons.as_slice() {
             [] => Verdict::Safe,
@@ -203,10 +244,13 @@ unsafe impl Plain for types::preflight_key {}
 unsafe impl Plain for types::preflight_process {}
 // SAFETY: the same.
 unsafe impl Plain for types::preflight_port {}
+// SAFETY: the same.
+unsafe impl Plain for types::preflight_news {}
 
 const _: () = assert!(size_of::<types::preflight_key>() == 16);
 const _: () = assert!(size_of::<types::preflight_process>() == 8 + 8 * COUNT + 16 + 16);
 const _: () = assert!(size_of::<types::preflight_port>() == 24);
+const _: () = assert!(size_of::<types::preflight_news>() == 24);
 
 impl Watch {
     pub(crate) fn arm(config: &Config) -> Result<Self> {
@@ -223,10 +267,17 @@ impl Watch {
         let rodata = open.maps.rodata_data.as_deref_mut().context("the object has no constants")?;
         let twice = probes::may_preempt_tracepoints();
         rodata.twice = twice;
+        rodata.guard = config.guard;
+        let (low, high) = ephemeral();
+        rodata.ephemeral_first = low;
+        rodata.ephemeral_count = u32::from(high) + 1 - u32::from(low.min(high));
         open.progs.bpftk_call2.set_autoload(twice);
         open.maps.looked_at.set_autocreate(twice).context("cannot leave out a map")?;
         // Everything is in tables.
         open.maps.events.set_autocreate(false).context("cannot leave out a map")?;
+        for map in [&mut open.maps.news, &mut open.maps.kept_out] {
+            map.set_autocreate(config.guard).context("cannot leave out a map")?;
+        }
         log::clear();
         let skel = open.load().map_err(|error| {
             unsupported(format!("the kernel refuses the program: {}", log::explain(error)))
@@ -237,7 +288,8 @@ impl Watch {
             links: Vec::new(),
             skel,
             machine: Machine::default(),
-            listening: BTreeSet::new(),
+            guard: config.guard,
+            listening: vec![0; WORDS],
             addresses: BTreeSet::new(),
             addresses_lost: 0,
         };
@@ -251,7 +303,19 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Tells the program what belongs to this machine now. What did once stays: a connection may be from then.
+    /// With `guard`: what sockredir's programs are to use.
+    pub(crate) fn shared(&self) -> Shared<'_> {
+        let maps = &self.skel.maps;
+        Shared {
+            processes: maps.processes.as_fd(),
+            unsafe_ports: maps.unsafe_ports.as_fd(),
+            listening: maps.listening.as_fd(),
+            kept_out: maps.kept_out.as_fd(),
+            news: maps.news.as_fd(),
+        }
+    }
+
+    /// Tells the program what belongs to this machine now.
     pub(crate) fn refresh(&mut self) -> Result<()> {
         self.look(stop_requested, AT_A_TIME)
     }
@@ -263,39 +327,59 @@ impl Watch {
     }
 
     fn look(&mut self, stop: impl Fn() -> bool, time: Duration) -> Result<()> {
-        let machine = &mut self.machine;
-        machine.look(stop, time);
-        let maps = &self.skel.maps;
-        for address in &machine.addresses {
-            if !self.addresses.contains(address) {
-                match maps.addresses.update(address, &[1], MapFlags::ANY) {
-                    Ok(()) => {
-                        self.addresses.insert(*address);
+        self.machine.look(stop, time);
+        self.tell_addresses();
+        self.tell_listeners()?;
+        self.settle_guesses()
+    }
+
+    fn tell_addresses(&mut self) {
+        let map = &self.skel.maps.addresses;
+        let now = self.machine.addresses();
+        // First those that are gone: they make room.
+        self.addresses.retain(|it| now.contains(it) || map.delete(it).is_err());
+        for address in &now {
+            // Where there is no room it is tried anew at each look.
+            if !self.addresses.contains(address) && map.update(address, &[1], MapFlags::ANY).is_ok()
+            {
+                self.addresses.insert(*address);
+            }
+        }
+        self.addresses_lost = now.difference(&self.addresses).count() as u64;
+    }
+
+    fn tell_listeners(&mut self) -> Result<()> {
+        let map = &self.skel.maps.listening;
+        // With the guard, the kernel's side adds ports itself.
+        let now = if self.guard { read_words(map)? } else { self.listening.clone() };
+        let found = words(&self.machine.listening());
+        let complete = self.machine.is_complete();
+        let next = listeners(&self.listening, &now, &found, complete);
+        for (i, (next, _)) in next.iter().zip(&now).enumerate().filter(|(_, (a, b))| a != b) {
+            map.update(&(i as u32).to_ne_bytes(), &next.to_ne_bytes(), MapFlags::ANY)
+                .context("cannot tell the program who listens")?;
+        }
+        self.listening = next;
+        Ok(())
+    }
+
+    /// A port of which the program did not know whose it is may be listened at by now, and not any more when it is
+    /// asked for.
+    fn settle_guesses(&self) -> Result<()> {
+        let map = &self.skel.maps.unsafe_ports;
+        for bytes in map.keys() {
+            let Some(key) = copy_from::<types::preflight_port>(&bytes) else { continue };
+            let port = usize::from(key.port);
+            if self.listening[port / 64] & 1 << (port % 64) != 0 {
+                // It may be deleted meanwhile, and is not to come again.
+                match map.update(&bytes, &LISTENING.to_ne_bytes(), MapFlags::EXIST) {
+                    Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
+                        return Err(error).context("cannot change a table");
                     }
-                    // It is tried anew at each look.
-                    Err(_) => continue,
+                    _ => {}
                 }
             }
         }
-        self.addresses_lost =
-            machine.addresses.iter().filter(|it| !self.addresses.contains(*it)).count() as u64;
-        let words = machine.listening_words();
-        if !machine.listening.is_subset(&self.listening) {
-            for (i, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
-                let key = (i as u32).to_ne_bytes();
-                let before = maps
-                    .listening
-                    .lookup(&key, MapFlags::ANY)
-                    .ok()
-                    .flatten()
-                    .and_then(|bytes| bytes.try_into().ok())
-                    .map_or(0, u64::from_ne_bytes);
-                maps.listening
-                    .update(&key, &(before | word).to_ne_bytes(), MapFlags::ANY)
-                    .context("cannot tell the program who listens")?;
-            }
-        }
-        self.listening.extend(&machine.listening);
         Ok(())
     }
 
@@ -304,37 +388,48 @@ impl Watch {
         attach::detach_all(&mut self.links);
     }
 
-    /// After `detach`: what was seen, the unsafe ones first.
+    /// What was seen until now, the unsafe ones first.
     pub(crate) fn processes(&self) -> Result<Vec<Process>> {
-        let maps = &self.skel.maps;
         let mut ports = self.ports();
         let mut found = Vec::new();
-        for bytes in maps.processes.keys() {
-            let key: types::preflight_key = copy_from(&bytes).context("a key of odd length")?;
-            let value =
-                maps.processes.lookup(&bytes, MapFlags::ANY).context("cannot read a table")?;
+        for bytes in self.skel.maps.processes.keys() {
             // `make_room` deletes them.
-            let Some(value) = value else { continue };
-            let value: types::preflight_process =
-                copy_from(&value).context("an entry of odd length")?;
-            let reasons = Reason::ALL
-                .into_iter()
-                .map(|reason| (reason, value.counts[reason.number().0 as usize]))
-                .filter(|(_, count)| *count > 0)
-                .collect();
-            found.push(Process {
-                pid: key.pid,
-                start_ns: key.start_ns,
-                comm: value.comm,
-                uid: value.uid,
-                cgroup_id: value.cgroup_id,
-                calls: value.calls,
-                reasons,
-                ports: ports.remove(&(key.pid, key.start_ns)).unwrap_or_default(),
-            });
+            let Some(mut process) = self.read_process(&bytes)? else { continue };
+            process.ports = ports.remove(&process.key()).unwrap_or_default();
+            found.push(process);
         }
         found.sort_by_key(|process| (process.verdict(), process.pid));
         Ok(found)
+    }
+
+    /// One of them, without its ports.
+    pub(crate) fn process(&self, (pid, start_ns): ProcessKey) -> Result<Option<Process>> {
+        let key = types::preflight_key { start_ns, pid, pad: 0 };
+        // SAFETY: without hidden padding, as above.
+        self.read_process(unsafe { plain::as_bytes(&key) })
+    }
+
+    fn read_process(&self, bytes: &[u8]) -> Result<Option<Process>> {
+        let key: types::preflight_key = copy_from(bytes).context("a key of odd length")?;
+        let value = self.skel.maps.processes.lookup(bytes, MapFlags::ANY);
+        let Some(value) = value.context("cannot read a table")? else { return Ok(None) };
+        let value: types::preflight_process =
+            copy_from(&value).context("an entry of odd length")?;
+        let reasons = Reason::ALL
+            .into_iter()
+            .map(|reason| (reason, value.counts[reason.number().0 as usize]))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Ok(Some(Process {
+            pid: key.pid,
+            start_ns: key.start_ns,
+            comm: value.comm,
+            uid: value.uid,
+            cgroup_id: value.cgroup_id,
+            calls: value.calls,
+            reasons,
+            ports: Vec::new(),
+        }))
     }
 
     /// Forgets processes that have ended, when the table gets full. Returns whether it was full for one meanwhile.
@@ -349,11 +444,11 @@ impl Watch {
                     let _ = maps.processes.delete(&bytes);
                 }
             }
-            for bytes in maps.ports.keys().collect::<Vec<_>>() {
+            for bytes in maps.unsafe_ports.keys().collect::<Vec<_>>() {
                 let port: types::preflight_port =
                     copy_from(&bytes).context("a key of odd length")?;
                 if ended(port.process.pid) {
-                    let _ = maps.ports.delete(&bytes);
+                    let _ = maps.unsafe_ports.delete(&bytes);
                 }
             }
         }
@@ -361,22 +456,18 @@ impl Watch {
     }
 
     /// Server ports of unsafe connections, by process.
-    fn ports(&self) -> HashMap<(u32, u64), Vec<u16>> {
-        let map = &self.skel.maps.ports;
-        let mut all: HashMap<(u32, u64), BTreeMap<u16, bool>> = HashMap::new();
+    fn ports(&self) -> HashMap<ProcessKey, Vec<u16>> {
+        let map = &self.skel.maps.unsafe_ports;
+        let mut all: HashMap<ProcessKey, BTreeMap<u16, bool>> = HashMap::new();
         for bytes in map.keys() {
             let Some(key) = copy_from::<types::preflight_port>(&bytes) else { continue };
             let role = map.lookup(&bytes, MapFlags::ANY).ok().flatten();
-            let listening =
-                types::preflight_port_role::PREFLIGHT_PORT_LISTENING.0.to_ne_bytes().to_vec();
             all.entry((key.process.pid, key.process.start_ns))
                 .or_default()
-                .insert(key.port, role == Some(listening));
+                .insert(key.port, role.is_some_and(|role| role == LISTENING.to_ne_bytes()));
         }
         let range = ephemeral();
-        all.into_iter()
-            .map(|(process, ports)| (process, server_ports(&ports, &self.listening, range)))
-            .collect()
+        all.into_iter().map(|(process, ports)| (process, server_ports(&ports, range))).collect()
     }
 
     /// A call is missed when both programs were skipped for it.
@@ -400,16 +491,41 @@ impl Watch {
     }
 }
 
-/// Of the ports of connections, those by which a later connection of the same kind can be told. `true`: the port was listened
-/// at when it was seen. Of the others both ends' are there, and one of them is the server's.
-fn server_ports(
-    seen: &BTreeMap<u16, bool>,
-    listening: &BTreeSet<u16>,
-    (low, high): (u16, u16),
-) -> Vec<u16> {
+/// Of the ports of connections, those by which a later connection of the same kind can be told. `true`: the port was
+/// listened at when it was seen, or later. Of the others both ends' are there, and one of them is the server's.
+fn server_ports(seen: &BTreeMap<u16, bool>, (low, high): (u16, u16)) -> Vec<u16> {
     seen.iter()
-        .filter(|&(port, &known)| known || listening.contains(port) || !(low..=high).contains(port))
+        .filter(|&(port, &known)| known || !(low..=high).contains(port))
         .map(|(port, _)| *port)
+        .collect()
+}
+
+/// One bit a port.
+fn words(ports: &BTreeSet<u16>) -> Vec<u64> {
+    let mut words = vec![0_u64; WORDS];
+    for &port in ports {
+        words[usize::from(port) / 64] |= 1 << (port % 64);
+    }
+    words
+}
+
+fn read_words(map: &impl MapCore) -> Result<Vec<u64>> {
+    let word = |i: usize| {
+        let bytes = map.lookup(&(i as u32).to_ne_bytes(), MapFlags::ANY);
+        let bytes = bytes.context("cannot read who listens")?.unwrap_or_default();
+        Ok(bytes.as_slice().try_into().map_or(0, u64::from_ne_bytes))
+    };
+    (0..WORDS).map(word).collect()
+}
+
+/// Who listens, after a look that found this: what was there `before` it and was not found is gone, if the look was at
+/// everything. What the kernel's side has added since then (it is there `now`) is for the next look.
+fn listeners(before: &[u64], now: &[u64], found: &[u64], complete: bool) -> Vec<u64> {
+    before
+        .iter()
+        .zip(now)
+        .zip(found)
+        .map(|((before, now), found)| found | if complete { now & !before } else { *now })
         .collect()
 }
 
@@ -426,8 +542,23 @@ mod tests {
 
     #[test]
     fn clients_ports_are_left_out() {
-        let seen = BTreeMap::from([(5432, false), (33000, false), (50000, true), (40001, false)]);
-        let listening = BTreeSet::from([40001]);
-        assert_eq!(server_ports(&seen, &listening, (32768, 60999)), [5432, 40001, 50000]);
+        let seen = BTreeMap::from([(5432, false), (33000, false), (50000, true)]);
+        assert_eq!(server_ports(&seen, (32768, 60999)), [5432, 50000]);
+    }
+
+    #[test]
+    fn who_does_not_listen_any_more_is_forgotten() {
+        let (gone, stays, begins, sees) = (1, 2, 4, 8);
+        // Only the kernel's side has seen the last one, during the look.
+        let (before, now, found) = ([gone | stays], [gone | stays | sees], [stays | begins]);
+        assert_eq!(listeners(&before, &now, &found, true), [stays | begins | sees]);
+        // The next look finds nobody there.
+        let after = listeners(&[stays | begins | sees], &[stays | begins | sees], &found, true);
+        assert_eq!(after, [stays | begins]);
+        // Nobody is given up by a look that was not at everything.
+        let all = gone | stays | begins | sees;
+        assert_eq!(listeners(&before, &now, &found, false), [all]);
+        assert_eq!(words(&BTreeSet::from([0, 65, 65535]))[..2], [1, 2]);
+        assert_eq!(words(&BTreeSet::from([65535]))[WORDS - 1], 1 << 63);
     }
 }

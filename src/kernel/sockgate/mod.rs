@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Whether this kernel may be trusted with redirected connections: `sockredir` doesn't run where it is known, or can't be
-//! excluded, that it would crash the machine or lose data, unless it is told to.
+//! Whether this kernel may be trusted with redirected connections: `sockredir` doesn't run where it is known, or can't
+//! be excluded, that it would crash the machine or lose data, unless it is told to.
 //!
-//! What can be asked of the kernel without danger is asked: a kernel without MPTCP or without TLS can't be hurt by what goes
-//! wrong there. The rest goes by release: to try would be to crash.
+//! What can be asked of the kernel without danger is asked: a kernel without MPTCP or without TLS can't be hurt by what
+//! goes wrong there. The rest goes by release: to try would be to crash.
 
 mod release;
 mod table;
@@ -19,8 +19,9 @@ pub(crate) use self::release::{Patch, Release, Series};
 use self::table::{FIXES, Fix, Reach, Stable};
 use crate::error::unsupported;
 
-/// Before Linux 6.0 a direction cannot go back to TCP and wake every reader: what TCP brings can't be put into the queue of redirected
-/// data (net/ipv4/tcp.c, tcp_read_skb), and by the older way, with a stream parser, 5.10 hangs its processors. 6.0 had no long life.
+/// Before Linux 6.0 a direction cannot go back to TCP and wake every reader: what TCP brings can't be put into the
+/// queue of redirected data (net/ipv4/tcp.c, tcp_read_skb), and by the older way, with a stream parser, 5.10 hangs its
+/// processors. 6.0 had no long life.
 const OLDEST: Series = Series(6, 1);
 
 /// How many of the fixes that a kernel lacks a message names.
@@ -116,7 +117,8 @@ fn has_tls(release: &str) -> bool {
         // A kernel without modules has all that it will ever have.
         return false;
     }
-    // The kernel calls modprobe in the first process's root directory. If we can't tell which that is, there may be one.
+    // The kernel calls modprobe in the first process's root directory. If we can't tell which that is, there may be
+    // one.
     let sees_the_host = fs::read_link("/proc/self/ns/pid").is_ok_and(|it| it == Path::new(INITIAL));
     let modules = Path::new("/proc/1/root/lib/modules");
     if !sees_the_host || fs::metadata("/proc/1/root/.").is_err() {

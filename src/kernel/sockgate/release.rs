@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Which stable release a kernel is, from what it says of itself. A distribution's own number is none: Debian's
-//! `6.1.0-56-amd64` is 6.1.192, as its version string says, Ubuntu's `5.15.0-176-generic` is what /proc/version_signature
-//! says, and of others' `5.14.0-427.el9` nobody outside knows what has been put into it.
+//! `6.1.0-56-amd64` is 6.1.192, as its version string says, Ubuntu's `5.15.0-176-generic` is what
+//! /proc/version_signature says, and of others' `5.14.0-427.el9` nobody outside knows what has been put into it.
 
 use std::fmt;
 use std::fs;
@@ -89,7 +89,8 @@ impl Release {
     }
 }
 
-/// `.el9` and the like: Red Hat's kin keep the number of the release that they started from, whatever they put into it since.
+/// `.el9` and the like: Red Hat's kin keep the number of the release that they started from, whatever they put into it
+/// since.
 fn is_of_a_vendor(rest: &str) -> bool {
     rest.split_once(".el").is_some_and(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit()))
 }

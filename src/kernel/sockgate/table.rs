@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Mistakes of Linux in what `sockredir` makes of it, and the releases that mended them. Only what could be looked up: for a
-//! series that an entry doesn't name, nobody here knows.
+//! Mistakes of Linux in what `sockredir` makes of it, and the releases that mended them. Only what could be looked up:
+//! for a series that an entry doesn't name, nobody here knows.
 //!
-//! Sources: the kernel's own CVE records (cvelistV5, which name the first release of each series that has the fix), the review
-//! mails of stable releases, and Debian's changelogs, which list every commit of a series' stable releases.
+//! Sources: the kernel's own CVE records (cvelistV5, which name the first release of each series that has the fix), the
+//! review mails of stable releases, and Debian's changelogs, which list every commit of a series' stable releases.
 //!
 //! Left out is what only 5.x has, where sockredir does not run at all.
 
@@ -67,7 +67,8 @@ pub(super) const FIXES: &[Fix] = &[
         commit: "b40cc5adaa80e1471095a62d78233b611d7a558c",
         cve: None,
         effect: "after a read of redirected bytes, bytes that TCP brings can wait in the kernel until more of them have come than were redirected: the reader hangs",
-        // The reader counts redirected bytes as TCP's (tp->copied_seq), and tcp_data_ready() then takes what comes for read: the verdict isn't run.
+        // The reader counts redirected bytes as TCP's (tp->copied_seq), and tcp_data_ready() then takes what comes for
+        // read: the verdict isn't run.
         broken_since: V6_1,
         mainline: Series(7, 0),
         stable: &[

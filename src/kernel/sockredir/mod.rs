@@ -21,7 +21,8 @@ use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::cgroup::Root;
 use super::losses::Losses;
-use super::ring::{EventRing, copy_from};
+use super::preflight::{News, Shared};
+use super::ring::{Decode, EventRing, copy_from};
 use super::run::Tracing;
 use super::skel::sockredir::{RELOCATED_TYPES, SockredirSkel, SockredirSkelBuilder, types};
 use super::{log, probes, sys};
@@ -56,8 +57,6 @@ pub(crate) struct Config {
     /// One bit a port of a server; all without.
     pub(crate) ports: Option<Vec<u64>>,
     pub(crate) excluded_ports: Option<Vec<u64>>,
-    /// Whether `keep_out` will be called.
-    pub(crate) guard: bool,
     /// Connections between network namespaces, too.
     pub(crate) across_namespaces: bool,
     /// Names of senders; all without.
@@ -77,7 +76,6 @@ impl Default for Config {
             btf: BtfSource::default(),
             ports: None,
             excluded_ports: None,
-            guard: false,
             across_namespaces: false,
             comms: Vec::new(),
             max_queue: 4 << 20,
@@ -96,6 +94,16 @@ pub(crate) struct Redirector {
     /// The same of the program that bounds what TCP brings, where TCP does not.
     room: Option<OwnedFd>,
     skel: SockredirSkel<'static>,
+    guard: bool,
+}
+
+/// What the programs tell as it happens.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// An end of a connection is closed.
+    Closed(End),
+    /// The guard's program has seen something.
+    News(News),
 }
 
 impl fmt::Debug for Redirector {
@@ -105,9 +113,13 @@ impl fmt::Debug for Redirector {
 }
 
 /// Attaches to `cgroup`; from `begin` on, its new connections are redirected.
-pub(crate) fn arm(config: &Config, cgroup: &File) -> Result<Chosen<Sockmap, Redirector>> {
+pub(crate) fn arm(
+    config: &Config,
+    guard: Option<Shared<'_>>,
+    cgroup: &File,
+) -> Result<Chosen<Sockmap, Redirector>> {
     backend::choose(&[Sockmap], None, |_| {
-        let mut redirector = Redirector::load(config)?;
+        let mut redirector = Redirector::load(config, guard)?;
         redirector.attach(cgroup)?;
         Ok(redirector)
     })
@@ -118,7 +130,7 @@ pub(crate) fn try_out(btf: BtfSource) -> Result<Chosen<Sockmap, Redirector>> {
     let root = Root::open()?.into_dir();
     backend::choose(&[Sockmap], None, |_| {
         let config = Config { btf: btf.clone(), ..Config::default() };
-        let mut redirector = Redirector::load(&config)?;
+        let mut redirector = Redirector::load(&config, None)?;
         redirector.attach(&root)?;
         Ok(redirector)
     })
@@ -128,7 +140,8 @@ pub(crate) fn try_out(btf: BtfSource) -> Result<Chosen<Sockmap, Redirector>> {
 fn tcp_memory_held_back() -> u64 {
     let number = |variable| sysconf(variable).ok().flatten().and_then(|n| u64::try_from(n).ok());
     let page = number(SysconfVar::PAGE_SIZE).unwrap_or(4096).max(1);
-    // net.core.mem_pcpu_rsv is there since 6.5, and in the first network namespace only. Before it was what it is by default.
+    // net.core.mem_pcpu_rsv is there since 6.5, and in the first network namespace only. Before it was what it is by
+    // default.
     let each = fs::read_to_string("/proc/sys/net/core/mem_pcpu_rsv")
         .ok()
         .and_then(|pages| pages.trim().parse().ok())
@@ -154,7 +167,7 @@ fn read(
 }
 
 impl Redirector {
-    fn load(config: &Config) -> Result<Self> {
+    fn load(config: &Config, guard: Option<Shared<'_>>) -> Result<Self> {
         probes::may_read_kernel()?;
         let mut builder = SockredirSkelBuilder::default();
         let _types = config.btf.apply(&mut builder.obj_builder, RELOCATED_TYPES, &[])?;
@@ -171,7 +184,7 @@ impl Redirector {
         rodata.tcp_memory_held_back = tcp_memory_held_back();
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
-        rodata.guard = config.guard;
+        rodata.guard = guard.is_some();
         rodata.across_namespaces = config.across_namespaces;
         rodata.comms = config.comms.len() as u32;
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
@@ -183,6 +196,29 @@ impl Redirector {
         maps.ends.set_max_entries(config.max_ends).context("cannot size a table")?;
         maps.receivers.set_max_entries(config.max_ends).context("cannot size a table")?;
         maps.refused.set_max_entries(config.max_ends).context("cannot size a table")?;
+        if let Some(shared) = guard {
+            for (map, shared) in [
+                (&mut maps.processes, shared.processes),
+                (&mut maps.unsafe_ports, shared.unsafe_ports),
+                (&mut maps.listening, shared.listening),
+                (&mut maps.kept_out, shared.kept_out),
+                (&mut maps.news, shared.news),
+            ] {
+                map.reuse_fd(shared).context("cannot share a table with the guard")?;
+            }
+        } else {
+            for map in [
+                &mut maps.processes,
+                &mut maps.unsafe_ports,
+                &mut maps.listening,
+                &mut maps.kept_out,
+                &mut maps.news,
+                &mut maps.of_unsafe_processes,
+            ] {
+                map.set_autocreate(false).context("cannot leave out a map")?;
+            }
+            open.progs.bpftk_keep_out.set_autoload(false);
+        }
         log::clear();
         let skel = open
             .load()
@@ -196,12 +232,12 @@ impl Redirector {
                     .context("cannot set the ports")?;
             }
         }
-        Ok(Self { link: None, room: None, skel })
+        Ok(Self { link: None, room: None, skel, guard: guard.is_some() })
     }
 
     fn attach(&mut self, cgroup: &File) -> Result<()> {
-        // Not by links, which there are since Linux 6.10 only: the programs are the map's, and gone with it. Before the first socket
-        // comes into it: a socket has the programs that its map had when it came.
+        // Not by links, which there are since Linux 6.10 only: the programs are the map's, and gone with it. Before the
+        // first socket comes into it: a socket has the programs that its map had when it came.
         let map = self.skel.maps.socks.as_fd().as_raw_fd();
         for program in [&self.skel.progs.bpftk_sk_msg, &self.skel.progs.bpftk_sk_skb] {
             program
@@ -260,14 +296,16 @@ impl Redirector {
         read(map, |key, value| Some(End::new(key, &end(value)?)))
     }
 
-    /// Connections to this port are TCP's from now on: new ones from their beginning, others from their next message.
+    /// New connections to this port are TCP's from now on. Only with a guard.
     pub(crate) fn keep_out(&self, port: u16) -> Result<()> {
-        let ports = &self.skel.maps.ports;
-        let key = (2 * WORDS + u32::from(port) / 64).to_ne_bytes();
-        let before = ports.lookup(&key, MapFlags::ANY).context("cannot read the ports")?;
-        let before = before.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
-        let word = before | 1 << (port % 64);
-        ports.update(&key, &word.to_ne_bytes(), MapFlags::ANY).context("cannot set the ports")
+        test_run(&self.skel.progs.bpftk_keep_out, &port.to_ne_bytes())
+            .context("cannot keep a port out")
+    }
+
+    /// Connections that exist and whose ports are kept out are TCP's from their next messages on. Only with a guard.
+    pub(crate) fn hand_over(&self) -> Result<()> {
+        test_run(&self.skel.progs.bpftk_keep_out, &0_u16.to_ne_bytes())
+            .context("cannot leave connections to TCP")
     }
 
     /// What all queues of redirected data take.
@@ -289,11 +327,7 @@ impl Redirector {
 
     /// Has the kernel's side look at a socket: whether its queue is empty, or what it has sent.
     fn look(&self, key: &[u8]) -> Result<()> {
-        let mut packet = vec![0; PACKET_HEADER];
-        packet.extend_from_slice(key);
-        let input = ProgramInput { data_in: Some(&packet), ..ProgramInput::default() };
-        let output = self.skel.progs.bpftk_look.test_run(input);
-        output.map(|_| ()).map_err(|error| anyhow!("cannot look at a socket: {error}"))
+        test_run(&self.skel.progs.bpftk_look, key).context("cannot look at a socket")
     }
 
     pub(crate) fn totals(&self) -> Result<Totals> {
@@ -340,13 +374,31 @@ impl Redirector {
     }
 }
 
-impl Tracing for Redirector {
-    type Event = End;
+/// Has a program run, for what it does.
+fn test_run(program: &ProgramMut<'_>, data: &[u8]) -> Result<()> {
+    let mut packet = vec![0; PACKET_HEADER];
+    packet.extend_from_slice(data);
+    let input = ProgramInput { data_in: Some(&packet), ..ProgramInput::default() };
+    program.test_run(input)?;
+    Ok(())
+}
 
-    fn events(&self) -> Result<EventRing<'_, End>> {
-        EventRing::new(&self.skel.maps.events, |bytes| {
-            copy_from::<types::sockredir_event>(bytes).map(|event| End::of_event(&event))
-        })
+impl Tracing for Redirector {
+    type Event = Event;
+
+    fn events(&self) -> Result<EventRing<'_, Event>> {
+        let closed = |bytes: &[u8]| {
+            let event: types::sockredir_event = copy_from(bytes)?;
+            Some(Event::Closed(End::of_event(&event)))
+        };
+        let maps = &self.skel.maps;
+        let mut rings: Vec<(&dyn MapCore, Decode<'_, Event>)> =
+            vec![(&maps.events, Box::new(closed))];
+        if self.guard {
+            let news = |bytes: &[u8]| News::decode(bytes).map(Event::News);
+            rings.push((&maps.news, Box::new(news)));
+        }
+        EventRing::of_several(rings)
     }
 
     /// First nothing is redirected any more, then no connection is taken. No entry is removed: see bpf/sockredir.bpf.c.

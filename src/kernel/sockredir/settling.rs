@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Queues that were read and to which nobody has sent since: the kernel tells of what is sent, and not of what is read, so now and
-//! then somebody has to look.
+//! Queues that were read and to which nobody has sent since: the kernel tells of what is sent, and not of what is read,
+//! so now and then somebody has to look.
 
 use std::collections::HashMap;
 
@@ -21,8 +21,8 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    /// Has those looked at that are as they were at the last turn. One that changes is somebody's who sends, and may hold a
-    /// message that is counted and not there yet.
+    /// Has those looked at that are as they were at the last turn. One that changes is somebody's who sends, and may
+    /// hold a message that is counted and not there yet.
     pub(crate) fn turn(&mut self, kernel: &Redirector, ends: &[End]) -> Result<()> {
         let waiting = || ends.iter().filter(|end| end.queue.messages > 0);
         let still: Vec<&End> =

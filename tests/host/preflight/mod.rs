@@ -62,7 +62,7 @@ fn perform(actors: Vec<Actor>, running: Running) -> Run {
 }
 
 /// Linux 7 preempts programs at tracepoints.
-fn preempts() -> bool {
+pub(crate) fn preempts() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     release.split('.').next().unwrap().parse::<u32>().unwrap() >= 7
 }
