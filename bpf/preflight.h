@@ -27,6 +27,7 @@ enum preflight_reason {
 	PREFLIGHT_ZERO_LENGTH,
 	PREFLIGHT_SOCKET_FILTER,
 	PREFLIGHT_UNREAD_AT_CLOSE,
+	PREFLIGHT_HALF_CLOSE,
 	PREFLIGHT_ROOM,
 	/* The only one that is right as long as the process is not stopped. */
 	PREFLIGHT_BLOCKING,

@@ -124,6 +124,7 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 {
 	struct tcp_sock *tp = (void *)conn->sk;
 	struct sock *sk = conn->sk;
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	__u32 reasons = 0;
 
 	reasons |= bit_if(call->flags & MSG_WAITALL, PREFLIGHT_WAITALL);
@@ -144,6 +145,14 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 		reasons |= bit_if(BPF_CORE_READ(sk, sk_rcvtimeo) ^ MAX_SCHEDULE_TIMEOUT, PREFLIGHT_RCVTIMEO);
 		reasons |= bit_if(caught_signals(), PREFLIGHT_SIGNALS);
 		reasons |= bit_if(BPF_CORE_READ(sk, sk_socket, flags) & (1UL << SOCK_NOSPACE), PREFLIGHT_ROOM);
+		/*
+		 * Where something was read before. What was redirected TCP does not count, but the socket is in the map
+		 * still: sockredir takes out the ones where nothing was. Without redirection the acknowledgement may have
+		 * been faster than it would be.
+		 */
+		if (!conn->mptcp && (state == BPF_TCP_FIN_WAIT1 || (!guard && state == BPF_TCP_FIN_WAIT2)))
+			reasons |= bit_if(BPF_CORE_READ(tp, bytes_received) | (__u64)BPF_CORE_READ(sk, sk_user_data),
+					  PREFLIGHT_HALF_CLOSE);
 	}
 	return any_number(reasons);
 }

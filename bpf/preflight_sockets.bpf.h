@@ -123,6 +123,9 @@ static __always_inline bool has_unread(struct sock *sk)
 	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
 
+	/* A connection that was reset has ended: its close sends nothing. */
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == BPF_TCP_CLOSE)
+		return false;
 	if (unread && flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE)))
 		unread--;
 	return unread;

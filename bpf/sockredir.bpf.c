@@ -24,6 +24,9 @@
 #include "sockredir_room.bpf.h"
 #include "sockredir_scope.bpf.h"
 
+/* include/net/sock.h */
+#define RCV_SHUTDOWN 1
+
 /* include/linux/errno.h */
 #define EEXIST 17
 #define EBUSY 16
@@ -346,6 +349,49 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 	emit_record(&event, sizeof(event));
 }
 
+/*
+ * A socket says that it will send no more, and goes on to read: shutdown(SHUT_WR). When the other end has acknowledged that, the
+ * kernel wakes who waits to read, as for any change of state (net/ipv4/tcp_input.c, tcp_rcv_state_process). By TCP he
+ * goes back to waiting; at a socket of the map the read fails with EAGAIN, as each that is woken without data
+ * (net/ipv4/tcp_bpf.c, tcp_bpf_recvmsg_parser). That is after 40 ms, a delayed acknowledgement, or when the other end
+ * has read all that was sent.
+ *
+ * So the socket is taken out of the map here, before its owner can wait, if nothing was ever redirected to it: then
+ * nothing is on its way to it either, since it is made to refuse under the lock under which a sender takes room. Of what
+ * TCP brought nothing waits if it brought nothing. The socket is locked by its owner meanwhile.
+ */
+static __always_inline void half_closed(struct bpf_sock_ops *ops)
+{
+	__u64 cookie = bpf_get_socket_cookie(ops);
+	struct bpf_sock *sk = ops->sk;
+	struct sockredir_entry *entry;
+	struct sockredir_key *stored;
+	struct tcp_sock *tp;
+	__u32 used;
+
+	if (!sk)
+		return;
+	stored = bpf_sk_storage_get(&keys, sk, 0, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!stored || !tp)
+		return;
+	/* Of one that is closed nobody reads any more. */
+	if (BPF_CORE_READ_BITFIELD_PROBED((struct sock *)tp, sk_shutdown) & RCV_SHUTDOWN)
+		return;
+	entry = bpf_map_lookup_elem(&ends, stored);
+	if (!entry || BPF_CORE_READ(tp, bytes_received))
+		return;
+	bpf_spin_lock(&entry->lock);
+	used = entry->used;
+	if (!used)
+		entry->refuses = SOCKREDIR_HALF_CLOSED;
+	bpf_spin_unlock(&entry->lock);
+	if (used)
+		return;
+	bpf_map_delete_elem(&socks, stored);
+	bpf_map_delete_elem(&receivers, &cookie);
+}
+
 /* The reply stays as it is: it may be another program's. */
 SEC("sockops")
 int bpftk_sockops(struct bpf_sock_ops *ops)
@@ -372,6 +418,8 @@ int bpftk_sockops(struct bpf_sock_ops *ops)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ops->args[1] == BPF_TCP_CLOSE)
 			closed(ops);
+		else if (ops->args[1] == BPF_TCP_FIN_WAIT1)
+			half_closed(ops);
 		break;
 	}
 	return 1;

@@ -51,6 +51,7 @@ enum sockredir_reason {
 	SOCKREDIR_TRANSLATED,
 	SOCKREDIR_REPAIR,
 	SOCKREDIR_GUARDED,
+	SOCKREDIR_HALF_CLOSED,
 	SOCKREDIR_REASONS,
 };
 
@@ -85,7 +86,8 @@ struct sockredir_entry {
 	__u64 queued_bytes;
 	/* Nothing is added any more, for this reason, an enum sockredir_reason. */
 	__u32 refuses;
-	__u32 _pad;
+	/* Something was redirected to it, or is just being. */
+	__u32 used;
 };
 
 /* What a waiting message takes beside its bytes: a struct sk_msg, in a slab of that size. */

@@ -150,6 +150,7 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 	} else {
 		to->queued_bytes += size;
 		to->queued_messages++;
+		to->used = 1;
 		change += memory_of(size, 1);
 	}
 	*queued = to->queued_bytes;

@@ -160,6 +160,10 @@ pub(crate) const REASONS: &[Field] = &[
         "close(2) with unread data: the peer gets a FIN instead of a reset",
     ),
     Field::new(
+        "half-close",
+        "a read that may block, after shutdown(SHUT_WR), on a connection that brought something before: it fails with EAGAIN when the peer acknowledges the end of what was sent",
+    ),
+    Field::new(
         "room",
         "a read that may block, after a send for which there was no room: it fails with EAGAIN when there is room again",
     ),

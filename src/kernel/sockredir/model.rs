@@ -29,7 +29,7 @@ pub(crate) struct Reason(pub(super) u32);
 
 impl Reason {
     /// All that there are, and what they are called.
-    pub(crate) const NAMES: [(Self, &'static str); 19] = {
+    pub(crate) const NAMES: [(Self, &'static str); 20] = {
         use types::sockredir_reason as reason;
         [
             (Self(reason::SOCKREDIR_PEER_UNKNOWN.0), "peer-unknown"),
@@ -51,6 +51,7 @@ impl Reason {
             (Self(reason::SOCKREDIR_TRANSLATED.0), "translated"),
             (Self(reason::SOCKREDIR_REPAIR.0), "repair"),
             (Self(reason::SOCKREDIR_GUARDED.0), "guarded"),
+            (Self(reason::SOCKREDIR_HALF_CLOSED.0), "half-closed"),
         ]
     };
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 
-use super::work::{exchange, option, pair, readable, recv, reset_on_close, send, take};
+use super::work::{PATIENCE, exchange, option, pair, readable, recv, reset_on_close, send, take};
 use super::*;
 use crate::preflight::preempts;
 use crate::support::within;
@@ -234,6 +234,21 @@ fn peer_reset(client: TcpStream, server: TcpStream) -> String {
         thread::sleep(SOON);
         reset_on_close(&client);
         drop(client);
+        reader.join().unwrap()
+    })
+}
+
+/// The other end acknowledges the end of what was sent after 40 ms, since it has nothing to say meanwhile.
+fn half_close(client: TcpStream, mut server: TcpStream) -> String {
+    server.write_all(b"hello").unwrap();
+    assert!(readable(&client, PATIENCE));
+    assert_eq!(recv(&client, &mut [0; 8], libc::MSG_DONTWAIT).unwrap(), 5);
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    client.set_read_timeout(None).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| told(recv(&client, &mut [0; 8], 0)));
+        thread::sleep(SOON);
+        server.write_all(b"answer").unwrap();
         reader.join().unwrap()
     })
 }
@@ -467,6 +482,7 @@ const DIFFERENCES: &[Difference] = &[
         &["EAGAIN, then ECONNRESET", "ECONNRESET, then 0"],
         "blocking",
     ),
+    ("a read after a half-close", half_close, "6", &["EAGAIN"], "half-close"),
     ("MSG_WAITALL", wait_for_all, "200", &["100"], "waitall"),
     ("splice from the socket", splice, "1000", &["EAGAIN"], "splice"),
     ("MSG_ZEROCOPY", zero_copy, "completed", &["never completed"], "zerocopy"),

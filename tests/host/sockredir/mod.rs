@@ -13,6 +13,7 @@ mod content;
 mod differences;
 mod early;
 mod guard;
+mod half_close;
 mod lifecycle;
 mod memory;
 mod naive;
