@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::error::{unsupported, usage};
+use crate::error::usage;
 use crate::filter::classic::check::{check, check_with_loops};
 use crate::filter::classic::insn::{Ext, Insn, Op};
 use crate::filter::classic::interp::{self, Rules, Stuck};
@@ -94,17 +94,9 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The engines that were asked for. One that can't run the program is an error when it is the only one; of several, it
-    /// runs nothing, and says why.
+    /// The engines that were asked for. One that can't run the program runs nothing, and says why.
     pub(super) fn all(which: &[EngineArg], program: &[Insn], link: LinkType) -> Result<Vec<Self>> {
-        let mut engines = Vec::new();
-        for &which in which {
-            engines.push(Self::new(which, program, Link::of(link))?);
-        }
-        match &engines[..] {
-            [Self::None(why)] => Err(unsupported(why.clone())),
-            _ => Ok(engines),
-        }
+        which.iter().map(|&which| Self::new(which, program, Link::of(link))).collect()
     }
 
     fn new(which: EngineArg, program: &[Insn], link: Link) -> Result<Self> {

@@ -14,7 +14,7 @@ use super::args::{CompilerArgs, join, read_classic_with_loops};
 use super::engines::{Engine, EngineArg, Verdict, needs_only_bytes};
 use super::steps;
 use crate::cli::OutputArgs;
-use crate::error::usage;
+use crate::error::{Status, status_of, unsupported, usage};
 use crate::filter::classic::insn::Insn;
 use crate::filter::libpcap::Packets;
 use crate::filter::savefile::{Captured, Savefile};
@@ -245,8 +245,20 @@ impl Session {
         let at = match self.engines.iter().position(|(known, _)| *known == kind) {
             Some(at) => at,
             None => {
-                let program = self.filter.program_for(packet)?;
-                let engines = Engine::all(&self.which, &program, packet.link)?;
+                let engines = match self.filter.program_for(packet) {
+                    Ok(program) => Engine::all(&self.which, &program, packet.link)?,
+                    // It has run on packets of another kind, and does so on those that are still to come.
+                    Err(error)
+                        if !self.engines.is_empty() && status_of(&error) == Status::Usage =>
+                    {
+                        self.which.iter().map(|_| Engine::None(format!("{error:#}"))).collect()
+                    }
+                    Err(error) => return Err(error),
+                };
+                // The only one, and for the first packet: then it is not worth to go on.
+                if let ([Engine::None(why)], true) = (&engines[..], self.engines.is_empty()) {
+                    return Err(unsupported(why.clone()));
+                }
                 self.engines.push((kind, engines));
                 self.engines.len() - 1
             }

@@ -269,6 +269,54 @@ fn link_types_are_their_own() {
     assert_eq!(matching(&big, "ip", "interp"), [1]);
 }
 
+/// The interfaces of a pcapng file may have packets of different kinds, and a filter may be for some of them only.
+#[test]
+fn a_filter_that_is_not_for_all_kinds_of_packets_runs_on_the_others() {
+    if !libpcap() {
+        return;
+    }
+    let block = |kind: u32, body: &[u8]| {
+        let mut body = body.to_vec();
+        body.resize(body.len().next_multiple_of(4), 0);
+        let length = (body.len() as u32 + 12).to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, &body, &length].concat()
+    };
+    let interface = |link: u16| block(1, &[&link.to_le_bytes()[..], &[0; 6]].concat());
+    let packet = |interface: u32, data: &[u8]| {
+        let length = (data.len() as u32).to_le_bytes();
+        block(6, &[&interface.to_le_bytes()[..], &[0; 8], &length, &length, data].concat())
+    };
+    // Ethernet, IPV4, and NETLINK, of which libpcap knows no protocols.
+    let mut file = block(
+        0x0a0d_0d0a,
+        &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat(),
+    );
+    for link in [1, 228, 253] {
+        file.extend(interface(link));
+    }
+    let [arp, udp, _] = &frames()[..] else { unreachable!() };
+    for (at, data) in [(0, &arp[..]), (1, &udp[14..]), (2, &[7; 30]), (0, &udp[..])] {
+        file.extend(packet(at, data));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "several.pcapng", &file);
+    for (expression, expected) in [
+        ("arp", ["match", "not run", "not run", "no match"]),
+        ("udp", ["no match", "match", "not run", "match"]),
+        ("len = 30", ["no match", "no match", "match", "no match"]),
+    ] {
+        let args = ["run", expression, "--read", path.to_str().unwrap(), "--format", "json"];
+        let rows = json(&filter(&args));
+        for (row, expected) in rows.iter().zip(expected) {
+            assert_eq!(row["verdict"], expected, "{expression}: {row}");
+            let link = row["not_run"].as_str().map(|why| why.contains("of link type 2"));
+            assert_eq!(link, (expected == "not run").then_some(true), "{expression}: {row}");
+        }
+        let not_run = expected.iter().filter(|verdict| **verdict == "not run").count();
+        assert_eq!(rows[4]["not_run"], not_run);
+    }
+}
+
 #[test]
 fn protochain_goes_from_header_to_header() {
     if !libpcap() {
