@@ -270,7 +270,8 @@ impl Place<'_> {
         usage(format!("{}: version {major}.{minor} of {format}; expected {known}", self.name))
     }
 
-    /// The Packet Block, which the Enhanced Packet Block took the place of: Wireshark wrote it until 2009, and others later.
+    /// The Packet Block, which the Enhanced Packet Block took the place of: Wireshark wrote it until 2009, and others
+    /// later.
     fn obsolete(&mut self, body: &[u8]) -> Result<Step> {
         const HEADER: usize = 20;
         let big_endian = *self.big_endian;

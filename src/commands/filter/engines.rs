@@ -187,7 +187,8 @@ pub(super) fn needs_only_bytes(program: &[Insn]) -> Result<()> {
             let stuck = Stuck::Unknown(ext);
             return Err(usage(format!("instruction {at}: {stuck}")));
         }
-        // libpcap has no such offsets, and a packet between two sockets no headers: each engine would say something else.
+        // libpcap has no such offsets, and a packet between two sockets no headers: each engine would say something
+        // else.
         if op.loads_by_header() {
             return Err(usage(format!(
                 "instruction {at}: loads by the place of a header, which only a live packet has; \

@@ -123,8 +123,8 @@ impl Run {
         if self.asm.as_deref() == Some(Path::new("-")) && self.read == Path::new("-") {
             return Err(usage("--asm -, --read -: standard input can be only one of these"));
         }
-        // What is wrong with the filter is told before the file is opened, if it is wrong for every kind of packet. That is
-        // known for Ethernet alone, and another kind may have what Ethernet has not.
+        // What is wrong with the filter is told before the file is opened, if it is wrong for every kind of packet.
+        // That is known for Ethernet alone, and another kind may have what Ethernet has not.
         let filter = Filter::new(&self)?;
         let early = filter.program(Packets::File { link: LinkType::ETHERNET, big_endian: false });
         let opened =

@@ -30,8 +30,8 @@ pub(crate) fn check(program: &[Insn]) -> Result<(), Invalid> {
     check_jumping(program, Jumps::Forward)
 }
 
-/// The same, but that `ja` may jump backward, as libpcap's `protochain` does: for interpreters outside of the kernel. That the
-/// program ends is not said by this.
+/// The same, but that `ja` may jump backward, as libpcap's `protochain` does: for interpreters outside of the kernel.
+/// That the program ends is not said by this.
 pub(crate) fn check_with_loops(program: &[Insn]) -> Result<(), Invalid> {
     check_jumping(program, Jumps::BothWays)
 }

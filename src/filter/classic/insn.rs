@@ -173,9 +173,9 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// Whether it loads from where a header starts, instead of the packet's start: Linux gives these offsets that meaning, and
-    /// to others they are offsets beyond any packet. `[x - 4]` is none of these, and neither is the `4*([-2]&0xf)` that libpcap
-    /// makes for link types behind which it knows of no IP header.
+    /// Whether it loads from where a header starts, instead of the packet's start: Linux gives these offsets that
+    /// meaning, and to others they are offsets beyond any packet. `[x - 4]` is none of these, and neither is the
+    /// `4*([-2]&0xf)` that libpcap makes for link types behind which it knows of no IP header.
     pub(crate) const fn loads_by_header(self) -> bool {
         match self {
             Self::LdAbs(_, k) | Self::LdInd(_, k) | Self::LdxMsh(k) => {

@@ -70,8 +70,8 @@ pub(crate) struct State {
 }
 
 /// What the program returns for the packet: how many bytes of it are wanted, 0 for no match. The program is one that
-/// [`super::check::check`] or [`super::check::check_with_loops`] takes; of any other, the first instruction that can't be
-/// carried out returns 0.
+/// [`super::check::check`] or [`super::check::check_with_loops`] takes; of any other, the first instruction that can't
+/// be carried out returns 0.
 pub(crate) fn run(program: &[Insn], packet: &Packet<'_>, rules: Rules) -> Result<u32, Stuck> {
     trace(program, packet, rules, |_| {})
 }

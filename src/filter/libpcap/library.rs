@@ -188,8 +188,8 @@ impl Library {
             }
             Packets::File { link, big_endian } => (link, big_endian),
         };
-        // A file without packets. libpcap compiles for a file what it doesn't for an interface: the family in a loopback's
-        // header is of the system and in the byte order that the file is from.
+        // A file without packets. libpcap compiles for a file what it doesn't for an interface: the family in a
+        // loopback's header is of the system and in the byte order that the file is from.
         let header = header(link, big_endian);
         // SAFETY: bytes and their number, which are only read, and live until the file is closed.
         let file = unsafe {

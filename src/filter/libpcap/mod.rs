@@ -26,8 +26,8 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    /// What the translation to eBPF takes it for. That loads from the packet's start, whatever is there; only beside an Ethernet
-    /// header can the kernel keep a VLAN tag.
+    /// What the translation to eBPF takes it for. That loads from the packet's start, whatever is there; only beside an
+    /// Ethernet header can the kernel keep a VLAN tag.
     pub(crate) fn of(file: LinkType) -> Self {
         match file.header() {
             Header::Ethernet => Self::Ethernet,
@@ -114,8 +114,8 @@ pub(crate) fn compile(source: &Source<'_>) -> Result<Vec<Insn>> {
     })
 }
 
-/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes, or one
-/// with loops.
+/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes,
+/// or one with loops.
 pub(crate) fn run(program: &[Insn], data: &[u8], length: u32) -> Result<u32> {
     // libpcap's follows jumps wherever they lead, and as often.
     check_with_loops(program)?;

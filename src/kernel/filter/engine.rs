@@ -168,7 +168,8 @@ impl HookFilter {
                 Some(libc::EINVAL) if packet.len() < 15 => {
                     Ok(Outcome::NotRun("shorter than an Ethernet header with a byte of payload"))
                 }
-                // As long as a page, as many pages as a packet may have (MAX_SKB_FRAGS), or what the call copies at once.
+                // As long as a page, as many pages as a packet may have (MAX_SKB_FRAGS), or what the call copies at
+                // once.
                 Some(libc::EINVAL | libc::ENOMEM | libc::E2BIG | libc::EMSGSIZE)
                     if packet.len() > LONG =>
                 {
