@@ -46,6 +46,11 @@ impl<F> Labels<F> {
         }
     }
 
+    /// The label stands there, if the text doesn't say where.
+    pub(super) fn imply(&mut self, label: &str, at: usize) {
+        self.places.entry(label.into()).or_insert(at);
+    }
+
     pub(super) fn refer(&mut self, jump: Jump<F>) {
         self.jumps.push(jump);
     }

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
 use pcap_parser::{Block, PcapBlockOwned, PcapError, create_reader};
 
-use super::libpcap::Link;
 use crate::error::usage;
+use crate::net::linktype::LinkType;
 
 /// A packet of a capture file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,9 @@ pub(crate) struct Captured {
     /// From 1, over all packets of the file.
     pub(crate) number: u64,
     pub(crate) time: Option<Timestamp>,
-    pub(crate) link: Link,
+    pub(crate) link: LinkType,
+    /// The byte order that the file was written in, or this part of it.
+    pub(crate) big_endian: bool,
     pub(crate) data: Vec<u8>,
     /// How long it was on the wire.
     pub(crate) length: u32,
@@ -32,13 +34,28 @@ pub(crate) struct Savefile<'a> {
     interfaces: Vec<Interface>,
     big_endian: bool,
     nanoseconds: bool,
+    lengths: Lengths,
     packets: u64,
 }
+
+/// In which order a pcap file has a packet's two lengths: in the file, and on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lengths {
+    InOrder,
+    Swapped,
+    /// Some programs swapped them, some not: the shorter is the one in the file.
+    Either,
+}
+
+/// pcapng's type of the obsolete Packet Block, which the library doesn't know.
+const PACKET_BLOCK: u32 = 2;
 
 /// What pcapng says of an interface; pcap has one.
 #[derive(Clone, Copy, Debug)]
 struct Interface {
-    link: i32,
+    link: LinkType,
+    /// How many bytes of a packet it has at most. 0 is any number, and so is what has no 31 bits.
+    snaplen: u32,
     units_per_second: u128,
     offset_seconds: i64,
 }
@@ -62,6 +79,7 @@ impl<'a> Savefile<'a> {
             interfaces: Vec::new(),
             big_endian: false,
             nanoseconds: false,
+            lengths: Lengths::InOrder,
             packets: 0,
         })
     }
@@ -87,6 +105,7 @@ impl<'a> Savefile<'a> {
                     interfaces: &mut self.interfaces,
                     big_endian: &mut self.big_endian,
                     nanoseconds: &mut self.nanoseconds,
+                    lengths: &mut self.lengths,
                     packets: &mut self.packets,
                 };
                 (offset, file.block(&block)?)
@@ -136,6 +155,7 @@ struct Place<'f> {
     interfaces: &'f mut Vec<Interface>,
     big_endian: &'f mut bool,
     nanoseconds: &'f mut bool,
+    lengths: &'f mut Lengths,
     packets: &'f mut u64,
 }
 
@@ -143,18 +163,59 @@ impl Place<'_> {
     fn block(&mut self, block: &PcapBlockOwned<'_>) -> Result<Step> {
         match block {
             PcapBlockOwned::LegacyHeader(header) => {
+                let version = (header.version_major, header.version_minor);
+                if !matches!(version, (2, 0..=4) | (543, 0)) {
+                    return Err(self.unknown_version("pcap", version, "2.4"));
+                }
+                *self.lengths = match version {
+                    (2, 4) => Lengths::InOrder,
+                    (2, 3) => Lengths::Either,
+                    _ => Lengths::Swapped,
+                };
+                // libpcap's LT_RESERVED1: nobody has said what these bits are.
+                if header.network.0 & 0x03ff_0000 != 0 {
+                    let link = header.network.0;
+                    return Err(usage(format!(
+                        "{}: there is no link type {link:#010x}",
+                        self.name
+                    )));
+                }
                 *self.nanoseconds = header.is_nanosecond_precision();
+                *self.big_endian = header.is_bigendian();
                 let units_per_second = if *self.nanoseconds { 1_000_000_000 } else { 1_000_000 };
                 // The upper bits say how long the checksum at the end of each packet is.
-                let link = header.network.0 & 0xffff;
-                self.interfaces.push(Interface { link, units_per_second, offset_seconds: 0 });
+                let link = LinkType(header.network.0 as u16);
+                self.interfaces.push(Interface {
+                    link,
+                    snaplen: header.snaplen,
+                    units_per_second,
+                    offset_seconds: 0,
+                });
             }
             PcapBlockOwned::Legacy(packet) => {
                 let units = if *self.nanoseconds { 1_000_000_000 } else { 1_000_000 };
                 let ticks = u128::from(packet.ts_sec) * units + u128::from(packet.ts_usec);
+                // The library takes the first for the length in the file.
+                let wrong = match *self.lengths {
+                    Lengths::InOrder => false,
+                    Lengths::Either => packet.caplen > packet.origlen,
+                    Lengths::Swapped => packet.caplen != packet.origlen,
+                };
+                if wrong {
+                    return Err(usage(format!(
+                        "{}: packet {} is cut short, which can't be read of a file as old as this; expected version 2.4",
+                        self.name,
+                        *self.packets + 1
+                    )));
+                }
                 return self.packet(0, Some(ticks), packet.data, packet.origlen);
             }
             PcapBlockOwned::NG(Block::SectionHeader(section)) => {
+                let version = (section.major_version, section.minor_version);
+                // What libpcap and Wireshark take: one program wrote 1.2, and meant 1.0.
+                if !matches!(version, (1, 0 | 2)) {
+                    return Err(self.unknown_version("pcapng", version, "1.0"));
+                }
                 *self.big_endian = section.big_endian();
                 self.interfaces.clear();
             }
@@ -166,7 +227,8 @@ impl Place<'_> {
                 // The library reads the offset as little-endian always.
                 let offset = interface.if_tsoffset;
                 self.interfaces.push(Interface {
-                    link: interface.linktype.0,
+                    link: LinkType(interface.linktype.0 as u16),
+                    snaplen: interface.snaplen,
                     units_per_second: units.filter(|&units| units > 0).unwrap_or(1_000_000),
                     offset_seconds: if *self.big_endian { offset.swap_bytes() } else { offset },
                 });
@@ -182,12 +244,52 @@ impl Place<'_> {
                 );
             }
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
+                // It doesn't say how many bytes it has of a longer packet: as many as the interface takes, and padding.
                 return self.packet(0, None, packet.packet_data(), packet.origlen);
+            }
+            PcapBlockOwned::NG(Block::Unknown(block)) => {
+                // The library reads the type as little-endian always.
+                let kind =
+                    if *self.big_endian { block.block_type.swap_bytes() } else { block.block_type };
+                if kind == PACKET_BLOCK {
+                    return self.obsolete(block.data);
+                }
             }
             // Statistics, names, secrets: no packets.
             PcapBlockOwned::NG(_) => {}
         }
         Ok(Step::Other)
+    }
+
+    fn unknown_version(
+        &self,
+        format: &str,
+        (major, minor): (u16, u16),
+        known: &str,
+    ) -> anyhow::Error {
+        usage(format!("{}: version {major}.{minor} of {format}; expected {known}", self.name))
+    }
+
+    /// The Packet Block, which the Enhanced Packet Block took the place of: Wireshark wrote it until 2009, and others
+    /// later.
+    fn obsolete(&mut self, body: &[u8]) -> Result<Step> {
+        const HEADER: usize = 20;
+        let big_endian = *self.big_endian;
+        let word = |at: usize| {
+            let bytes = body.get(at..at + 4)?.try_into().ok()?;
+            Some(if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+        };
+        let fields = || {
+            // The interface has 16 bits, and as many follow for how many packets were lost.
+            let interface = if big_endian { word(0)? >> 16 } else { word(0)? & 0xffff };
+            let ticks = u64::from(word(4)?) << 32 | u64::from(word(8)?);
+            let data = body.get(HEADER..)?.get(..word(12)? as usize)?;
+            Some((interface as usize, ticks, data, word(16)?))
+        };
+        let Some((interface, ticks, data, length)) = fields() else {
+            return Err(usage(format!("{}: damaged after packet {}", self.name, self.packets)));
+        };
+        self.packet(interface, Some(ticks.into()), data, length)
     }
 
     fn packet(
@@ -203,23 +305,23 @@ impl Place<'_> {
             let message = format!("{}: packet {number} is of no interface of the file", self.name);
             return Err(usage(message));
         };
-        let link = match interface.link {
-            1 => Link::Ethernet,
-            // LINKTYPE_RAW and what DLT_RAW is elsewhere; IPv4 and IPv6 alone
-            12 | 14 | 101 | 228 | 229 => Link::Raw,
-            other => {
-                return Err(usage(format!(
-                    "{}: packet {number} has link type {other}; expected Ethernet (1) or raw IP (101)",
-                    self.name
-                )));
-            }
-        };
         let time = ticks.and_then(|ticks| interface.time(ticks));
-        Ok(Step::Packet(Captured { number, time, link, data: data.to_vec(), length }))
+        let (link, big_endian) = (interface.link, *self.big_endian);
+        // More than the file says that a packet has at most is cut off, as libpcap does.
+        let data = data[..data.len().min(interface.most())].to_vec();
+        Ok(Step::Packet(Captured { number, time, link, big_endian, data, length }))
     }
 }
 
 impl Interface {
+    /// The most bytes of a packet.
+    fn most(&self) -> usize {
+        match i32::try_from(self.snaplen) {
+            Ok(0) | Err(_) => usize::MAX,
+            Ok(most) => most as usize,
+        }
+    }
+
     /// Nothing for a time that no calendar has.
     fn time(&self, ticks: u128) -> Option<Timestamp> {
         let seconds = ticks / self.units_per_second;
@@ -259,18 +361,14 @@ pub(crate) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    pub(crate) fn new(mut out: W, link: Link, snaplen: u32) -> Result<Self> {
-        let link: u32 = match link {
-            Link::Ethernet => 1,
-            Link::Raw => 101,
-        };
+    pub(crate) fn new(mut out: W, link: LinkType, snaplen: u32) -> Result<Self> {
         let mut header = Vec::with_capacity(24);
         header.extend(0xa1b2_c3d4_u32.to_ne_bytes());
         header.extend(2_u16.to_ne_bytes());
         header.extend(4_u16.to_ne_bytes());
         header.extend([0; 8]);
         header.extend(snaplen.to_ne_bytes());
-        header.extend(link.to_ne_bytes());
+        header.extend(u32::from(link.0).to_ne_bytes());
         out.write_all(&header).context("cannot write the capture file")?;
         Ok(Self { out })
     }
@@ -306,7 +404,7 @@ mod tests {
 
     fn written(packets: &[&[u8]]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes, Link::Ethernet, 262_144).unwrap();
+        let mut writer = Writer::new(&mut bytes, LinkType::ETHERNET, 262_144).unwrap();
         let time = Timestamp::new(1_700_000_000, 123_456_000).unwrap();
         for data in packets {
             writer.write(time, data, 1500).unwrap();
@@ -351,12 +449,24 @@ mod tests {
         ]
         .concat();
         let simple = [&number(2)[..], &[8, 9]].concat();
+        // Interface 0, seven packets lost before it.
+        let obsolete = [
+            &short(0)[..],
+            &short(7),
+            &number((ticks >> 32) as u32),
+            &number(ticks as u32),
+            &number(5),
+            &number(70),
+            &[1, 2, 3, 4, 5],
+        ]
+        .concat();
         [
             block(0x0a0d_0d0a, &section, big),
             block(1, &interface, big),
             block(6, &packet, big),
             block(5, &[0; 12], big),
             block(3, &simple, big),
+            block(2, &obsolete, big),
         ]
         .concat()
     }
@@ -367,36 +477,75 @@ mod tests {
         assert_eq!(packets.len(), 2);
         assert_eq!((packets[1].number, packets[1].data.len(), packets[1].length), (2, 3000, 1500));
         assert_eq!(packets[0].time.unwrap().to_string(), "2023-11-14T22:13:20.123456Z");
-        assert_eq!(packets[0].link, Link::Ethernet);
+        assert_eq!(packets[0].link, LinkType::ETHERNET);
     }
 
     #[test]
     fn pcapng_of_both_byte_orders() {
         for big in [false, true] {
             let packets = all(&pcapng(big)).unwrap();
-            assert_eq!(packets.len(), 2, "big {big}");
+            assert_eq!(packets.len(), 3, "big {big}");
             assert_eq!((&packets[0].data[..], packets[0].length), (&[1, 2, 3][..], 60));
             assert_eq!(packets[0].time.unwrap().to_string(), "2023-11-14T22:13:30.123456789Z");
-            assert_eq!(packets[0].link, Link::Raw);
+            assert_eq!(packets[0].link, LinkType::RAW);
             assert_eq!((&packets[1].data[..], packets[1].time), (&[8, 9][..], None));
+            assert_eq!((packets[2].number, packets[2].time), (3, packets[0].time));
+            assert_eq!((&packets[2].data[..], packets[2].length), (&[1, 2, 3, 4, 5][..], 70));
         }
+    }
+
+    #[test]
+    fn no_packet_is_longer_than_the_file_says() {
+        let mut file = written(&[&[7; 300]]);
+        file[16..20].copy_from_slice(&26_u32.to_ne_bytes());
+        let packets = all(&file).unwrap();
+        assert_eq!((packets[0].data.len(), packets[0].length), (26, 1500));
+    }
+
+    #[test]
+    fn a_simple_packet_ends_where_the_interface_cuts_it() {
+        let section = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
+        let interface = [1, 0, 0, 0, 6, 0, 0, 0];
+        let simple = [&60_u32.to_le_bytes()[..], &[1, 2, 3, 4, 5, 6, 0, 0]].concat();
+        let file = [
+            block(0x0a0d_0d0a, &section, false),
+            block(1, &interface, false),
+            block(3, &simple, false),
+        ]
+        .concat();
+        let packets = all(&file).unwrap();
+        assert_eq!((&packets[0].data[..], packets[0].length), (&[1, 2, 3, 4, 5, 6][..], 60));
     }
 
     #[test]
     fn what_is_no_capture_file_is_told() {
         let file = written(&[b"abcdef"]);
-        let mut radio = file.clone();
-        radio[20] = 105;
         let mut large = file.clone();
         large[24 + 8..24 + 12].copy_from_slice(&u32::MAX.to_ne_bytes());
+        let with = |at: usize, bytes: &[u8]| {
+            let mut file = file.clone();
+            file[at..at + bytes.len()].copy_from_slice(bytes);
+            file
+        };
+        let mut section = pcapng(false);
+        section[14] = 1;
+        // The last block says that it has more bytes of its packet than fit.
+        let mut long = pcapng(false);
+        let at = long.len() - 4 - 8 - 8;
+        long[at..at + 4].copy_from_slice(&9_u32.to_le_bytes());
         for (bytes, part) in [
             (&b""[..], "empty"),
             (b"hello, this is no capture", "not a capture file"),
             (&file[..20], "not a capture file"),
             (&file[..30], "cut short after packet 0"),
             (&file[..file.len() - 1], "cut short after packet 0"),
-            (&radio, "link type 105"),
             (&large, "after packet 0"),
+            (&with(4, &[3, 0, 0, 0]), "version 3.0 of pcap; expected 2.4"),
+            (&with(6, &[5, 0]), "version 2.5 of pcap"),
+            (&with(6, &[2, 0]), "packet 1 is cut short"),
+            (&with(22, &[0x10, 0]), "no link type 0x00100001"),
+            (&section, "version 1.1 of pcapng; expected 1.0"),
+            (&long, "damaged after packet 2"),
         ] {
             let error = all(bytes).unwrap_err().to_string();
             assert!(error.contains(part), "{part}: {error}");

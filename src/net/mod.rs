@@ -5,6 +5,7 @@
 pub(crate) mod blocklist;
 pub(crate) mod dns;
 pub(crate) mod errno;
+pub(crate) mod linktype;
 pub(crate) mod names;
 pub(crate) mod opening;
 pub(crate) mod packet;

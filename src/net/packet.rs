@@ -9,6 +9,8 @@ use etherparse::{
     ArpPacketSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, TransportSlice, VlanSlice, ether_type,
 };
 
+use super::linktype::{Header, LinkType};
+
 /// What is known of a packet. Of one that is cut short or malformed, what comes before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Description {
@@ -27,18 +29,42 @@ pub(crate) struct Description {
     pub(crate) info: Option<String>,
 }
 
-/// Describes a packet that begins with an Ethernet header, or else with an IP header.
-pub(crate) fn describe(data: &[u8], ethernet: bool) -> Description {
+/// Describes a packet that begins with what `link` says.
+pub(crate) fn describe(data: &[u8], link: LinkType) -> Description {
     let mut description = Description { proto: "unknown".into(), ..Description::default() };
-    let parsed = if ethernet {
-        LaxSlicedPacket::from_ethernet(data).ok()
-    } else {
-        LaxSlicedPacket::from_ip(data).ok()
+    let parsed = match link.header() {
+        Header::Ethernet => LaxSlicedPacket::from_ethernet(data).ok(),
+        Header::Ip => LaxSlicedPacket::from_ip(data).ok(),
+        // <https://www.tcpdump.org/linktypes/LINKTYPE_LINUX_SLL.html>, and the same with SLL2
+        Header::Cooked => cooked(data, 2, 14, 16),
+        Header::Cooked2 => cooked(data, 8, 0, 20),
+        // Every number for IPv4 and IPv6 leads to the same; what is something else is no IP header.
+        Header::Family => data.get(4..).and_then(|ip| LaxSlicedPacket::from_ip(ip).ok()),
+        Header::Other => None,
     };
     if let Some(parsed) = parsed {
         description.fill(&parsed);
     }
     description
+}
+
+/// Behind a header of `length` bytes, with the hardware type at `hardware` and the protocol at `protocol`.
+fn cooked(
+    data: &[u8],
+    hardware: usize,
+    protocol: usize,
+    length: usize,
+) -> Option<LaxSlicedPacket<'_>> {
+    const ARPHRD_FRAD: u16 = 770;
+    const ARPHRD_IEEE80211_RADIOTAP: u16 = 803;
+    const ARPHRD_NETLINK: u16 = 824;
+    let field = |at: usize| Some(u16::from_be_bytes(data.get(at..at + 2)?.try_into().ok()?));
+    let payload = data.get(length..)?;
+    match field(hardware)? {
+        // Of these the protocol is no EtherType.
+        ARPHRD_FRAD | ARPHRD_IEEE80211_RADIOTAP | ARPHRD_NETLINK => None,
+        _ => Some(LaxSlicedPacket::from_ether_type(field(protocol)?.into(), payload)),
+    }
 }
 
 impl Description {
@@ -213,21 +239,46 @@ mod tests {
             .syn()
             .write(&mut packet, &[])
             .unwrap();
-        let tcp = describe(&packet, true);
+        let tcp = describe(&packet, LinkType::ETHERNET);
         assert_eq!(tcp.smac.as_deref(), Some("02:00:00:00:00:01"));
         assert_eq!((tcp.vlan.clone(), tcp.family, tcp.proto.as_str()), (vec![7], Some(4), "tcp"));
         assert_eq!((tcp.sport, tcp.dport, tcp.info.as_deref()), (Some(4000), Some(443), Some("S")));
         assert_eq!(tcp.daddr.unwrap().to_string(), "192.0.2.2");
-        let raw = describe(&packet[18..], false);
+        let raw = describe(&packet[18..], LinkType::RAW);
         assert_eq!((raw.smac, raw.dport), (None, Some(443)));
 
         let mut arp = vec![0xff; 6];
         arp.extend(MACS.0);
         arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
         arp.extend([2, 0, 0, 0, 0, 1, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 192, 0, 2, 2]);
-        let arp = describe(&arp, true);
+        let arp = describe(&arp, LinkType::ETHERNET);
         assert_eq!((arp.proto.as_str(), arp.info.as_deref()), ("arp", Some("request")));
         assert_eq!(arp.saddr.unwrap().to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn cooked_captures() {
+        let ip = &udp_over_ipv6()[14..];
+        // To us, of Ethernet, six bytes of address, EtherType.
+        let first = [&[0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0, 0x86, 0xdd], ip].concat();
+        let second =
+            [&[0x86, 0xdd, 0, 0, 0, 0, 0, 3, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], ip].concat();
+        let loopback = [&[30, 0, 0, 0], ip].concat();
+        for (link, packet) in [(113, &first), (276, &second), (0, &loopback)] {
+            let is = describe(packet, LinkType(link));
+            assert_eq!((is.proto.as_str(), is.sport, is.dport), ("udp", Some(53), Some(5353)));
+            for length in 0..packet.len() {
+                describe(&packet[..length], LinkType(link));
+            }
+        }
+        let mut arp = first.clone();
+        arp[14..16].copy_from_slice(&[8, 6]);
+        assert_eq!(describe(&arp[..16], LinkType(113)).proto, "arp");
+        // What netlink's protocol means is not an EtherType.
+        let mut netlink = first;
+        netlink[2..4].copy_from_slice(&824_u16.to_be_bytes());
+        assert_eq!(describe(&netlink, LinkType(113)).proto, "unknown");
+        assert_eq!(describe(ip, LinkType(147)).proto, "unknown");
     }
 
     fn udp_over_ipv6() -> Vec<u8> {
@@ -244,9 +295,9 @@ mod tests {
     fn no_bytes_make_it_fail() {
         let packet = udp_over_ipv6();
         for length in 0..packet.len() {
-            let cut = describe(&packet[..length], true);
+            let cut = describe(&packet[..length], LinkType::ETHERNET);
             assert_eq!(cut.dport.is_some(), length >= 58, "{length}");
-            describe(&packet[..length], false);
+            describe(&packet[..length], LinkType::RAW);
         }
     }
 
@@ -260,8 +311,9 @@ mod tests {
                 let at = random.usize(..bytes.len());
                 bytes[at] = random.u8(..);
             }
-            describe(&bytes, true);
-            describe(&bytes, false);
+            for link in [1, 101, 113, 276, 0, 147] {
+                describe(&bytes, LinkType(link));
+            }
         }
     }
 

@@ -111,8 +111,8 @@ impl RuleArgs {
             return Err(usage(format!("more than {MOST_EXPRESSIONS} expressions")));
         }
         let compile = |expression: &str| -> Result<Vec<Insn>> {
-            let link = link_of(interfaces.iter())?;
-            libpcap::compile(&Source { expression, link, optimize: true, names: Names::REFUSED })
+            let packets = link_of(interfaces.iter())?.into();
+            libpcap::compile(&Source { expression, packets, optimize: true, names: Names::REFUSED })
         };
         let last = last.map(|last| compile(&last.text).map_err(|error| last.explain(error)));
         let matches = last

@@ -106,10 +106,10 @@ impl BlockArgs {
             .block_match
             .iter()
             .map(|expression| {
-                let link = link_of(interfaces.iter())?;
+                let packets = link_of(interfaces.iter())?.into();
                 libpcap::compile(&Source {
                     expression,
-                    link,
+                    packets,
                     optimize: true,
                     names: Names::REFUSED,
                 })

@@ -73,10 +73,10 @@ impl TcEgress {
         let (interfaces, expression) = interfaces_and_expression(&self.interfaces)?;
         let expression = expression
             .map(|expression| {
-                let link = link_of(interfaces.iter())?;
+                let packets = link_of(interfaces.iter())?.into();
                 let source = Source {
                     expression: &expression.text,
-                    link,
+                    packets,
                     optimize: true,
                     names: Names::REFUSED,
                 };

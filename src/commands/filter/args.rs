@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::error::usage;
-use crate::filter::classic::check::check;
+use crate::filter::classic::check::{Invalid, check, check_with_loops};
 use crate::filter::classic::forms;
 use crate::filter::classic::insn::Insn;
-use crate::filter::libpcap::{Link, Names, Source, compile};
+use crate::filter::libpcap::{Link, Names, Packets, Source, compile};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LinkArg {
@@ -46,14 +46,14 @@ pub(super) struct CompilerArgs {
 }
 
 impl CompilerArgs {
-    pub(super) fn compile(self, expression: &str, link: Link) -> Result<Vec<Insn>> {
+    pub(super) fn compile(self, expression: &str, packets: Packets) -> Result<Vec<Insn>> {
         let optimize = !self.unoptimized;
         let names = if self.resolve {
             Names::LookedUp
         } else {
             Names::Refused("an address, or --resolve to have libpcap ask for it")
         };
-        compile(&Source { expression, link, optimize, names })
+        compile(&Source { expression, packets, optimize, names })
     }
 }
 
@@ -91,6 +91,15 @@ pub(super) fn read_text(path: &Path) -> Result<(String, String)> {
 
 /// A classic program in any of its forms, that Linux would take.
 pub(super) fn read_classic(path: &Path) -> Result<Vec<Insn>> {
+    read_checked(path, check)
+}
+
+/// The same, but that it may jump backward, which only interpreters outside of the kernel take.
+pub(super) fn read_classic_with_loops(path: &Path) -> Result<Vec<Insn>> {
+    read_checked(path, check_with_loops)
+}
+
+fn read_checked(path: &Path, check: fn(&[Insn]) -> Result<(), Invalid>) -> Result<Vec<Insn>> {
     let (name, text) = read_text(path)?;
     let program = forms::read(&text).map_err(|error| usage(format!("{name}: {error}")))?;
     check(&program).map_err(|invalid| usage(format!("{name}: {invalid}")))?;

@@ -20,6 +20,7 @@ use crate::kernel::caps::{self, Cap};
 use crate::kernel::run::{Flow, Source, Timing, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::kernel::socket::{Capture as Socket, Direction, Filter, Interface, Packet};
+use crate::net::linktype::LinkType;
 use crate::net::packet::{describe, hex, hex_lines};
 use crate::output::{Column, Field, Kind, Record, Sink, file};
 use crate::values::parse_duration;
@@ -124,7 +125,7 @@ impl Capture {
         // What is wrong with the filter is told without privileges; which link the interface has takes a socket.
         let assembled = self.asm.as_deref().map(read_classic).transpose()?;
         if assembled.is_none() && !self.expression.is_empty() {
-            self.compiler.compile(&expression, Link::Ethernet)?;
+            self.compiler.compile(&expression, Link::Ethernet.into())?;
         } else if self.compiler.unoptimized || self.compiler.resolve {
             return Err(usage("--unoptimized, --resolve: of expressions; expected one with them"));
         }
@@ -133,7 +134,7 @@ impl Capture {
         let filter = match assembled {
             Some(program) => Filter::Socket(program),
             None if self.expression.is_empty() => Filter::everything(),
-            None => Filter::Wire(self.compiler.compile(&expression, interface.link)?),
+            None => Filter::Wire(self.compiler.compile(&expression, interface.link.into())?),
         };
         let link = interface.link;
         let mut target = self.target(link)?;
@@ -164,7 +165,7 @@ impl Capture {
                         .map_err(|error| usage(format!("--write {}: {error}", path.display())))?;
                     Box::new(BufWriter::new(file))
                 };
-                let mut writer = Writer::new(out, link, SNAPLEN)?;
+                let mut writer = Writer::new(out, link.into(), SNAPLEN)?;
                 // A reader that waits at a pipe sees that we listen.
                 writer.flush()?;
                 Target::File(writer)
@@ -230,7 +231,7 @@ impl Capture {
     }
 
     fn record(&self, packet: &Packet, link: Link) -> Record {
-        let is = describe(&packet.data, link == Link::Ethernet);
+        let is = describe(&packet.data, LinkType::from(link));
         let direction = match packet.direction {
             Direction::In => "ingress",
             Direction::Out => "egress",

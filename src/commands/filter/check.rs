@@ -13,7 +13,7 @@ use super::args::{CompilerArgs, LinkArg, join};
 use crate::cli::OutputArgs;
 use crate::error::{Status, usage};
 use crate::filter::classic::insn::Insn;
-use crate::filter::ebpf::translate::{Hook, Options, Refused, translate};
+use crate::filter::ebpf::translate::{Hook, Link, Options, Refused, translate};
 use crate::kernel::caps;
 use crate::kernel::filter::engine::{self, SocketFilter};
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
@@ -128,8 +128,8 @@ impl Outcome {
 impl Check {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let expression = join(&self.expression);
-        let link = self.link.into();
-        let program = self.compiler.compile(&expression, link)?;
+        let link = Link::from(self.link);
+        let program = self.compiler.compile(&expression, link.into())?;
         // The filter is no filter, at any hook.
         if let Err(refused @ Refused::Backward { .. }) =
             translate(&[&program], &Options::new(Hook::TcIngress, link))

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::args::{CompilerArgs, LinkArg, join};
 use super::emit::{Classic, Emit, HookArg, print};
+use crate::filter::libpcap::Link;
 
 /// Compile an expression, and print what becomes of it
 #[derive(Args, Debug)]
@@ -41,8 +42,8 @@ impl Compile {
             ));
         }
         let expression = join(&self.expression);
-        let link = self.link.into();
-        let program = self.compiler.compile(&expression, link)?;
+        let link = Link::from(self.link);
+        let program = self.compiler.compile(&expression, link.into())?;
         let classic = Classic {
             program: &program,
             expression: Some(&expression),

@@ -35,6 +35,10 @@ pub(crate) const MANUAL: Manual = Manual {
             "bpftk filter run --asm arp.asm --read trace.pcap --step 7",
             "Each instruction on the seventh packet, with the registers before it.",
         ),
+        (
+            "bpftk filter run 'ip6 protochain 58' --read any.pcap",
+            "ICMPv6 behind any extension headers, in what tcpdump -i any wrote.",
+        ),
         ("bpftk filter check udp port 53", "Whether it runs at every hook of this kernel."),
     ],
     columns: &[
@@ -55,7 +59,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ),
         (
             "INTERP LIBPCAP KERNEL XDP TC",
-            "With --engine all: what each engine says. not run: the kernel does not run this hook's programs on such a packet, or the file has it cut short.",
+            "With --engine all: what each engine says. not run: the engine can't run this filter, the kernel does not run this hook's programs on such a packet, or the file has it cut short.",
         ),
         (
             "INSTRUCTION A X M",
@@ -79,9 +83,10 @@ pub(crate) const MANUAL: Manual = Manual {
     mechanism: &[
         "libpcap compiles an expression to classic BPF, as for tcpdump: for Ethernet or raw IP, with the netmask unknown (so `ip broadcast` is an error). libpcap looks up names while it compiles, and no option stops it. So bpftk reads the expression first, by libpcap's own rules, and refuses a name that libpcap would look up as a host, a network or an Ethernet address; --resolve lets libpcap ask. Names of ports and protocols come from /etc/services and /etc/protocols.",
         "libpcap 1.9 or newer is loaded when an expression is to be compiled; nothing else of bpftk needs it. A statically linked bpftk (`make static`) has libpcap's compiler inside, and can't look up hosts.",
-        "asm and disasm read and write the syntax of the kernel's bpf_asm: labels, `;` and /* */ comments, extensions such as #vlan_tci; and what tcpdump -dd and -ddd print. A program that Linux would not take is refused with the instruction and the reason. What is disassembled assembles to the same bytes; what the syntax cannot say (a value in a field that the instruction does not use) is refused, not left out. --ebpf reads and writes eBPF in the mnemonics of ubpf and bpf_conformance, with map_fd(N), map_value(N, OFFSET), btf_id(N) and the like for the values of lddw that they have no words for.",
+        "asm and disasm read and write the syntax of the kernel's bpf_asm: labels, `;` and /* */ comments, extensions such as #vlan_tci; and what tcpdump -dd and -ddd print. A program that Linux would not take is refused with the instruction and the reason. What is disassembled assembles to the same bytes; what the syntax cannot say (a value in a field that the instruction does not use) is refused, not left out. --ebpf reads and writes eBPF in the mnemonics of ubpf and bpf_conformance, with map_fd(N), map_value(N, OFFSET), btf_id(N) and the like for the values of lddw that they have no words for. As in bpf_conformance, a jump to exit goes to the first exit where the text has no label of that name, and call %r2 is callx %r2.",
         "capture is a packet socket. It gets its filter before it is bound to the interface, so that no packet is queued that the filter does not let through. The kernel takes a packet's VLAN tag out before the filter sees it: the filter lets every packet with a tag through, and bpftk runs it again on the packet with the tag put back. So `vlan` and `not vlan` mean what they say, and what is captured is what the same expression finds in the file that --write makes. A filter from --asm is attached as it is. On the loopback, what is sent is left out, as every packet would be seen twice. The interface is not set promiscuous without --promiscuous.",
-        "run gives each packet of a file to bpftk's interpreter, libpcap's, the kernel's socket filter by a pair of sockets, or the translation for XDP or tc by BPF_PROG_TEST_RUN. A filter that asks for what no file tells (a mark, a queue) is refused.",
+        "run gives each packet of a file to bpftk's interpreter, libpcap's, the kernel's socket filter by a pair of sockets, or the translation for XDP or tc by BPF_PROG_TEST_RUN. The file is pcap or pcapng, of any link type: the expression is compiled for that of each packet, as tcpdump -r does it, cooked captures (LINUX_SLL and LINUX_SLL2, which tcpdump -i any writes) among them. Addresses and ports are shown of Ethernet, raw IP, cooked captures and BSD's loopback. Of a pcapng file with several, a packet of a kind that the filter is not for is not run.",
+        "A filter that asks for what no file tells (a mark, a queue), or loads by the place of a header (offsets from -0x200000 to -0x1001, by ld, ldxb or [x + k]: Linux takes the link-layer or network header's start for them, and libpcap takes them for offsets beyond any packet), is refused by run. An engine that can't run a filter is an error when it was asked for alone; with --engine all it is not run, and the field not_run says why: the kernel takes no loops, libpcap has no extensions of Linux such as #xor_x and #nla, XDP and tc have some. BPF_PROG_TEST_RUN takes packets of about one page at tc, and at XDP of as many pages as a packet may have pieces (from Linux 5.18 on; of one page before). A filter that is a loop ends with an error when it goes round more often than the packet has bytes; what libpcap makes of protochain does not.",
         mechanism::TRANSLATION,
         mechanism::WIRE,
         mechanism::PIECES,

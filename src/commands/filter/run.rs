@@ -7,18 +7,19 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
-use super::args::{CompilerArgs, join, read_classic};
+use super::args::{CompilerArgs, join, read_classic_with_loops};
 use super::engines::{Engine, EngineArg, Verdict, needs_only_bytes};
 use super::steps;
 use crate::cli::OutputArgs;
-use crate::error::usage;
+use crate::error::{Status, status_of, unsupported, usage};
 use crate::filter::classic::insn::Insn;
-use crate::filter::libpcap::Link;
+use crate::filter::libpcap::Packets;
 use crate::filter::savefile::{Captured, Savefile};
 use crate::kernel::caps;
+use crate::net::linktype::LinkType;
 use crate::net::packet::describe;
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -113,14 +114,6 @@ impl Run {
         columns
     }
 
-    /// The filter for packets of this kind. What was assembled is the same for all, and may be read but once.
-    fn program_for(&self, link: Link, ethernet: &[Insn]) -> Result<Vec<Insn>> {
-        if self.asm.is_some() || link == Link::Ethernet {
-            return Ok(ethernet.to_vec());
-        }
-        self.compiler.compile(&join(&self.expression), link)
-    }
-
     pub(crate) fn run(self) -> Result<ExitCode> {
         if self.step.is_some() && self.engine != EngineArg::Interp {
             return Err(usage(
@@ -130,26 +123,37 @@ impl Run {
         if self.asm.as_deref() == Some(Path::new("-")) && self.read == Path::new("-") {
             return Err(usage("--asm -, --read -: standard input can be only one of these"));
         }
-        // A file has one kind of packet but for pcapng, where each interface may have its own.
-        let program = match &self.asm {
-            Some(path) => read_classic(path)?,
-            None => self.compiler.compile(&join(&self.expression), Link::Ethernet)?,
+        // What is wrong with the filter is told before the file is opened, if it is wrong for every kind of packet.
+        // That is known for Ethernet alone, and another kind may have what Ethernet has not.
+        let filter = Filter::new(&self)?;
+        let early = filter.program(Packets::File { link: LinkType::ETHERNET, big_endian: false });
+        let opened =
+            open(&self.read).and_then(|(name, reader)| Ok((Savefile::new(&name, reader)?, name)));
+        let ((mut file, name), early) = match (opened, early) {
+            (Ok(opened), early) => (opened, early),
+            (Err(_), Err(error)) | (Err(error), Ok(_)) => return Err(error),
         };
-        needs_only_bytes(&program)?;
         if self.engine.loads_ebpf() {
             caps::require(caps::PACKETS)?;
         }
-        let (name, reader) = open(&self.read)?;
-        let mut file = Savefile::new(&name, reader)?;
         if let Some(number) = self.step {
-            return self.steps(number, &name, &mut file, program);
+            return self.steps(number, &name, &mut file, &filter);
+        }
+        let first = file.next()?;
+        if first.as_ref().is_none_or(|packet| packet.link == LinkType::ETHERNET) {
+            early?;
+        }
+        let mut session = Session::new(self.engine.engines(), filter);
+        if let Some(packet) = &first {
+            session.engines(packet)?;
         }
         let mut sink = Sink::open(&self.output.sink(), self.columns(), FIELDS)?;
-        let mut session = Session::new(self.engine.engines(), program);
         sink.start()?;
-        while let Some(packet) = file.next()? {
-            let record = session.packet(&self, &packet)?;
+        let mut next = first;
+        while let Some(packet) = next {
+            let record = session.packet(&packet)?;
             sink.event(&record)?;
+            next = file.next()?;
         }
         session.finish(&mut sink)
     }
@@ -159,17 +163,49 @@ impl Run {
         number: u64,
         name: &str,
         file: &mut Savefile<'_>,
-        ethernet: Vec<Insn>,
+        filter: &Filter,
     ) -> Result<ExitCode> {
         let mut last = 0;
         while let Some(packet) = file.next()? {
             last = packet.number;
             if last == number {
-                let program = self.program_for(packet.link, &ethernet)?;
+                let program = filter.program_for(&packet)?;
                 return steps::show(&self.output, &program, &packet);
             }
         }
         Err(usage(format!("--step {number}: {name} has {last} packets")))
+    }
+}
+
+/// Where the program for a packet comes from.
+#[derive(Debug)]
+enum Filter {
+    /// The same for every kind of packet, read but once.
+    Assembled(Vec<Insn>),
+    /// A file has one kind of packet but for pcapng, where each interface may have its own.
+    Expression(String, CompilerArgs),
+}
+
+impl Filter {
+    fn new(args: &Run) -> Result<Self> {
+        Ok(match &args.asm {
+            Some(path) => Self::Assembled(read_classic_with_loops(path)?),
+            None => Self::Expression(join(&args.expression), args.compiler),
+        })
+    }
+
+    fn program(&self, packets: Packets) -> Result<Vec<Insn>> {
+        let program = match self {
+            Self::Assembled(program) => program.clone(),
+            Self::Expression(expression, compiler) => compiler.compile(expression, packets)?,
+        };
+        needs_only_bytes(&program)?;
+        Ok(program)
+    }
+
+    fn program_for(&self, packet: &Captured) -> Result<Vec<Insn>> {
+        self.program(packets(packet))
+            .with_context(|| format!("packet {}, of link type {}", packet.number, packet.link.0))
     }
 }
 
@@ -182,13 +218,16 @@ fn open(path: &Path) -> Result<(String, Box<dyn Read + Send>)> {
     Ok((name, Box::new(file)))
 }
 
+fn packets(packet: &Captured) -> Packets {
+    Packets::File { link: packet.link, big_endian: packet.big_endian }
+}
+
 /// What a run knows beside the file.
 struct Session {
     which: Vec<EngineArg>,
-    /// The program for Ethernet, and the engines for each kind of packet, made when the first of the kind comes.
-    program: Vec<Insn>,
-    ethernet: Option<Vec<Engine>>,
-    raw: Option<Vec<Engine>>,
+    filter: Filter,
+    /// For each kind of packet, made when the first of the kind comes.
+    engines: Vec<(Packets, Vec<Engine>)>,
     packets: u64,
     matched: u64,
     differ: u64,
@@ -196,36 +235,39 @@ struct Session {
 }
 
 impl Session {
-    fn new(which: Vec<EngineArg>, program: Vec<Insn>) -> Self {
-        Self {
-            which,
-            program,
-            ethernet: None,
-            raw: None,
-            packets: 0,
-            matched: 0,
-            differ: 0,
-            not_run: 0,
-        }
+    fn new(which: Vec<EngineArg>, filter: Filter) -> Self {
+        Self { which, filter, engines: Vec::new(), packets: 0, matched: 0, differ: 0, not_run: 0 }
     }
 
-    fn packet(&mut self, args: &Run, packet: &Captured) -> Result<Record> {
-        let engines = match packet.link {
-            Link::Ethernet => &mut self.ethernet,
-            Link::Raw => &mut self.raw,
-        };
-        let engines = match engines {
-            Some(engines) => engines,
-            empty => {
-                let program = args.program_for(packet.link, &self.program)?;
-                let made: Result<Vec<Engine>> = self
-                    .which
-                    .iter()
-                    .map(|&which| Engine::new(which, &program, packet.link))
-                    .collect();
-                empty.insert(made?)
+    /// The engines for such a packet.
+    fn engines(&mut self, packet: &Captured) -> Result<&mut Vec<Engine>> {
+        let kind = packets(packet);
+        let at = match self.engines.iter().position(|(known, _)| *known == kind) {
+            Some(at) => at,
+            None => {
+                let engines = match self.filter.program_for(packet) {
+                    Ok(program) => Engine::all(&self.which, &program, packet.link)?,
+                    // It has run on packets of another kind, and does so on those that are still to come.
+                    Err(error)
+                        if !self.engines.is_empty() && status_of(&error) == Status::Usage =>
+                    {
+                        self.which.iter().map(|_| Engine::None(format!("{error:#}"))).collect()
+                    }
+                    Err(error) => return Err(error),
+                };
+                // The only one, and for the first packet: then it is not worth to go on.
+                if let ([Engine::None(why)], true) = (&engines[..], self.engines.is_empty()) {
+                    return Err(unsupported(why.clone()));
+                }
+                self.engines.push((kind, engines));
+                self.engines.len() - 1
             }
         };
+        Ok(&mut self.engines[at].1)
+    }
+
+    fn packet(&mut self, packet: &Captured) -> Result<Record> {
+        let engines = self.engines(packet)?;
         let verdicts: Result<Vec<Verdict>> =
             engines.iter_mut().map(|engine| engine.run(packet)).collect();
         let verdicts = verdicts?;
@@ -234,7 +276,7 @@ impl Session {
         self.matched += u64::from(verdict == "match");
         self.differ += u64::from(verdict == "differ");
         let not_run = verdicts.iter().find_map(|verdict| match verdict {
-            Verdict::NotRun(why) => Some(*why),
+            Verdict::NotRun(why) => Some(why.to_string()),
             _ => None,
         });
         self.not_run += u64::from(not_run.is_some());
@@ -247,7 +289,7 @@ impl Session {
             let at = self.which.iter().position(|&engine| engine == which);
             at.map(|at| verdicts[at].name())
         };
-        let is = describe(&packet.data, packet.link == Link::Ethernet);
+        let is = describe(&packet.data, packet.link);
         Ok(Record::new(Kind::Event)
             .with("packet", packet.number)
             .with("time", packet.time)
@@ -314,15 +356,16 @@ mod tests {
 
     #[test]
     fn engines_that_differ_are_found() {
-        use Verdict::{Match, NoMatch, NotRun};
+        use Verdict::{Match, NoMatch};
+        let not_run = || Verdict::NotRun("x".into());
         for (verdicts, expected) in [
             (&[Match(Some(5)), Match(Some(5)), Match(None)][..], "match"),
             (&[NoMatch, NoMatch], "no match"),
             (&[Match(Some(5)), Match(Some(6))], "differ"),
             (&[NoMatch, Match(None)], "differ"),
-            (&[Match(None), NotRun("x"), NoMatch], "differ"),
-            (&[NotRun("x"), NoMatch], "no match"),
-            (&[NotRun("x")], "not run"),
+            (&[Match(None), not_run(), NoMatch], "differ"),
+            (&[not_run(), NoMatch], "no match"),
+            (&[not_run()], "not run"),
         ] {
             assert_eq!(agreement(verdicts), expected, "{verdicts:?}");
         }

@@ -64,9 +64,7 @@ pub(super) fn show(output: &OutputArgs, program: &[Insn], packet: &Captured) -> 
     let mut states = Vec::new();
     let returned =
         interp::trace(program, &known, Rules::Libpcap, |state| states.push(state.clone()))
-            .map_err(|unknown| {
-                usage(format!("`#{}` is not known of a packet in a file", unknown.0.name()))
-            })?;
+            .map_err(|stuck| usage(format!("packet {}: {stuck}", packet.number)))?;
     for (step, state) in states.iter().enumerate() {
         // A tab would not take its place in a column.
         let instruction = image(program[state.pc], state.pc).replace('\t', " ");

@@ -27,6 +27,27 @@ impl std::error::Error for Invalid {}
 
 /// Checks what a socket would check before it takes the program.
 pub(crate) fn check(program: &[Insn]) -> Result<(), Invalid> {
+    check_jumping(program, Jumps::Forward)
+}
+
+/// The same, but that `ja` may jump backward, as libpcap's `protochain` does: for interpreters outside of the kernel.
+/// That the program ends is not said by this.
+pub(crate) fn check_with_loops(program: &[Insn]) -> Result<(), Invalid> {
+    check_jumping(program, Jumps::BothWays)
+}
+
+/// Whether a jump goes backward.
+pub(crate) fn has_loop(program: &[Insn]) -> bool {
+    program.iter().any(|insn| matches!(insn.decode(), Some(Op::Ja(by)) if by > i32::MAX as u32))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Jumps {
+    Forward,
+    BothWays,
+}
+
+fn check_jumping(program: &[Insn], jumps: Jumps) -> Result<(), Invalid> {
     let whole = |why: String| Err(Invalid { at: None, why });
     if program.is_empty() {
         return whole("the program is empty; expected at least a `ret`".into());
@@ -38,7 +59,7 @@ pub(crate) fn check(program: &[Insn]) -> Result<(), Invalid> {
         ));
     }
     for (at, &insn) in program.iter().enumerate() {
-        check_insn(insn, at, program.len()).map_err(|why| Invalid { at: Some(at), why })?;
+        check_insn(insn, at, program.len(), jumps).map_err(|why| Invalid { at: Some(at), why })?;
     }
     let last = program.len() - 1;
     if !matches!(program[last].decode(), Some(Op::RetK(_) | Op::RetA)) {
@@ -47,7 +68,7 @@ pub(crate) fn check(program: &[Insn]) -> Result<(), Invalid> {
     check_memory(program)
 }
 
-fn check_insn(insn: Insn, at: usize, length: usize) -> Result<(), String> {
+fn check_insn(insn: Insn, at: usize, length: usize, jumps: Jumps) -> Result<(), String> {
     let Some(op) = insn.decode() else {
         return Err(format!("there is no instruction of code {:#06x}", insn.code));
     };
@@ -73,6 +94,8 @@ fn check_insn(insn: Insn, at: usize, length: usize) -> Result<(), String> {
         Op::LdAbs(_, k) if k >= SKF_AD_OFF && Ext::at(k).is_none() => {
             Err(format!("{k:#x} is no offset that Linux gives a meaning to"))
         }
+        // As far as to the first instruction.
+        Op::Ja(by) if jumps == Jumps::BothWays && by.wrapping_neg() as usize <= at + 1 => Ok(()),
         Op::Ja(by) => lands(by),
         Op::Jump { jt, jf, .. } => lands(jt.into()).and_then(|()| lands(jf.into())),
         _ => Ok(()),
@@ -82,6 +105,18 @@ fn check_insn(insn: Insn, at: usize, length: usize) -> Result<(), String> {
 /// A word of M[] must be written on every way to where it is read.
 fn check_memory(program: &[Insn]) -> Result<(), Invalid> {
     let mut reached = vec![u16::MAX; program.len()];
+    loop {
+        let before = reached.clone();
+        check_memory_once(program, &mut reached)?;
+        // What comes from behind is known after the first time.
+        if reached == before || !has_loop(program) {
+            return Ok(());
+        }
+    }
+}
+
+/// `reached`: the words that are written on every way to an instruction, as far as the ways are known.
+fn check_memory_once(program: &[Insn], reached: &mut [u16]) -> Result<(), Invalid> {
     let mut written: u16 = 0;
     for (at, insn) in program.iter().enumerate() {
         written &= reached[at];
@@ -92,7 +127,7 @@ fn check_memory(program: &[Insn]) -> Result<(), Invalid> {
                 return Err(Invalid { at: Some(at), why });
             }
             Some(Op::Ja(by)) => {
-                reached[at + 1 + by as usize] &= written;
+                reached[(at + 1).wrapping_add_signed(by as i32 as isize)] &= written;
                 written = u16::MAX;
             }
             Some(Op::Jump { jt, jf, .. }) => {
@@ -123,6 +158,50 @@ mod tests {
         assert_eq!(why(&[(0x20, 0, 0, 0xffff_f000), (0x16, 0, 0, 0)]), "");
         assert_eq!(why(&[(0x02, 0, 0, 15), (0x60, 0, 0, 15), (0x16, 0, 0, 0)]), "");
         assert_eq!(why(&vec![(0x06, 0, 0, 0); 4096]), "");
+    }
+
+    #[test]
+    fn loops_are_for_other_interpreters() {
+        let of = |program: &[(u16, u8, u8, u32)]| -> Vec<Insn> {
+            program.iter().map(|&(code, jt, jf, k)| Insn::new(code, jt, jf, k)).collect()
+        };
+        let back = |by: i32| (0x05, 0, 0, by as u32);
+        let round = of(&[(0x30, 0, 0, 0), (0x15, 1, 0, 0), back(-3), (6, 0, 0, 1)]);
+        assert!(has_loop(&round) && check(&round).is_err());
+        assert_eq!(check_with_loops(&round), Ok(()));
+        for (program, part) in [
+            (
+                &[(0x30, 0, 0, 0), (0x15, 1, 0, 0), back(-4), (6, 0, 0, 1)][..],
+                "jumps backward, by -4",
+            ),
+            (&[(0x05, 0, 0, 5), (6, 0, 0, 1)], "behind the end"),
+            // Comes to the load the first time with M[1] written, and then with M[2] alone.
+            (
+                &[
+                    (0x02, 0, 0, 1),
+                    (0x05, 0, 0, 1),
+                    (0x60, 0, 0, 1),
+                    (0x15, 0, 1, 0),
+                    back(-3),
+                    (6, 0, 0, 1),
+                ],
+                "",
+            ),
+            (
+                &[
+                    (0x15, 1, 0, 0),
+                    (0x05, 0, 0, 2),
+                    (0x02, 0, 0, 1),
+                    (0x60, 0, 0, 1),
+                    back(-2),
+                    (6, 0, 0, 0),
+                ],
+                "instruction 3: reads M[1]",
+            ),
+        ] {
+            let why = check_with_loops(&of(program)).map_err(|invalid| invalid.to_string());
+            assert!(why.clone().err().unwrap_or_default().contains(part), "{part}: {why:?}");
+        }
     }
 
     #[test]

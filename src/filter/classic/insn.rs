@@ -158,7 +158,7 @@ pub(crate) enum Op {
     Alu(Alu, Src),
     /// A = -A
     Neg,
-    /// Jump k instructions ahead
+    /// Jump k instructions ahead; for libpcap, and not for Linux, k is signed
     Ja(u32),
     /// Jump `jt` instructions ahead if it holds, else `jf`
     Jump { cond: Cond, src: Src, jt: u8, jf: u8 },
@@ -170,6 +170,20 @@ pub(crate) enum Op {
     Tax,
     /// A = X
     Txa,
+}
+
+impl Op {
+    /// Whether it loads from where a header starts, instead of the packet's start: Linux gives these offsets that
+    /// meaning, and to others they are offsets beyond any packet. `[x - 4]` is none of these, and neither is the
+    /// `4*([-2]&0xf)` that libpcap makes for link types behind which it knows of no IP header.
+    pub(crate) const fn loads_by_header(self) -> bool {
+        match self {
+            Self::LdAbs(_, k) | Self::LdInd(_, k) | Self::LdxMsh(k) => {
+                k >= SKF_LL_OFF && k < SKF_AD_OFF
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Insn {

@@ -2,6 +2,7 @@
 
 //! The interpreter.
 
+use std::fmt;
 use std::ops::ControlFlow;
 
 use super::insn::{Alu, BPF_MEMWORDS, Cond, Ext, Insn, Op, SKF_LL_OFF, SKF_NET_OFF, Size, Src};
@@ -37,9 +38,27 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// What cannot be computed: a program that asks for what nobody recorded.
+/// Why a program returns nothing for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unknown(pub(crate) Ext);
+pub(crate) enum Stuck {
+    /// It asks for what nobody recorded.
+    Unknown(Ext),
+    /// It is a loop, and goes round more often than the packet has bytes.
+    Endless,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(ext) => {
+                write!(f, "the filter asks for `#{}`, which no capture file tells", ext.name())
+            }
+            Self::Endless => f.write_str(
+                "the filter is a loop that goes round more often than the packet has bytes",
+            ),
+        }
+    }
+}
 
 /// The machine before an instruction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,8 +70,9 @@ pub(crate) struct State {
 }
 
 /// What the program returns for the packet: how many bytes of it are wanted, 0 for no match. The program is one that
-/// [`super::check::check`] takes; of any other, the first instruction that can't be carried out returns 0.
-pub(crate) fn run(program: &[Insn], packet: &Packet<'_>, rules: Rules) -> Result<u32, Unknown> {
+/// [`super::check::check`] or [`super::check::check_with_loops`] takes; of any other, the first instruction that can't
+/// be carried out returns 0.
+pub(crate) fn run(program: &[Insn], packet: &Packet<'_>, rules: Rules) -> Result<u32, Stuck> {
     trace(program, packet, rules, |_| {})
 }
 
@@ -62,9 +82,12 @@ pub(crate) fn trace(
     packet: &Packet<'_>,
     rules: Rules,
     mut look: impl FnMut(&State),
-) -> Result<u32, Unknown> {
+) -> Result<u32, Stuck> {
     let mut state = State::default();
+    // What libpcap makes of `protochain` goes from header to header, and each has bytes of the packet.
+    let mut steps = (program.len() as u64).saturating_mul(packet.data.len() as u64 + 1);
     while let Some(insn) = program.get(state.pc) {
+        steps = steps.checked_sub(1).ok_or(Stuck::Endless)?;
         look(&state);
         let Some(op) = insn.decode() else { return Ok(0) };
         state.pc += 1;
@@ -75,7 +98,7 @@ pub(crate) fn trace(
     Ok(0)
 }
 
-type Step = Result<ControlFlow<u32>, Unknown>;
+type Step = Result<ControlFlow<u32>, Stuck>;
 
 impl State {
     fn step(&mut self, op: Op, packet: &Packet<'_>, rules: Rules) -> Step {
@@ -120,7 +143,8 @@ impl State {
                 None => return NO_MATCH,
             },
             Op::Neg => self.a = self.a.wrapping_neg(),
-            Op::Ja(by) => self.pc = self.pc.saturating_add(by as usize),
+            // Backward, too: libpcap takes the distance as signed.
+            Op::Ja(by) => self.pc = self.pc.wrapping_add_signed(by as i32 as isize),
             Op::Jump { cond, src, jt, jf } => {
                 let operand = self.operand(src);
                 let holds = match cond {
@@ -146,14 +170,14 @@ impl State {
         }
     }
 
-    fn extension(&self, ext: Ext, packet: &Packet<'_>) -> Result<u32, Unknown> {
+    fn extension(&self, ext: Ext, packet: &Packet<'_>) -> Result<u32, Stuck> {
         match ext {
             Ext::AluXorX => Ok(self.a ^ self.x),
             Ext::Nlattr => Ok(attribute(packet.data, self.a, self.x, false)),
             Ext::NlattrNest => Ok(attribute(packet.data, self.a, self.x, true)),
             _ => {
                 let known = packet.known.iter().find(|(known, _)| *known == ext);
-                known.map(|(_, value)| *value).ok_or(Unknown(ext))
+                known.map(|(_, value)| *value).ok_or(Stuck::Unknown(ext))
             }
         }
     }
@@ -288,6 +312,26 @@ mod tests {
     }
 
     #[test]
+    fn loops_end_with_the_packet() {
+        // X goes from byte to byte until there is a 9.
+        let find = [
+            (0x50, 0, 0, 0),
+            (0x15, 4, 0, 9),
+            (0x87, 0, 0, 0),
+            (0x04, 0, 0, 1),
+            (0x07, 0, 0, 0),
+            (0x05, 0, 0, -6_i32 as u32),
+            (0x06, 0, 0, 5),
+        ];
+        for rules in [Rules::Libpcap, Rules::Linux] {
+            assert_eq!(verdict(&find, &[1, 2, 3, 9], rules), 5);
+            assert_eq!(verdict(&find, &[0; 70_000], rules), 0);
+        }
+        let endless = [Insn::stmt(0x05, u32::MAX), Insn::stmt(0x06, 0)];
+        assert_eq!(run(&endless, &Packet::new(&[0; 9]), Rules::Libpcap), Err(Stuck::Endless));
+    }
+
+    #[test]
     fn division_by_zero_is_no_match() {
         for code in [0x3c, 0x9c] {
             assert_eq!(verdict(&[(code, 0, 0, 0), (6, 0, 0, 1)], &[], Rules::Linux), 0);
@@ -313,7 +357,7 @@ mod tests {
     fn what_nobody_knows_is_said() {
         let program = [Insn::stmt(0x20, Ext::Mark.offset()), Insn::stmt(0x16, 0)];
         let packet = Packet::new(&[]);
-        assert_eq!(run(&program, &packet, Rules::Linux), Err(Unknown(Ext::Mark)));
+        assert_eq!(run(&program, &packet, Rules::Linux), Err(Stuck::Unknown(Ext::Mark)));
         let packet = Packet { known: &[(Ext::Mark, 5)], ..packet };
         assert_eq!(run(&program, &packet, Rules::Linux), Ok(5));
     }

@@ -24,12 +24,15 @@ struct Assembler {
     reader: Reader,
     program: Vec<Insn>,
     labels: Labels<Field>,
+    /// Where the first `exit` is, which the label `exit` means.
+    first_exit: Option<usize>,
 }
 
 /// Assembles a text. What comes out has the syntax's meaning; whether Linux takes it is for its verifier to say.
 pub(crate) fn assemble(text: &str) -> Result<Vec<Insn>, TextError> {
     let reader = Reader::new(text, Comments::Hash)?;
-    let mut assembler = Assembler { reader, program: Vec::new(), labels: Labels::default() };
+    let mut assembler =
+        Assembler { reader, program: Vec::new(), labels: Labels::default(), first_exit: None };
     while !assembler.reader.ended() {
         assembler.line()?;
     }
@@ -105,6 +108,7 @@ impl Assembler {
             }
             "exit" => {
                 self.reader.next();
+                self.first_exit.get_or_insert(self.program.len());
                 return self.put(class::JMP | jmp::EXIT, 0, 0, 0, 0);
             }
             "call" => {
@@ -200,7 +204,7 @@ impl Assembler {
         Ok(self.reader.number("a label, or `+` and a number,", least, most)? as i32)
     }
 
-    /// `call 5`, `call helper 5`, `call local LABEL`, `call runtime 5`
+    /// `call 5`, `call helper 5`, `call local LABEL`, `call runtime 5`; `call %r5` is `callx %r5`
     fn call(&mut self) -> Result<(), TextError> {
         let code = class::JMP | jmp::CALL;
         if self.reader.takes_word("local") {
@@ -211,9 +215,13 @@ impl Assembler {
             pseudo::KFUNC_CALL
         } else {
             self.reader.takes_word("helper");
+            if let Some(dst) = self.takes_register() {
+                return self.put(code | X, dst, 0, 0, 0);
+            }
             0
         };
-        let imm = self.reader.word32("a number, `helper`, `local` or `runtime`")? as i32;
+        let imm =
+            self.reader.word32("a number, a register, `helper`, `local` or `runtime`")? as i32;
         self.put(code, 0, src, 0, imm)
     }
 
@@ -363,6 +371,10 @@ impl Assembler {
     }
 
     fn link(&mut self) -> Result<(), TextError> {
+        // As bpf_conformance has it, where the text has no such label.
+        if let Some(exit) = self.first_exit {
+            self.labels.imply("exit", exit);
+        }
         for found in self.labels.resolve() {
             let (Jump { at, field, label, place }, target) = found?;
             let by = target as i64 - *at as i64 - 1;

@@ -307,6 +307,11 @@ exit
             ("call helper 6", "call 6"),
             ("0: ldxw %r1, [%r2+0x10] # comment\n1: exit", "ldxw %r1, [%r2+16]\nexit"),
             ("jne %r1, 0, exit\nmov %r0, 1\nexit: exit", "jne %r1, 0, +1\nmov %r0, 1\nexit"),
+            ("jne %r1, 0, exit\nmov %r0, 1\nexit\nexit", "jne %r1, 0, +1\nmov %r0, 1\nexit\nexit"),
+            ("exit\nja exit", "exit\nja -2"),
+            ("ja exit\nexit: mov %r0, 1\nexit", "ja +0\nmov %r0, 1\nexit"),
+            ("call %r2", "callx %r2"),
+            ("call helper r2", "callx %r2"),
             ("lddw %r1, -1", "lddw %r1, 0xffffffffffffffff"),
             ("mov %r1, 0xffffffff", "mov %r1, -1"),
         ] {
@@ -331,6 +336,8 @@ exit
             ("lock nand [%r1], %r2", (1, 6), "add, or"),
             ("mov32 %r1, 4294967296", (1, 12), "out of range"),
             ("a: a: exit", (1, 4), "second time"),
+            ("ja exit", (1, 4), "no label `exit`"),
+            ("call %r11", (1, 6), "a number, a register"),
             ("ldabsdw 1", (1, 1), "an instruction"),
         ] {
             let error = assemble(text).unwrap_err();

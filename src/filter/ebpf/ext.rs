@@ -3,7 +3,7 @@
 //! Loads, by where their value is at a hook: in the packet, in what the kernel knows of it, or nowhere.
 
 use super::analysis::{A, X};
-use super::translate::{Hook, Link, Options, Refused};
+use super::translate::{Hook, Options, Refused};
 use crate::filter::classic::insn::{Ext, Op, SKF_AD_OFF, SKF_LL_OFF, SKF_NET_OFF};
 
 /// `struct __sk_buff`, include/uapi/linux/bpf.h.
@@ -81,7 +81,14 @@ pub(super) fn load(op: Op, options: &Options, at: usize) -> Result<Option<Load>,
             Place::Packet(offset) => Load::Abs { bytes: size.bytes(), offset },
             Place::Kernel(ext) => Load::Ext(ext),
         },
-        Op::LdInd(size, k) => Load::Ind { bytes: size.bytes(), offset: k },
+        // `[x - 4]` is an offset of the packet's, and beyond it by libpcap's rule.
+        Op::LdInd(size, k) if !op.loads_by_header() => Load::Ind { bytes: size.bytes(), offset: k },
+        Op::LdInd(size, k) => match place(k, options, at)? {
+            Place::Packet(offset) => Load::Ind { bytes: size.bytes(), offset },
+            Place::Kernel(_) => unreachable!("a header's offset"),
+        },
+        // No packet is as long.
+        Op::LdxMsh(k) if k >= SKF_AD_OFF && Ext::at(k).is_none() => Load::Msh { offset: k },
         Op::LdxMsh(k) => match place(k, options, at)? {
             Place::Packet(offset) => Load::Msh { offset },
             Place::Kernel(ext) => return Err(Refused::NotAHeaderLength { at, ext: ext.name() }),
@@ -106,8 +113,8 @@ fn place(k: u32, options: &Options, at: usize) -> Result<Place, Refused> {
     if k >= SKF_NET_OFF {
         return Err(Refused::NetworkHeader { at });
     }
-    if k >= SKF_LL_OFF && options.link == Link::Ethernet {
-        // The link-layer header is where the packet starts.
+    if k >= SKF_LL_OFF {
+        // The link-layer header is where the packet starts, as the kernel has it: also where there is none.
         return Ok(Place::Packet(k - SKF_LL_OFF));
     }
     Ok(Place::Packet(k))

@@ -229,6 +229,8 @@ mod tests {
             (&[Insn::stmt(BPF_ST, 16), ret(0)], "no M[16]"),
             (&[ld(SKF_AD_OFF + 2), ret(0)], "no extension at offset 0xfffff002"),
             (&[ld(SKF_NET_OFF), ret(0)], "network header"),
+            (&[Insn::stmt(BPF_LD | BPF_IND | BPF_H, SKF_NET_OFF), ret(0)], "network header"),
+            (&[Insn::stmt(BPF_LDX | BPF_B | BPF_MSH, SKF_NET_OFF + 1), ret(0)], "network header"),
             (&[ld(Ext::HaType.offset()), ret(0)], "asks for `hatype`"),
             (&[ld(Ext::PayOffset.offset()), ret(0)], "asks for `poff`"),
             (&[ld(Ext::Nlattr.offset()), ret(0)], "netlink"),
@@ -241,6 +243,32 @@ mod tests {
                 let said = refused(filter, hook);
                 assert!(said.contains(part) && !said.contains('\n'), "{hook}: {part}: {said}");
             }
+        }
+    }
+
+    /// The kernel's meaning of these offsets, which libpcap has no other for.
+    #[test]
+    fn the_link_header_is_where_the_packet_starts() {
+        for (code, k) in [
+            (BPF_LD | BPF_ABS | BPF_W, 12),
+            (BPF_LD | BPF_IND | BPF_B, 2),
+            (BPF_LDX | BPF_B | BPF_MSH, 14),
+        ] {
+            for (hook, link) in [(Hook::Xdp, Link::Ethernet), (Hook::TcIngress, Link::Raw)] {
+                let of = |k| {
+                    let program = [
+                        Insn::stmt(code, k),
+                        Insn::stmt(BPF_MISC | BPF_TXA, 0),
+                        Insn::stmt(0x16, 0),
+                    ];
+                    translate(&[&program], &Options::new(hook, link)).unwrap()
+                };
+                assert_eq!(of(SKF_LL_OFF + k), of(k), "{code:#x} {hook} {link:?}");
+            }
+        }
+        // These are no header's.
+        for code in [BPF_LD | BPF_IND | BPF_B, BPF_LDX | BPF_B | BPF_MSH] {
+            assert_eq!(refused(&[Insn::stmt(code, -2_i32 as u32), ret(1)], Hook::Xdp), "");
         }
     }
 

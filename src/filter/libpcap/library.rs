@@ -6,8 +6,9 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::{Link, SNAPLEN, Source};
+use super::{Link, Packets, SNAPLEN, Source};
 use crate::filter::classic::insn::Insn;
+use crate::net::linktype::LinkType;
 
 /// struct bpf_program, with instructions of the layout that [`Insn`] has
 #[repr(C)]
@@ -65,6 +66,7 @@ macro_rules! library_functions {
 
 library_functions! {
     pcap_open_dead: fn(link: c_int, snaplen: c_int) -> *mut Handle;
+    pcap_fopen_offline: fn(file: *mut libc::FILE, message: *mut c_char) -> *mut Handle;
     pcap_close: fn(handle: *mut Handle);
     pcap_compile: fn(handle: *mut Handle, program: *mut Program, text: *const c_char, optimize: c_int, netmask: u32) -> c_int;
     pcap_freecode: fn(program: *mut Program);
@@ -133,24 +135,13 @@ impl Library {
     }
 
     pub(super) fn compile(&self, source: &Source<'_>) -> Result<Vec<Insn>, Refused> {
-        // pcap/dlt.h: DLT_EN10MB, and DLT_RAW as Linux has it
-        let link = match source.link {
-            Link::Ethernet => 1,
-            Link::Raw => 12,
-        };
         // Not known: `ip broadcast` is an error then, and not a comparison with 0.0.0.0.
         const NETMASK_UNKNOWN: u32 = u32::MAX;
         let text = CString::new(source.expression)
             .map_err(|_| Refused::Message("a NUL in the expression".into()))?;
-        let Functions {
-            pcap_open_dead, pcap_close, pcap_compile, pcap_freecode, pcap_geterr, ..
-        } = self.functions;
+        let Functions { pcap_close, pcap_compile, pcap_freecode, pcap_geterr, .. } = self.functions;
         let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: a link type and a length; the handle is closed below, and used by nobody else.
-        let handle = unsafe { pcap_open_dead(link, SNAPLEN as c_int) };
-        if handle.is_null() {
-            return Err(Refused::Memory);
-        }
+        let handle = self.open(source.packets)?;
         let mut program = Program { length: 0, insns: std::ptr::null_mut() };
         // SAFETY: an open handle, room for a program, and a C string.
         let result = unsafe {
@@ -181,6 +172,45 @@ impl Library {
         compiled
     }
 
+    /// A handle for such packets, to compile for; it is to be closed.
+    fn open(&self, packets: Packets) -> Result<*mut Handle, Refused> {
+        let Functions { pcap_open_dead, pcap_fopen_offline, .. } = self.functions;
+        let (link, big_endian) = match packets {
+            // pcap/dlt.h: DLT_EN10MB, and DLT_RAW as Linux has it
+            Packets::Live(link) => {
+                let link = match link {
+                    Link::Ethernet => 1,
+                    Link::Raw => 12,
+                };
+                // SAFETY: a link type and a length.
+                let handle = unsafe { pcap_open_dead(link, SNAPLEN as c_int) };
+                return if handle.is_null() { Err(Refused::Memory) } else { Ok(handle) };
+            }
+            Packets::File { link, big_endian } => (link, big_endian),
+        };
+        // A file without packets. libpcap compiles for a file what it doesn't for an interface: the family in a
+        // loopback's header is of the system and in the byte order that the file is from.
+        let header = header(link, big_endian);
+        // SAFETY: bytes and their number, which are only read, and live until the file is closed.
+        let file = unsafe {
+            libc::fmemopen(header.as_ptr().cast_mut().cast(), header.len(), c"r".as_ptr())
+        };
+        if file.is_null() {
+            return Err(Refused::Memory);
+        }
+        let mut message = [0; PCAP_ERRBUF_SIZE];
+        // SAFETY: an open file, and room for a message.
+        let handle = unsafe { pcap_fopen_offline(file, message.as_mut_ptr()) };
+        if handle.is_null() {
+            // SAFETY: libpcap closes the file only with a handle.
+            unsafe { libc::fclose(file) };
+            // SAFETY: a C string, that libpcap wrote.
+            let message = unsafe { CStr::from_ptr(message.as_ptr()) };
+            return Err(Refused::Message(message.to_string_lossy().into_owned()));
+        }
+        Ok(handle)
+    }
+
     pub(super) fn run(&self, program: &[Insn], data: &[u8], length: u32) -> u32 {
         let header = Header {
             time: libc::timeval { tv_sec: 0, tv_usec: 0 },
@@ -193,6 +223,28 @@ impl Library {
         // The interpreter checks each load against it. That jumps stay inside the program is for the caller's check.
         unsafe { (self.functions.pcap_offline_filter)(&program, &header, data.as_ptr()) as u32 }
     }
+}
+
+/// pcap/pcap.h
+const PCAP_ERRBUF_SIZE: usize = 256;
+
+/// The header of a pcap file.
+fn header(link: LinkType, big_endian: bool) -> [u8; 24] {
+    let link = match link.0 {
+        // What OpenBSD calls RAW.
+        14 => LinkType::RAW.0,
+        same => same,
+    };
+    let mut header = [0; 24];
+    for (at, word) in [(0, 0xa1b2_c3d4), (16, SNAPLEN), (20, link.into())] {
+        let bytes = if big_endian { u32::to_be_bytes(word) } else { u32::to_le_bytes(word) };
+        header[at..at + 4].copy_from_slice(&bytes);
+    }
+    for (at, half) in [(4, 2), (6, 4)] {
+        let bytes = if big_endian { u16::to_be_bytes(half) } else { u16::to_le_bytes(half) };
+        header[at..at + 2].copy_from_slice(&bytes);
+    }
+    header
 }
 
 /// `libpcap version 1.10.3 (with TPACKET_V3)`

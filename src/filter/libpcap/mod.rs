@@ -10,9 +10,11 @@ mod names;
 use anyhow::{Result, anyhow};
 
 use self::library::{Library, Refused};
-use super::classic::check::check;
+use super::classic::check::{check_with_loops, has_loop};
 use super::classic::insn::Insn;
+use super::classic::interp::{self, Rules};
 use crate::error::{unsupported, usage};
+use crate::net::linktype::{Header, LinkType};
 
 /// What a packet begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,41 @@ pub(crate) enum Link {
     Raw,
 }
 
+impl Link {
+    /// What the translation to eBPF takes it for. That loads from the packet's start, whatever is there; only beside an
+    /// Ethernet header can the kernel keep a VLAN tag.
+    pub(crate) fn of(file: LinkType) -> Self {
+        match file.header() {
+            Header::Ethernet => Self::Ethernet,
+            _ => Self::Raw,
+        }
+    }
+}
+
+impl From<Link> for LinkType {
+    fn from(link: Link) -> Self {
+        match link {
+            Link::Ethernet => Self::ETHERNET,
+            Link::Raw => Self::RAW,
+        }
+    }
+}
+
+/// What packets an expression is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packets {
+    /// Of an interface
+    Live(Link),
+    /// Of a capture file, that was written in this byte order
+    File { link: LinkType, big_endian: bool },
+}
+
+impl From<Link> for Packets {
+    fn from(link: Link) -> Self {
+        Self::Live(link)
+    }
+}
+
 /// How many bytes of a packet that matches are wanted, as tcpdump has it: all.
 pub(crate) const SNAPLEN: u32 = 262_144;
 
@@ -30,7 +67,7 @@ pub(crate) const SNAPLEN: u32 = 262_144;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source<'a> {
     pub(crate) expression: &'a str,
-    pub(crate) link: Link,
+    pub(crate) packets: Packets,
     pub(crate) optimize: bool,
     pub(crate) names: Names,
 }
@@ -77,10 +114,15 @@ pub(crate) fn compile(source: &Source<'_>) -> Result<Vec<Insn>> {
     })
 }
 
-/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes.
+/// What libpcap's own interpreter returns for the packet: the reference for ours. The program is one that Linux takes,
+/// or one with loops.
 pub(crate) fn run(program: &[Insn], data: &[u8], length: u32) -> Result<u32> {
-    // libpcap's follows jumps wherever they lead.
-    check(program)?;
+    // libpcap's follows jumps wherever they lead, and as often.
+    check_with_loops(program)?;
+    if has_loop(program) {
+        let packet = interp::Packet { length, ..interp::Packet::new(data) };
+        interp::run(program, &packet, Rules::Libpcap).map_err(|stuck| usage(stuck.to_string()))?;
+    }
     Ok(library()?.run(program, data, length))
 }
 
@@ -123,7 +165,8 @@ mod tests {
     }
 
     fn compile_it(expression: &str) -> Result<Vec<Insn>> {
-        compile(&Source { expression, link: Link::Ethernet, optimize: true, names: Names::REFUSED })
+        let packets = Link::Ethernet.into();
+        compile(&Source { expression, packets, optimize: true, names: Names::REFUSED })
     }
 
     #[test]
@@ -133,11 +176,42 @@ mod tests {
         }
         let program = assemble("ldh [12]\njne #0x806, drop\nret #262144\ndrop: ret #0").unwrap();
         assert_eq!(compile_it("arp").unwrap(), program);
-        let raw =
-            Source { expression: "ip", link: Link::Raw, optimize: true, names: Names::REFUSED };
+        let raw = Source {
+            expression: "ip",
+            packets: Link::Raw.into(),
+            optimize: true,
+            names: Names::REFUSED,
+        };
         assert_eq!(compile(&raw).unwrap()[0].code, 0x30);
         let plain = Source { optimize: false, ..raw };
         assert!(compile(&plain).unwrap().len() >= compile(&raw).unwrap().len());
+    }
+
+    #[test]
+    fn packets_of_files() {
+        if !here() {
+            return;
+        }
+        let of = |expression, link, big_endian| {
+            let packets = Packets::File { link: LinkType(link), big_endian };
+            compile(&Source { expression, packets, optimize: true, names: Names::REFUSED })
+        };
+        assert_eq!(of("arp", 1, false).unwrap(), compile_it("arp").unwrap());
+        // The same to libpcap on Linux.
+        assert_eq!(of("ip", 12, false).unwrap(), of("ip", 101, false).unwrap());
+        assert_eq!(of("ip", 14, true).unwrap(), of("ip", 101, false).unwrap());
+        // The protocol's place, and what can be neither.
+        assert_eq!(
+            (of("ip", 113, false).unwrap()[0].k, of("ip", 276, false).unwrap()[0].k),
+            (14, 0)
+        );
+        assert!(of("ip", 228, false).unwrap().len() == 1 && of("ip6", 228, false).is_err());
+        assert!(of("ip6", 229, false).unwrap().len() == 1 && of("ip", 229, false).is_err());
+        // Which of the two orders the family is in.
+        let big = of("ip", 0, true).unwrap();
+        assert!(big != of("ip", 0, false).unwrap());
+        let error = of("ip", 147, false).unwrap_err();
+        assert_eq!(status_of(&error), Status::Usage, "{error}");
     }
 
     #[test]

@@ -281,10 +281,10 @@ fn figures() {
         .map(|i| format!("udp dst port {}", 1000 + i))
         .chain(["icmp".to_string()])
         .map(|expression| {
-            let link = Link::Ethernet;
+            let packets = Link::Ethernet.into();
             compile(&Source {
                 expression: &expression,
-                link,
+                packets,
                 optimize: true,
                 names: Names::REFUSED,
             })

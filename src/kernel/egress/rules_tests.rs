@@ -121,7 +121,7 @@ fn random_packets_are_blocked_as_the_reference_would() {
         let udp = || {
             libpcap::compile(&Source {
                 expression: "udp",
-                link: crate::filter::ebpf::translate::Link::Ethernet,
+                packets: crate::filter::ebpf::translate::Link::Ethernet.into(),
                 optimize: true,
                 names: Names::REFUSED,
             })

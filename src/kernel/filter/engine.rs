@@ -56,7 +56,8 @@ impl SocketFilter {
         }
         match send(self.sender.as_raw_fd(), packet, MsgFlags::empty()) {
             Ok(sent) if sent == packet.len() => {}
-            Err(nix::errno::Errno::EMSGSIZE) => {
+            // As much as a socket may hold, or more pages than a packet has room for.
+            Err(nix::errno::Errno::EMSGSIZE | nix::errno::Errno::ENOBUFS) => {
                 return Ok(Outcome::NotRun("longer than a socket takes"));
             }
             Ok(_) => bail!("a socket took part of a packet"),
@@ -70,6 +71,9 @@ impl SocketFilter {
         }
     }
 }
+
+/// Every kernel runs programs on packets as long as this: a page holds them, with what the kernel puts around them.
+const LONG: usize = 3000;
 
 /// A translated filter, loaded for a hook.
 #[derive(Debug)]
@@ -163,6 +167,13 @@ impl HookFilter {
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINVAL) if packet.len() < 15 => {
                     Ok(Outcome::NotRun("shorter than an Ethernet header with a byte of payload"))
+                }
+                // As long as a page, as many pages as a packet may have (MAX_SKB_FRAGS), or what the call copies at
+                // once.
+                Some(libc::EINVAL | libc::ENOMEM | libc::E2BIG | libc::EMSGSIZE)
+                    if packet.len() > LONG =>
+                {
+                    Ok(Outcome::NotRun("longer than the kernel runs a program on"))
                 }
                 Some(libc::EINVAL) => {
                     Ok(Outcome::NotRun("the kernel refuses to run a program on such a packet"))

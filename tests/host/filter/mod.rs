@@ -55,8 +55,13 @@ pub(crate) fn write(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBu
 
 /// A pcap file of Ethernet frames.
 pub(crate) fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+    pcap_of(1, frames)
+}
+
+/// A pcap file of packets that begin with what `link` says.
+pub(crate) fn pcap_of(link: u32, frames: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 262_144, 1] {
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 0, link] {
         file.extend(word.to_le_bytes());
     }
     for (second, frame) in frames.iter().enumerate() {
@@ -95,6 +100,17 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
     ]
     .concat();
     vec![arp, udp, tcp]
+}
+
+/// An IPv6 packet with two extension headers before ICMPv6.
+pub(crate) fn behind_extension_headers() -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 32, 0, 64];
+    packet.extend([1; 32]);
+    // Hop-by-hop of 8 bytes, destination options of 16, and an echo request.
+    packet.extend([60, 0, 1, 4, 0, 0, 0, 0]);
+    packet.extend([58, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    packet.extend([128, 0, 0, 0, 0, 0, 0, 1]);
+    packet
 }
 
 pub(crate) fn json(text: &str) -> Vec<serde_json::Value> {

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use super::{ARP, filter, frames, json, libpcap, pcap, write};
+use super::{ARP, behind_extension_headers, filter, frames, json, libpcap, pcap, pcap_of, write};
 use crate::support::{as_nobody, public_copy, root, stderr, stdout};
 
 #[test]
@@ -33,6 +33,105 @@ fn every_engine_agrees() {
             assert_eq!((&row["interp"], &row["xdp"]), (&row["libpcap"], &row["verdict"]), "{row}");
         }
         assert_eq!((&rows[3]["matched"], &rows[3]["differ"]), (&matches.into(), &0.into()));
+    }
+}
+
+/// A packet of any length is an answer: of the engine, or why it has none.
+#[test]
+fn long_packets_end_nothing() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let long = |length: usize| {
+        let mut frame = frames()[1].clone();
+        frame.resize(length, 7);
+        frame
+    };
+    let lengths = [60, 1500, 3000, 5000, 9000, 66_000, 80_000, 300_000, 1_000_000];
+    let file = pcap(&lengths.map(long));
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "long.pcap", file);
+    // The last is behind what XDP gets at once.
+    for (expression, matches) in [("udp port 53", 9), ("len > 4000", 6), ("ether[7000] = 7", 5)] {
+        let all = |engine: &str| {
+            let path = path.to_str().unwrap();
+            json(&filter(&[
+                "run", expression, "--read", path, "--engine", engine, "--format", "json",
+            ]))
+        };
+        let rows = all("all");
+        let summary = &rows[lengths.len()];
+        assert_eq!((&summary["matched"], &summary["differ"]), (&matches.into(), &0.into()));
+        for row in &rows[..3] {
+            assert_eq!(row["not_run"], serde_json::Value::Null, "{row}");
+        }
+        let longest = &rows[lengths.len() - 1];
+        assert_eq!((&longest["xdp"], &longest["tc"]), (&"not run".into(), &"not run".into()));
+        assert!(longest["not_run"].as_str().unwrap().contains("longer than"), "{longest}");
+        for engine in ["kernel", "xdp", "tc"] {
+            assert_eq!(all(engine).len(), lengths.len() + 1, "{engine}");
+        }
+    }
+}
+
+/// An engine that can't run a filter says so, and the others run it.
+#[test]
+fn engines_that_cannot_run_a_filter_say_why() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let ethernet = [&frames()[0][..12], &[0x86, 0xdd], &behind_extension_headers()[..]].concat();
+    let packets = write(dir.path(), "packets.pcap", pcap(&[ethernet]));
+    let packets = packets.to_str().unwrap();
+    let run = |what: &[&str]| {
+        let args =
+            [&["run"], what, &["--read", packets, "--engine", "all", "--format", "json"]].concat();
+        json(&filter(&args))
+    };
+    let chain = &run(&["ip6 protochain 58"])[0];
+    for (engine, said) in [
+        ("interp", "match"),
+        ("libpcap", "match"),
+        ("kernel", "not run"),
+        ("xdp", "not run"),
+        ("tc", "not run"),
+        ("verdict", "match"),
+    ] {
+        assert_eq!(chain[engine], said, "{chain}");
+    }
+    assert!(chain["not_run"].as_str().unwrap().contains("jumps backward"), "{chain}");
+    // libpcap takes Linux's extensions for offsets beyond any packet.
+    let xor = write(dir.path(), "xor.asm", "ld #5\nldx #6\nld xor_x\nret a\n");
+    let xor = &run(&["--asm", xor.to_str().unwrap()])[0];
+    for (engine, said) in
+        [("interp", "match"), ("libpcap", "not run"), ("kernel", "match"), ("xdp", "match")]
+    {
+        assert_eq!(xor[engine], said, "{xor}");
+    }
+    assert!(xor["not_run"].as_str().unwrap().contains("#xor_x"), "{xor}");
+}
+
+/// What tcpdump writes of the interface `any`.
+#[test]
+fn every_engine_runs_cooked_captures() {
+    if !root() || !libpcap() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cooked: Vec<Vec<u8>> = frames()
+        .iter()
+        .map(|frame| [&[0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0], &frame[12..]].concat())
+        .collect();
+    let packets = write(dir.path(), "any.pcap", pcap_of(113, &cooked));
+    let packets = packets.to_str().unwrap();
+    for expression in ["arp", "udp port 53", "not ip", "ether proto 0x8100"] {
+        let args = ["run", expression, "--read", packets, "--engine", "all", "--format", "json"];
+        for row in &json(&filter(&args))[..3] {
+            for engine in ["interp", "libpcap", "kernel", "xdp", "tc"] {
+                assert_eq!(row[engine], row["verdict"], "{expression}: {row}");
+            }
+        }
     }
 }
 

@@ -138,7 +138,7 @@ fn random_expressions() {
         let text = expression(&mut rng, depth);
         let source = Source {
             expression: &text,
-            link: Link::Ethernet,
+            packets: Link::Ethernet.into(),
             optimize: rng.bool(),
             names: Names::REFUSED,
         };
@@ -177,8 +177,12 @@ fn what_tcpdump_takes() {
     let count = here_or_guest(300, 30);
     for text in EXPRESSIONS {
         for optimize in [true, false] {
-            let source =
-                Source { expression: text, link: Link::Ethernet, optimize, names: Names::REFUSED };
+            let source = Source {
+                expression: text,
+                packets: Link::Ethernet.into(),
+                optimize,
+                names: Names::REFUSED,
+            };
             let program = compile(&source).unwrap_or_else(|error| panic!("{text}: {error:#}"));
             let frames: Vec<Vec<u8>> = (0..count).map(|_| packets::any(&mut rng)).collect();
             compare(text, &program, &frames, &mut tally);

@@ -31,7 +31,12 @@ const ROUNDS: usize = 60;
 const STARTS: usize = 21;
 
 fn classic(expression: &str) -> Vec<Insn> {
-    let source = Source { expression, link: Link::Ethernet, optimize: true, names: Names::REFUSED };
+    let source = Source {
+        expression,
+        packets: Link::Ethernet.into(),
+        optimize: true,
+        names: Names::REFUSED,
+    };
     compile(&source).unwrap()
 }
 
