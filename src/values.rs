@@ -74,6 +74,10 @@ fn digits(text: &str) -> bool {
 pub(crate) struct PortSet(pub(crate) Vec<(u16, u16)>);
 
 impl PortSet {
+    pub(crate) fn has(&self, port: u16) -> bool {
+        self.0.iter().any(|&(low, high)| (low..=high).contains(&port))
+    }
+
     /// One bit a port, in words as the BPF programs read them.
     pub(crate) fn words(&self) -> Vec<u64> {
         let mut words = vec![0_u64; 65536 / 64];

@@ -6,7 +6,7 @@
 //! New connections are kept out by the kernel's side alone, before the call that was the reason is done. Existing ones
 //! are handed over to TCP when its news arrive here, some milliseconds later.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,41 @@ use anyhow::{Context, Result};
 
 use super::preflight::{is_blind, port_list, reasons_of};
 use crate::kernel::btf::BtfSource;
-use crate::kernel::preflight::{Config, News, Process, ProcessKey, Shared, Verdict, Watch};
+use crate::kernel::preflight::{Config, News, Process, ProcessKey, Reason, Shared, Verdict, Watch};
 use crate::kernel::sockredir::Redirector;
 use crate::kernel::task_filter::TaskFilter;
 use crate::output::bytes_to_string;
+use crate::values::PortSet;
 
 /// To hand connections over takes a look at each: at most one part in so many of the time.
 const SHARE: u32 = 10;
 
+/// Sentences that are remembered, so as not to be said twice; after that, nothing new is said.
+const MOST_SAID: usize = 1000;
+
 /// Ports that a sentence has.
 const MOST_NAMED: usize = 20;
+
+/// The ports whose connections are redirected at all.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) only: Option<PortSet>,
+    pub(super) not: Option<PortSet>,
+}
+
+impl Wanted {
+    fn has(&self, port: u16) -> bool {
+        self.only.as_ref().is_none_or(|ports| ports.has(port))
+            && !self.not.as_ref().is_some_and(|ports| ports.has(port))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Guard {
     watch: Watch,
+    wanted: Wanted,
+    /// What was said, without ids: a server that forks for each connection is one program.
+    said: HashSet<String>,
     /// Processes that were told of, with the ports that were.
     told: HashMap<ProcessKey, BTreeSet<u16>>,
     found: usize,
@@ -57,7 +78,7 @@ impl Pace {
 
 impl Guard {
     /// Watches the processes of `cgroup`, or all.
-    pub(super) fn arm(btf: BtfSource, cgroup: Option<&File>) -> Result<Self> {
+    pub(super) fn arm(btf: BtfSource, cgroup: Option<&File>, wanted: Wanted) -> Result<Self> {
         let cgroup =
             cgroup.map(File::try_clone).transpose().context("cannot keep the cgroup open")?;
         let tasks = TaskFilter { cgroup, ..TaskFilter::default() };
@@ -65,6 +86,8 @@ impl Guard {
             .context("the guard (--no-guard does without)")?;
         Ok(Self {
             watch,
+            wanted,
+            said: HashSet::new(),
             told: HashMap::new(),
             found: 0,
             full: false,
@@ -123,7 +146,8 @@ impl Guard {
         Ok(texts)
     }
 
-    /// What is to be said of a process, if it is new. Ports that were told before belong to it all the same.
+    /// What is to be said of a process, once. Not of one that does it on other connections alone than those that are redirected. Ports that
+    /// were told before belong to it all the same, and those that come later are kept out without a word.
     fn tell(&mut self, mut process: Process) -> Option<String> {
         let before = self.told.get(&process.key());
         let ports: BTreeSet<u16> =
@@ -132,10 +156,17 @@ impl Guard {
         if before == Some(&ports) {
             return None;
         }
-        self.found += usize::from(is_new);
         process.ports = ports.iter().copied().collect();
         self.told.insert(process.key(), ports);
-        Some(sentence(&process))
+        if !is_new
+            || !process.ports.is_empty() && !process.ports.iter().any(|&port| self.wanted.has(port))
+        {
+            return None;
+        }
+        self.found += 1;
+        let why: Vec<Reason> = process.reasons.iter().map(|&(reason, _)| reason).collect();
+        let program = format!("{:?} {why:?} {:?}", process.comm, process.ports);
+        (self.said.len() < MOST_SAID && self.said.insert(program)).then(|| sentence(&process))
     }
 
     /// Keeps out what the kernel's side was not sure of, and by now is known to be a server's port.

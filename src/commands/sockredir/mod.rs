@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, raise};
 
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
-use self::guard::Guard;
+use self::guard::{Guard, Wanted};
 pub(crate) use self::manual::MANUAL;
 use super::common::{amount, clock, interval, losses_sentence, note, tell};
 use super::tracing::{self, Plan};
@@ -219,10 +219,11 @@ impl Sockredir {
         };
         let turns = self.turns()?;
         let guard = RefCell::new(None);
+        let wanted = Wanted { only: self.port.clone(), not: self.exclude_port.clone() };
         let arm = |signals: &mut Signals| {
             if !self.no_guard {
                 let scope = self.cgroup.is_some().then_some(&cgroup);
-                let mut watch = Guard::arm(config.btf.clone(), scope)?;
+                let mut watch = Guard::arm(config.btf.clone(), scope, wanted.clone())?;
                 if !self.learn(&mut watch, signals)? {
                     return Ok(None);
                 }
@@ -364,6 +365,8 @@ impl tracing::Session<Redirector> for Session<'_> {
 
     /// What is left of the connections that were taken, and the totals.
     fn finish(&mut self, tracer: &Redirector, undecodable: u64, sink: &mut Sink) -> Result<()> {
+        // What the guard has seen in the last moment.
+        self.rest(tracer)?;
         let halves = std::mem::take(&mut self.halves);
         for (end, _) in halves.into_values() {
             self.over(Connection::new(end, None), sink)?;

@@ -318,6 +318,37 @@ fn at(place: usize) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16)) as u8
 }
 
+/// A server that forks for each connection is one program; what happens on ports that are left to TCP anyway is nobody's concern; and what
+/// happened in the last moment is told.
+#[test]
+fn a_program_is_named_once_and_only_where_it_matters() {
+    let Some(place) = Place::new() else { return };
+    place.run(|| {
+        let (listener, addr) = listen("127.0.0.1");
+        let (other_listener, other) = listen("127.0.0.1");
+        let asks_at = |listener: &std::net::TcpListener, addr: std::net::SocketAddr| {
+            let mut actor = Actor::new(move |_| {
+                let stream = TcpStream::connect(addr).unwrap();
+                ask_for_tcp_info(&stream);
+            });
+            actor.go();
+            let accepted = listener.accept().unwrap();
+            actor.finish();
+            drop(accepted);
+        };
+        let run = place.guarded(&["--exclude-port", &other.port().to_string()]);
+        for _ in 0..3 {
+            asks_at(&other_listener, other);
+            asks_at(&listener, addr);
+        }
+        let run = run.stop();
+        let said = run.stderr.matches("does what redirection changes").count();
+        assert_eq!(said, 1, "{}", run.stderr);
+        assert!(!run.stderr.contains(&other.port().to_string()), "{}", run.stderr);
+        assert_eq!(run.summary()["guarded_processes"], 3, "{}", run.stderr);
+    });
+}
+
 /// A process is kept out also where no port is known: by itself, where it connects and where it begins to listen.
 #[test]
 fn what_an_unsafe_process_connects_to_and_listens_at_stays_with_tcp() {
