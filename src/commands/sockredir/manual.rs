@@ -30,6 +30,10 @@ pub(crate) const MANUAL: Manual = Manual {
             "The same of all programs, but for those that do what redirection changes within five minutes, or later on.",
         ),
         (
+            "bpftk sockredir --cgroup /sys/fs/cgroup/proxy --learn 1m",
+            "Where programs may splice, as proxies do: what they do first would be done on redirected connections.",
+        ),
+        (
             "bpftk sockredir preflight --cgroup /sys/fs/cgroup/app -d 5m",
             "Which programs of this cgroup do what redirection changes, in five minutes of their work.",
         ),
@@ -139,6 +143,15 @@ const DIFFERENCES: &[Field] = &[
     Field::new("SO_PEEK_OFF", "is not minded: each peek begins at the first byte"),
     Field::new("TCP_INQ, SO_TIMESTAMP, SO_TIMESTAMPING", "their control messages do not come"),
     Field::new(
+        "SIOCOUTQ, SIOCOUTQNSD",
+        "are 0 for redirected bytes, also while the other end has read none of them",
+    ),
+    Field::new("TCP_CORK, MSG_MORE", "hold no redirected bytes back"),
+    Field::new(
+        "a read into memory of which a part is not mapped",
+        "gives what fits; by TCP it fails with EFAULT",
+    ),
+    Field::new(
         "FIONREAD (SIOCINQ)",
         "is 0 or too little while data waits, before Linux 7.0, 6.18.14, 6.12.75 and 6.6.128",
     ),
@@ -239,6 +252,9 @@ mod tests {
         ("recv of 0 bytes", &["zero-length", "recvmsg of 0 bytes"]),
         ("SO_PEEK_OFF", &["peek-off"]),
         ("TCP_INQ, SO_TIMESTAMP", &["tcp-inq", "timestamps"]),
+        ("SIOCOUTQ", &["SIOCOUTQ"]),
+        ("TCP_CORK, MSG_MORE", &["TCP_CORK"]),
+        ("a read into memory", &["a part is not mapped"]),
         ("FIONREAD", &["fionread"]),
         ("a socket filter", &["socket-filter"]),
         ("close(2) with unread data", &["unread-at-close", "where a process exits"]),

@@ -180,10 +180,13 @@ pub(crate) const REASONS: &[Field] = &[
 
 /// What redirection changes as well, and is in no system call that is looked at, or not in what the program can read of
 /// it.
-pub(crate) const NOT_LOOKED_FOR: [&str; 6] = [
+pub(crate) const NOT_LOOKED_FOR: [&str; 9] = [
     "unread data where a process exits or replaces a descriptor (dup2, close_range)",
     "recvmsg of 0 bytes",
     "Linux AIO",
+    "ioctl SIOCOUTQ and SIOCOUTQNSD",
+    "TCP_CORK and MSG_MORE",
+    "reads into memory of which a part is not mapped",
     "ENOMEM at the limit of a memory cgroup",
     "who watches from outside (ss, tcpdump, packet filters, accounting)",
     "anything a process did not do while it was watched",
