@@ -43,7 +43,15 @@ static __always_inline void set_state(struct known_sock sock, int oldstate, int 
 		return;
 	}
 	/* Simultaneous open (SYN_SENT to SYN_RECV) is not decided yet. */
-	if (!attempt || !(attempt->flags & ATTEMPT_SYN_SENT) || newstate == TCP_SYN_RECV)
+	if (newstate == TCP_SYN_RECV)
+		return;
+	if (!attempt) {
+		/* The second copy comes after the first has ended it. */
+		if (oldstate == TCP_SYN_SENT && !(has_copies && last))
+			began_before(sock);
+		return;
+	}
+	if (!(attempt->flags & ATTEMPT_SYN_SENT))
 		return;
 	if (oldstate == TCP_CLOSE) {
 		/* Closed again: whoever should have told the error did not. */
@@ -76,6 +84,14 @@ int bpftk_state2(struct trace_event_raw_inet_sock_set_state *ctx)
 {
 	set_state(untyped((struct sock *)BPF_CORE_READ(ctx, skaddr)), BPF_CORE_READ(ctx, oldstate),
 		  BPF_CORE_READ(ctx, newstate), true);
+	return 0;
+}
+
+/* Linux 5.14. Where a program has fetched the error and closes, this alone has told which it was. */
+SEC("raw_tp/inet_sk_error_report")
+int bpftk_error(struct bpf_raw_tracepoint_args *ctx)
+{
+	error_told(untyped((struct sock *)ctx->args[0]));
 	return 0;
 }
 

@@ -43,15 +43,17 @@ static __always_inline void remember_call(struct sock *sk, const void *addr, __u
 	bpf_map_update_elem(&calls, &tid, &call, BPF_ANY);
 }
 
-static __always_inline void recall_call(int ret, bool user)
+/* False when there is no such call. */
+static __always_inline bool recall_call(int ret, bool user)
 {
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	struct tcpconnect_call *call = bpf_map_lookup_elem(&calls, &tid);
 
 	if (!call)
-		return;
+		return false;
 	call_ends((struct sock *)call->sk, ret < 0 ? -ret : 0, (void *)call->addr, call->addr_len, user);
 	bpf_map_delete_elem(&calls, &tid);
+	return true;
 }
 
 /* A call that failed before the socket was under way: @ret is negative, @addr the caller's (@user) or the kernel's copy of it. */
@@ -64,6 +66,7 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 	    !task_wanted(&task) || !set_destination_from(&event, addr, addr_len, user))
 		return;
 	event.record = BPFTK_RECORD_EVENT;
+	event.instant = 1;
 	event.start_ns = event.end_ns = bpf_ktime_get_boot_ns();
 	event.cgroup_id = task.cgroup_id;
 	event.pid = task.pid;

@@ -13,7 +13,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::{Link, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, ProgramMut};
 
 use super::btf::Types;
 use super::probes::perf_refused;
@@ -45,6 +45,20 @@ pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
     program.attach().map_err(|error| {
         anyhow!("cannot attach {}: {}", program.name().to_string_lossy(), log::explain(error))
     })
+}
+
+/// The same for a tracepoint that older kernels lack. Nothing where it is not.
+pub(crate) fn auto_if_there(program: &ProgramMut<'_>) -> Result<Option<Link>> {
+    log::clear();
+    match program.attach() {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(anyhow!(
+            "cannot attach {}: {}",
+            program.name().to_string_lossy(),
+            log::explain(error)
+        )),
+    }
 }
 
 /// Attaches to a cgroup, by a link: several instances work side by side, and each is gone with its process.
