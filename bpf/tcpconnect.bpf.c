@@ -95,6 +95,17 @@ int bpftk_error(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * Back ends fentry and kprobe, Linux 7.3: Landlock refuses sends with MSG_FASTOPEN where they are sent, and no function that only such
+ * sends come to is there to be hooked. Refusals of connect() come here too, and are told by security_socket_connect.
+ */
+SEC("raw_tp/landlock_deny_access_net")
+int bpftk_landlock(void *ctx)
+{
+	send_refused(-EACCES);
+	return 0;
+}
+
 /* No entry outlives its socket. */
 SEC("raw_tp/tcp_destroy_sock")
 int bpftk_destroy(struct bpf_raw_tracepoint_args *ctx)

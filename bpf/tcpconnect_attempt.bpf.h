@@ -22,6 +22,7 @@
 /* include/uapi/asm-generic/errno*.h */
 #define EINTR 4
 #define EBADF 9
+#define EACCES 13
 #define EFAULT 14
 #define EPIPE 32
 #define ENOTSOCK 88
@@ -63,7 +64,7 @@ const volatile __u8 has_copies;
 const volatile __u8 has_uring_hooks;
 
 /* Numbers of system calls: each architecture has its own. */
-const volatile __s32 nr_connect, nr_sendto, nr_sendmsg;
+const volatile __s32 nr_connect, nr_sendto, nr_sendmsg, nr_sendmmsg;
 
 /* An attempt found no room: from then on, one that is not in the table may be that one. */
 __u8 table_was_full;

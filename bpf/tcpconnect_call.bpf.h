@@ -4,11 +4,39 @@
 
 /* Calls that connect, whatever back end shows them. */
 
+#include "registers.bpf.h"
 #include "tcpconnect_attempt.bpf.h"
+
+/* include/linux/socket.h */
+#define MSG_FASTOPEN 0x20000000
 
 /* include/linux/net.h, include/uapi/linux/in.h */
 #define SS_UNCONNECTED 1
 #define IPPROTO_MPTCP 262
+
+/* The socket that @file is, if it is one: a socket points back from the file's private data. */
+static __always_inline struct socket *socket_of(struct file *file)
+{
+	struct socket *sock;
+
+	if (!file)
+		return NULL;
+	sock = BPF_CORE_READ(file, private_data);
+	return sock && BPF_CORE_READ(sock, file) == file ? sock : NULL;
+}
+
+static __always_inline struct file *file_of(__u32 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
+	struct file **files, *file = NULL;
+
+	if (!fdt || fd >= BPF_CORE_READ(fdt, max_fds))
+		return NULL;
+	files = BPF_CORE_READ(fdt, fd);
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
 
 /* Whether @sock is one that connects by TCP, in the network namespace asked for. */
 static __always_inline bool connects_by_tcp(struct known_sock sock)
@@ -79,6 +107,36 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 	set_source(&event, untyped(sk));
 	if (destination_wanted(&event))
 		report(&event);
+}
+
+/*
+ * A security module refuses the send that the current task asked for, if it is one that would open a connection. Of a call on several
+ * messages, only the first can.
+ */
+static __always_inline void send_refused(int ret)
+{
+	struct pt_regs *regs = user_registers();
+	int number = number_in(regs);
+	struct user_msghdr msg = {};
+	struct socket *sock;
+	__u64 flags;
+
+	if (number == nr_sendto) {
+		flags = PT_REGS_PARM4_CORE_SYSCALL(regs);
+		msg.msg_name = (void *)PT_REGS_PARM5_CORE_SYSCALL(regs);
+		msg.msg_namelen = PT_REGS_PARM6_CORE_SYSCALL(regs);
+	} else if (number == nr_sendmsg || number == nr_sendmmsg) {
+		flags = number == nr_sendmsg ? PT_REGS_PARM3_CORE_SYSCALL(regs) : PT_REGS_PARM4_CORE_SYSCALL(regs);
+		if (bpf_probe_read_user(&msg, sizeof(msg), (void *)PT_REGS_PARM2_CORE_SYSCALL(regs)))
+			return;
+	} else {
+		return;
+	}
+	if (!(flags & MSG_FASTOPEN))
+		return;
+	sock = socket_of(file_of(PT_REGS_PARM1_CORE_SYSCALL(regs)));
+	if (sock && free_to_connect(sock, false))
+		refused(BPF_CORE_READ(sock, sk), ret, msg.msg_name, msg.msg_namelen, true);
 }
 
 #endif

@@ -4,11 +4,7 @@
 
 /* tcpconnect, back end tracepoint: how it sees calls. */
 
-#include "registers.bpf.h"
 #include "tcpconnect_call.bpf.h"
-
-/* include/linux/socket.h */
-#define MSG_FASTOPEN 0x20000000
 
 /* include/uapi/linux/io_uring.h */
 #define IORING_OP_CONNECT 16
@@ -20,30 +16,6 @@ struct trace_event_raw_io_uring_submit_sqe___old {
 	__u8 opcode;
 	__u64 user_data;
 } __attribute__((preserve_access_index));
-
-/* The socket that @file is, if it is one: a socket points back from the file's private data. */
-static __always_inline struct socket *socket_of(struct file *file)
-{
-	struct socket *sock;
-
-	if (!file)
-		return NULL;
-	sock = BPF_CORE_READ(file, private_data);
-	return sock && BPF_CORE_READ(sock, file) == file ? sock : NULL;
-}
-
-static __always_inline struct file *file_of(__u32 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-	struct file **files, *file = NULL;
-
-	if (!fdt || fd >= BPF_CORE_READ(fdt, max_fds))
-		return NULL;
-	files = BPF_CORE_READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
 
 /* @addr is in user memory, perhaps not paged in yet: it is read again at the call's end, when the kernel has read it too. */
 static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 addr_len)

@@ -18,7 +18,7 @@ use libbpf_rs::{ErrorKind, Link, ProgramMut};
 use super::btf::Types;
 use super::probes::perf_refused;
 use super::tracefs::Tracefs;
-use super::{log, sys};
+use super::{limits, log, sys};
 
 /// Attaches to a tracepoint by its id. libbpf would look for tracefs where it may not be mounted.
 pub(crate) fn tracepoint(
@@ -76,6 +76,21 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
         let kind = if at_return { "kretprobe" } else { "kprobe" };
         anyhow!("cannot attach a {kind} to {function}: {}", log::explain(error))
     })
+}
+
+/// The same for a function that not every kernel has. Nothing where it is not.
+pub(crate) fn kprobe_if_there(
+    program: &ProgramMut<'_>,
+    at_return: bool,
+    function: &str,
+) -> Result<Option<Link>> {
+    match kprobe(program, at_return, function) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) => match limits::named(&error) {
+            Some(limited) => Err(limited),
+            None => Ok(None),
+        },
+    }
 }
 
 /// Attaches a fentry, fexit or tp_btf program to what it was loaded for.

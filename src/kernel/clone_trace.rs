@@ -8,7 +8,7 @@ use std::mem::{MaybeUninit, offset_of};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags};
@@ -25,7 +25,7 @@ use super::skel::clone_trace::{
 };
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
-use super::{attach, log, probes};
+use super::{attach, limits, log, probes};
 use crate::error::unsupported;
 
 /// How calls are seen.
@@ -168,9 +168,10 @@ impl Tracer {
                     let (at_exit, at_enter) =
                         (format!("sys_exit_{call}"), format!("sys_enter_{call}"));
                     // arm64 has neither fork nor vfork. Every kernel has clone.
-                    if call != "clone" && tracefs.event_id("syscalls", &at_enter).is_err() {
-                        continue;
-                    }
+                    match tracefs.event_id("syscalls", &at_enter) {
+                        Err(error) if call != "clone" && limits::is_lacking(&error) => continue,
+                        found => found?,
+                    };
                     let exit = &progs.bpftk_sysexit;
                     links.push(attach::tracepoint(&tracefs, exit, "syscalls", &at_exit)?);
                     beginnings.push(attach::tracepoint(&tracefs, enter, "syscalls", &at_enter)?);
@@ -184,10 +185,10 @@ impl Tracer {
                     (&progs.bpftk_kp_vfork, "vfork"),
                 ] {
                     let function = wrapper(call);
-                    match attach::kprobe(&progs.bpftk_kr, true, &function) {
-                        Ok(link) => links.push(link),
-                        Err(error) if call == "clone" => return Err(error),
-                        Err(_) => continue,
+                    match attach::kprobe_if_there(&progs.bpftk_kr, true, &function)? {
+                        Some(link) => links.push(link),
+                        None if call == "clone" => bail!("this kernel has no {function}"),
+                        None => continue,
                     }
                     beginnings.push(attach::kprobe(entry, false, &function)?);
                 }

@@ -28,7 +28,7 @@ use super::skel::tcpconnect::{
 };
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
-use super::{attach, log, probes};
+use super::{attach, limits, log, probes};
 use crate::error::unsupported;
 
 /// How calls are seen, whose failures before the first packet change no socket's state.
@@ -57,8 +57,14 @@ impl Backend {
     pub(crate) const ORDER: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
 
     /// Whether tcp_v6_connect is hooked: not if the kernel has no such function.
-    fn traces_v6(self) -> bool {
-        self == Self::Kprobe && probes::kprobe(c"tcp_v6_connect").is_ok()
+    fn traces_v6(self) -> Result<bool> {
+        if self != Self::Kprobe {
+            return Ok(false);
+        }
+        match probes::kprobe(c"tcp_v6_connect") {
+            Err(error) if !limits::is_lacking(&error) => Err(error),
+            tried => Ok(tried.is_ok()),
+        }
     }
 }
 
@@ -143,14 +149,17 @@ impl Tracer {
         };
         let tracefs = match backend {
             Backend::Tracepoint => Some(Tracefs::open()?),
-            _ if preempted => Tracefs::open().ok(),
+            _ if preempted => match Tracefs::open() {
+                Err(error) if limits::is_lacking(&error) => None,
+                opened => Some(opened?),
+            },
             _ => None,
         };
         // One of the copies needs it. Without copies, what was skipped is told.
         preempted &= tracefs.is_some();
         let copies = preempted && backend == Backend::Fentry;
         let uring = match &tracefs {
-            Some(tracefs) if backend == Backend::Tracepoint => Uring::of(tracefs),
+            Some(tracefs) if backend == Backend::Tracepoint => Uring::of(tracefs)?,
             _ => Uring::None,
         };
 
@@ -163,12 +172,13 @@ impl Tracer {
         rodata.filter_by_port = config.ports.is_some().into();
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
-        rodata.has_v6_hooks = backend.traces_v6().into();
+        rodata.has_v6_hooks = backend.traces_v6()?.into();
         rodata.has_copies = preempted.into();
         rodata.may_miss_returns = (backend == Backend::Kprobe || copies).into();
         rodata.has_uring_hooks = (uring != Uring::None).into();
         rodata.nr_connect = libc::SYS_connect as i32;
         rodata.nr_sendto = libc::SYS_sendto as i32;
+        rodata.nr_sendmmsg = libc::SYS_sendmmsg as i32;
         rodata.nr_sendmsg = libc::SYS_sendmsg as i32;
         configure_task_filter!(open, &config.tasks);
         let (dst, exclude) = (prefixes(&config.dst), prefixes(&config.exclude));
@@ -244,6 +254,9 @@ impl Tracer {
             links.push(attach::auto(&progs.bpftk_exit)?);
         }
         links.extend(attach::auto_if_there(&progs.bpftk_error)?);
+        if backend != Backend::Tracepoint {
+            links.extend(attach::auto_if_there(&progs.bpftk_landlock)?);
+        }
         if backend == Backend::Fentry {
             links.push(attach::trace(&progs.bpftk_state_btf)?);
         } else {
@@ -280,7 +293,7 @@ impl Tracer {
                     (&progs.bpftk_kr_lsm, &progs.bpftk_kp_lsm, "security_socket_connect"),
                 ] {
                     // A kernel without IPv6, or without cgroup BPF, lacks the function.
-                    if let Ok(link) = attach::kprobe(ret, true, function) {
+                    if let Some(link) = attach::kprobe_if_there(ret, true, function)? {
                         links.push(link);
                         links.push(attach::kprobe(entry, false, function)?);
                     }
@@ -427,6 +440,7 @@ fn select_programs(
     for program in [&mut progs.bpftk_connect, &mut progs.bpftk_send, &mut progs.bpftk_sysexit] {
         program.set_autoload(backend == Backend::Tracepoint);
     }
+    progs.bpftk_landlock.set_autoload(backend != Backend::Tracepoint);
     progs.bpftk_exit.set_autoload(backend == Backend::Kprobe || preempted);
     progs.bpftk_destroy.set_autoload(backend != Backend::Fentry || preempted);
     progs.bpftk_uring_end.set_autoload(uring != Uring::None);
@@ -445,14 +459,14 @@ enum Uring {
 }
 
 impl Uring {
-    fn of(tracefs: &Tracefs) -> Self {
-        if tracefs.event_has_field("io_uring", "io_uring_complete", "req") {
+    fn of(tracefs: &Tracefs) -> Result<Self> {
+        Ok(if tracefs.event_has_field("io_uring", "io_uring_complete", "req")? {
             Self::ByCompletion
-        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req") {
+        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req")? {
             Self::BySubmission
         } else {
             Self::None
-        }
+        })
     }
 }
 
