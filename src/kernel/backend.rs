@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 
 use super::caps::{Cap, Held};
 use super::{limits, probes};
-use crate::error::{Status, not_permitted, status_of, unsupported};
+use crate::error::{Status, limited, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
 #[derive(Debug)]
@@ -62,8 +62,11 @@ pub(crate) fn choose<B: Copy + Display, T>(
 /// Refuses if it is a limit that kept a back end from being armed, and nothing that the kernel can't do. Where locked memory is what
 /// is missing, the kernel's own words are of permission.
 fn out_of(error: &anyhow::Error) -> Result<()> {
-    if let Some(limited) = limits::named(error) {
-        return Err(limited);
+    if let Some(named) = limits::named(error) {
+        return Err(named);
+    }
+    if let Some(advice) = limits::too_few_files() {
+        return Err(limited(format!("{error:#}; {advice}")));
     }
     if Held::read()?.has(Cap::Bpf) {
         probes::memory_for_maps().map_err(not_permitted)?;

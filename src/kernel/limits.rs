@@ -2,6 +2,9 @@
 
 //! What a process or the machine may run out of: that is no lack of the kernel's, and no reason to do with less.
 
+use std::fs::File;
+
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Status, limited, status_of};
@@ -26,6 +29,29 @@ pub(crate) fn raise_open_files() {
     }
 }
 
+/// Open files that every back end can be armed with, and then some.
+const ENOUGH_FILES: usize = 96;
+
+/// Where there are too few, libbpf's errors may be of something else that it did without one.
+pub(crate) fn too_few_files() -> Option<String> {
+    let Ok(first) = File::open("/dev/null") else { return file_advice(Errno::last()) };
+    let mut files = vec![first];
+    while files.len() < ENOUGH_FILES {
+        match files[0].try_clone() {
+            Ok(file) => files.push(file),
+            Err(_) => return file_advice(Errno::last()),
+        }
+    }
+    None
+}
+
+fn file_advice(errno: Errno) -> Option<String> {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE).then(|| advice(&errno.to_string())).flatten()
+}
+
+/// What is said of a limit on open files: an error that has it is about that.
+const RAISE_FILES: &str = "raise it with `ulimit -n`";
+
 /// The limit that an error is about, and what to do. By its text: libbpf tells the number of an error only there.
 fn advice(text: &str) -> Option<String> {
     let (number, ..) = LIMITS.into_iter().find(|(number, name, words)| {
@@ -33,12 +59,13 @@ fn advice(text: &str) -> Option<String> {
             || text.contains(name)
             || text.contains(&format!("os error {number})"))
             || text.contains(&format!(": -{number})"))
+            || (*number == libc::EMFILE && text.contains(RAISE_FILES))
     })?;
     Some(match number {
         libc::EMFILE => {
             let limit = getrlimit(Resource::RLIMIT_NOFILE)
                 .map_or_else(|_| "limited".to_string(), |(soft, _)| format!("limited to {soft}"));
-            format!("open files of a process are {limit}: raise it with `ulimit -n`")
+            format!("open files of a process are {limit}: {RAISE_FILES}")
         }
         libc::ENFILE => {
             "open files of the machine are limited: raise it with `sysctl fs.file-max`".into()
