@@ -16,6 +16,8 @@
  * CPU. So a new task or an end without a beginning makes up for it by what the registers still say, and a beginning
  * without an end is found at the thread's next call, at its exit, or by user space. The new task is seen through both
  * kinds of tracepoint, which are skipped at different times.
+ *
+ * Calls of 32-bit programs have neither tracepoints nor these wrappers: their new task makes the row, with the registers.
  */
 
 #include "registers.bpf.h"
@@ -50,7 +52,7 @@
 #endif
 #define NR_CLONE3 435
 
-/* 32-bit programs on x86_64 and on arm64 have the same numbers; arch/x86/entry/syscalls, arch/arm64/tools/syscall_32.tbl */
+/* Of 32-bit programs, the same on x86_64 and arm64: arch/x86/entry/syscalls, arch/arm64/tools/syscall_32.tbl. */
 #define NR_COMPAT_FORK 2
 #define NR_COMPAT_CLONE 120
 #define NR_COMPAT_VFORK 190
@@ -348,7 +350,7 @@ static __always_inline __u32 child_of_before(long result)
 /*
  * Whether somebody else gave this result in the kernel's place, which then made nothing: a seccomp filter
  * (SECCOMP_RET_TRAP and RET_KILL give the call's own number, RET_USER_NOTIF any), or a tracer. Both come before the
- * tracepoint at a call's beginning (kernel/entry/common.c, syscall_trace_enter), and the new task is seen, if there is one.
+ * tracepoint at a call's beginning (kernel/entry/common.c, syscall_trace_enter), and a new task would have been seen.
  */
 static __always_inline bool answered_elsewhere(struct clone_event *event, long result)
 {

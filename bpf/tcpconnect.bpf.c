@@ -14,7 +14,8 @@
  *               tcp_v4_pre_connect and tcp_v6_pre_connect, where cgroup programs refuse
  *   tracepoint  enter and exit of the system calls, and io_uring's completions
  *
- * Security modules refuse before all of these, in security_socket_connect; a system call's end shows that too.
+ * Security modules refuse before all of these, in security_socket_connect; a system call's end shows that too, and what
+ * seccomp refuses before any of it. What an ICMP message says is told by a tracepoint of its own, see error_told().
  */
 
 #include "dns.bpf.h"
@@ -96,8 +97,9 @@ int bpftk_error(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * Back ends fentry and kprobe, Linux 7.3: Landlock refuses sends with MSG_FASTOPEN where they are sent, and no function that only such
- * sends come to is there to be hooked. Refusals of connect() come here too, and are told by security_socket_connect.
+ * Back ends fentry and kprobe, Linux 7.3: Landlock refuses sends with MSG_FASTOPEN where they are sent, and there is no
+ * function to be hooked that only such sends come to. Refusals of connect() come here too, and are told by
+ * security_socket_connect.
  */
 SEC("raw_tp/landlock_deny_access_net")
 int bpftk_landlock(void *ctx)

@@ -299,9 +299,9 @@ static __always_inline bool is_any(const __u8 addr[16])
 }
 
 /*
- * Whether the filters leave out what a call asks for, so that it takes no room. @addr as set_destination_from() has it. What
- * can't be read yet is not left out, nor what the kernel makes this host's address of. A cgroup program may still change the
- * destination: an attempt that is wanted then begins with SYN_SENT.
+ * Whether the filters leave out what a call asks for, so that it takes no room. @addr as set_destination_from() has
+ * it. What can't be read yet is not left out, nor what the kernel makes this host's address of. A cgroup program may
+ * still change the destination: an attempt that is wanted then begins with SYN_SENT.
  */
 static __always_inline bool left_out(const void *addr, __u32 addr_len, bool user)
 {
@@ -373,7 +373,7 @@ static __always_inline bool call_begins(struct known_sock sock)
 	return fill_attempt(&made, sock, ATTEMPT_CALL_KNOWN) && !bpf_map_update_elem(&attempts, &key, &made, BPF_ANY);
 }
 
-/* The kernel has a destination, and sends the first packet. False when the filters leave it out: then it is forgotten. */
+/* The kernel has a destination, and sends the first packet. What the filters leave out is forgotten: then it's false. */
 static __always_inline bool goes_out(struct known_sock sock, struct tcpconnect_attempt *attempt)
 {
 	attempt->flags |= ATTEMPT_SYN_SENT;
@@ -548,8 +548,8 @@ static __always_inline void error_told(struct known_sock sock)
 }
 
 /*
- * A socket leaves SYN_SENT, and is not in the table. Without a filter on tasks, and while there was room for all, it is one that
- * entered it before we came.
+ * A socket leaves SYN_SENT, and is not in the table. Without a filter on tasks, and while there was room for all, it is
+ * one that entered it before we came.
  */
 static __always_inline void began_before(struct known_sock sock)
 {

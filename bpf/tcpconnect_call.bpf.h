@@ -110,8 +110,8 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 }
 
 /*
- * A security module refuses the send that the current task asked for, if it is one that would open a connection. Of a call on several
- * messages, only the first can.
+ * A security module refuses the send that the current task asked for, if it is one that would open a connection. Of a
+ * call on several messages, only the first can.
  */
 static __always_inline void send_refused(int ret)
 {

@@ -17,7 +17,7 @@ struct trace_event_raw_io_uring_submit_sqe___old {
 	__u64 user_data;
 } __attribute__((preserve_access_index));
 
-/* @addr is in user memory, perhaps not paged in yet: it is read again at the call's end, when the kernel has read it too. */
+/* @addr is in user memory, perhaps not paged in yet: it is read again at the call's end, when the kernel has, too. */
 static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 addr_len)
 {
 	struct socket *sock = socket_of(file_of(fd));
@@ -28,8 +28,8 @@ static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 add
 }
 
 /*
- * The end of a connect() whose beginning was not seen: a seccomp filter refused it, before the tracepoint. What the filters left
- * out at the beginning comes here too, and they leave it out again.
+ * The end of a connect() whose beginning was not seen: a seccomp filter refused it, before the tracepoint. What the
+ * filters left out at the beginning comes here too, and they leave it out again.
  */
 static __always_inline void refused_by_seccomp(int ret)
 {

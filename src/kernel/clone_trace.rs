@@ -8,7 +8,7 @@ use std::mem::{MaybeUninit, offset_of};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags};
@@ -185,10 +185,13 @@ impl Tracer {
                     (&progs.bpftk_kp_vfork, "vfork"),
                 ] {
                     let function = wrapper(call);
-                    match attach::kprobe_if_there(&progs.bpftk_kr, true, &function)? {
-                        Some(link) => links.push(link),
-                        None if call == "clone" => bail!("this kernel has no {function}"),
-                        None => continue,
+                    if call == "clone" {
+                        links.push(attach::kprobe(&progs.bpftk_kr, true, &function)?);
+                    } else {
+                        match attach::kprobe_if_there(&progs.bpftk_kr, true, &function)? {
+                            Some(link) => links.push(link),
+                            None => continue,
+                        }
                     }
                     beginnings.push(attach::kprobe(entry, false, &function)?);
                 }
