@@ -519,6 +519,21 @@ static __always_inline void syn_sent(struct known_sock sock, struct tcpconnect_a
 	goes_out(sock, attempt);
 }
 
+/*
+ * An ICMP message that came while the socket was locked leaves it in SYN_SENT: it is in the queue of errors, which wakes
+ * the program, and right after that becomes what SO_ERROR gives (net/ipv4/tcp_ipv4.c, tcp_v4_err; Linux 5.17, and stable
+ * kernels).
+ */
+static __always_inline __u32 queued_error(struct sock *sk)
+{
+	struct sk_buff *newest = BPF_CORE_READ(sk, sk_error_queue.prev);
+	struct sock_exterr_skb *told = (void *)newest + bpf_core_field_offset(struct sk_buff, cb);
+
+	if ((void *)newest == (void *)sk + bpf_core_field_offset(struct sock, sk_error_queue))
+		return 0;
+	return BPF_CORE_READ(told, ee.ee_errno);
+}
+
 /* The socket tells its program of an error (net/core/sock.c, sk_error_report). It may stay in SYN_SENT. */
 static __always_inline void error_told(struct known_sock sock)
 {
@@ -530,17 +545,8 @@ static __always_inline void error_told(struct known_sock sock)
 	if (!attempt || !(attempt->flags & ATTEMPT_SYN_SENT) || attempt->event.end_ns)
 		return;
 	error = SOCK_FIELD(sock, sk_err);
-	if (!error) {
-		/*
-		 * An ICMP message that came while the socket was locked: it is in the queue of errors since 5.17, and
-		 * becomes what SO_ERROR gives right after this (net/ipv4/tcp_ipv4.c, tcp_v4_err).
-		 */
-		struct sk_buff *newest = BPF_CORE_READ(sk, sk_error_queue.prev);
-		struct sock_exterr_skb *told = (void *)newest + bpf_core_field_offset(struct sk_buff, cb);
-
-		if ((void *)newest != (void *)sk + bpf_core_field_offset(struct sock, sk_error_queue))
-			error = BPF_CORE_READ(told, ee.ee_errno);
-	}
+	if (!error)
+		error = queued_error(sk);
 	if (!error)
 		return;
 	attempt->told_error = error;
@@ -581,6 +587,9 @@ static __always_inline void leave_syn_sent(struct known_sock sock, struct tcpcon
 		if (!error && !in_call && attempt->told_error) {
 			error = attempt->told_error;
 			attempt->event.end_ns = attempt->told_ns;
+		} else if (!error && !in_call) {
+			/* Before 5.14 nothing told of it. */
+			error = queued_error(sk);
 		}
 		/*
 		 * What the caller does to its socket, it does with the socket locked. Else the kernel ended the attempt,

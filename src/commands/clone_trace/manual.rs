@@ -80,7 +80,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "With syscall and kprobe the same tracepoint gives the child's id in the initial PID namespace: the call itself returns the id in its caller's, which is the field child_ns. All back ends need tracefs; where it is not mounted, bpftk mounts it for itself alone.",
         "clone3's flags are in a struct in the caller's memory. Where its page is not there when the call begins, it is read again when the kernel has just read it, and at the call's end. What still can't be read, as after EFAULT, is null.",
         "A call that a signal interrupts before a child is made, the kernel makes again by itself; it is one row. A call that has its child when bpftk ends, and has not returned, as a waiting vfork, is printed then, as a success.",
-        "32-bit (compat) system calls have no tracepoints in Linux, and wrappers of their own. What they make is seen as a new task, by all back ends: syscall and kprobe make their row of that and of the registers, without child_ns and latency. Those that fail are not seen. aarch64 has no system calls fork and vfork; there, C libraries use clone.",
+        "32-bit (compat) system calls have no tracepoints in Linux, and wrappers of their own. What they make is seen as a new task, by all back ends: syscall and kprobe make their row of that and of the registers, without child_ns and latency, unless the wrapper is one for both, as that of fork can be. Those that fail are not seen. aarch64 has no system calls fork and vfork; there, C libraries use clone.",
         "Filters run in the kernel. -p is about the caller: it takes a process's id, and covers the calls of all of its threads.",
     ],
     overhead: &[

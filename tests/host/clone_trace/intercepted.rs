@@ -191,7 +191,9 @@ fn a_32_bit_programs_children_are_rows() {
             assert_eq!(calls, ["fork", "fork", "fork", "clone", "clone"], "{backend}");
         }
         assert!(events.iter().all(|event| event["exit_signal"] == 17), "{backend}: {}", run.stdout);
-        assert!(events[0]["latency_us"].is_null(), "its end is not shown");
+        // To a kprobe it is shown where 64-bit callers and others share a function, as they do for fork.
+        let ended = !events[0]["latency_us"].is_null();
+        assert!(!ended || *backend == "kprobe", "{backend}: {}", events[0]);
         nothing_lost(&run);
     }
 }

@@ -30,10 +30,12 @@ fn begin(count: u16, to: &str, port: u16) -> Vec<Tcp> {
         .collect()
 }
 
+type Case = (&'static [&'static str], (&'static str, u16), (&'static str, u16));
+
 #[test]
 fn what_filters_leave_out_takes_no_room() {
     // The option, an address and a port that it leaves out, and some that it doesn't.
-    let cases: [(&[&str], (&str, u16), (&str, u16)); 5] = [
+    let cases: [Case; 5] = [
         (&["-P", "80-89"], ("203.0.113.2", 1000), ("203.0.113.2", 80)),
         (&["--dst", "203.0.113.3"], ("203.0.113.2", 1000), ("203.0.113.3", 1000)),
         (&["--exclude", "203.0.113.2"], ("203.0.113.2", 1000), ("203.0.113.3", 1000)),
