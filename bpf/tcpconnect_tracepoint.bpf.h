@@ -86,6 +86,7 @@ int bpftk_send(struct syscall_trace_enter *ctx)
 
 	if (!(ctx->args[3] & MSG_FASTOPEN))
 		return 0;
+	clear_header(&msg);
 	if (ctx->nr == nr_sendto) {
 		/* The fifth and the sixth, which sendmmsg does not have. */
 		if (bpf_probe_read_kernel(last, sizeof(last), &ctx->args[4]))
