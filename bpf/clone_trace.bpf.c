@@ -16,8 +16,11 @@
  * CPU. So a new task or an end without a beginning makes up for it by what the registers still say, and a beginning
  * without an end is found at the thread's next call, at its exit, or by user space. The new task is seen through both
  * kinds of tracepoint, which are skipped at different times.
+ *
+ * Calls of 32-bit programs have neither tracepoints nor these wrappers: their new task makes the row, with the registers.
  */
 
+#include "registers.bpf.h"
 #include "task_filter.bpf.h"
 #include "clone_trace.h"
 
@@ -49,6 +52,16 @@
 #endif
 #define NR_CLONE3 435
 
+/* Of 32-bit programs, the same on x86_64 and arm64: arch/x86/entry/syscalls, arch/arm64/tools/syscall_32.tbl. */
+#define NR_COMPAT_FORK 2
+#define NR_COMPAT_CLONE 120
+#define NR_COMPAT_VFORK 190
+/* x32: 64-bit registers, 32-bit pointers, and the numbers of 64-bit calls with this bit. */
+#define X32_SYSCALL_BIT 0x40000000
+
+#define TS_COMPAT 0x0002	  /* arch/x86/include/asm/thread_info.h */
+#define PSR_MODE32_BIT 0x00000010 /* arch/arm64/include/uapi/asm/ptrace.h */
+
 const volatile __u8 by_task;
 /* The end of a call is seen without an entry too. */
 const volatile __u8 by_syscall;
@@ -57,8 +70,8 @@ const volatile __u8 with_args;
 /* One bit a kind, by enum clone_kind; 0 is all. */
 const volatile __u8 filter_kinds;
 
-/* Set by user space while beginnings are hooked. */
-__u8 armed;
+/* When beginnings were hooked, CLOCK_BOOTTIME in ns; set by user space, and 0 while they are not. */
+__u64 armed_ns;
 
 /* Inserted at a call's beginning, deleted at its end, or when it is found that the end was missed. */
 struct {
@@ -166,7 +179,15 @@ static __always_inline void read_uargs(struct clone_pending *pending)
 	event->args.cgroup = uargs.cgroup;
 }
 
-static __always_inline void set_arguments(struct clone_pending *pending, __u64 a, __u64 b, __u64 c, __u64 d, __u64 e)
+/* CONFIG_CLONE_BACKWARDS: clone's fourth argument is the TLS. So it is for all 32-bit callers. */
+#if defined(__TARGET_ARCH_arm64)
+#define TLS_IS_FOURTH true
+#else
+#define TLS_IS_FOURTH false
+#endif
+
+static __always_inline void set_arguments_in_order(struct clone_pending *pending, bool tls_is_fourth, __u64 a, __u64 b,
+						   __u64 c, __u64 d, __u64 e)
 {
 	struct clone_event *event = &pending->event;
 
@@ -176,14 +197,8 @@ static __always_inline void set_arguments(struct clone_pending *pending, __u64 a
 		event->exit_signal = a & CSIGNAL;
 		event->args.stack = b;
 		event->args.parent_tid = c;
-#if defined(__TARGET_ARCH_arm64)
-		/* CONFIG_CLONE_BACKWARDS */
-		event->args.tls = d;
-		event->args.child_tid = e;
-#else
-		event->args.child_tid = d;
-		event->args.tls = e;
-#endif
+		event->args.tls = tls_is_fourth ? d : e;
+		event->args.child_tid = tls_is_fourth ? e : d;
 		event->has_args = with_args;
 		break;
 	case CLONE_CALL_CLONE3:
@@ -200,6 +215,11 @@ static __always_inline void set_arguments(struct clone_pending *pending, __u64 a
 		event->exit_signal = SIGCHLD;
 		break;
 	}
+}
+
+static __always_inline void set_arguments(struct clone_pending *pending, __u64 a, __u64 b, __u64 c, __u64 d, __u64 e)
+{
+	set_arguments_in_order(pending, TLS_IS_FOURTH, a, b, c, d, e);
 }
 
 static __always_inline bool kind_wanted(const struct clone_event *event)
@@ -228,12 +248,15 @@ static __always_inline void read_pointed_at(struct clone_event *event)
 		event->args.set_tids = tids;
 }
 
-/* The row, and the end of the entry. */
-static __always_inline void finish(struct clone_pending *pending)
+/* Whether there is a new task. What is no failure and has none was not made by the kernel: see answered_elsewhere(). */
+static __always_inline bool made_a_task(const struct clone_event *event)
 {
-	struct clone_event *event = &pending->event;
+	return event->child || event->result > 0;
+}
 
-	if (kind_wanted(event) && (!failed_only || event->result < 0)) {
+static __always_inline void emit_row(struct clone_event *event)
+{
+	if (kind_wanted(event) && !(failed_only && made_a_task(event))) {
 		if (!with_args || !event->has_args) {
 			emit_record(event, CLONE_EVENT_SHORT);
 		} else {
@@ -244,6 +267,13 @@ static __always_inline void finish(struct clone_pending *pending)
 				emit_record(event, CLONE_EVENT_ARGS);
 		}
 	}
+}
+
+/* The row, and the end of the entry. */
+static __always_inline void finish(struct clone_pending *pending)
+{
+	if (!pending->event.told)
+		emit_row(&pending->event);
 	drop_entry();
 }
 
@@ -292,6 +322,47 @@ static __always_inline bool is_of_a_call_before(struct clone_pending *pending, l
 	return result < 0 || (pending->event.child != result && !BPF_CORE_READ(current, thread_pid, level));
 }
 
+/* The current task's newest child, unless it has none: then it is no task. */
+static __always_inline struct task_struct *newest_child(void)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+
+	return (void *)BPF_CORE_READ(current, children.prev) - bpf_core_field_offset(struct task_struct, sibling);
+}
+
+/*
+ * The id in the initial PID namespace of the child that the caller knows as @result, if it is the newest and was made
+ * before beginnings were hooked: by a call that was under way then.
+ */
+static __always_inline __u32 child_of_before(long result)
+{
+	struct task_struct *current = (void *)bpf_get_current_task(), *child = newest_child();
+	__u64 level = BPF_CORE_READ(current, thread_pid, level);
+	void *ids = (void *)BPF_CORE_READ(child, thread_pid) + bpf_core_field_offset(struct pid, numbers);
+	__s32 id = 0;
+
+	if (bpf_probe_read_kernel(&id, sizeof(id), ids + level * bpf_core_type_size(struct upid)) || id != result ||
+	    BPF_CORE_READ(child, start_boottime) > armed_ns)
+		return 0;
+	return BPF_CORE_READ(child, pid);
+}
+
+/*
+ * Whether somebody else gave this result in the kernel's place, which then made nothing: a seccomp filter
+ * (SECCOMP_RET_TRAP and RET_KILL give the call's own number, RET_USER_NOTIF any), or a tracer. Both come before the
+ * tracepoint at a call's beginning (kernel/entry/common.c, syscall_trace_enter), and a new task would have been seen.
+ */
+static __always_inline bool answered_elsewhere(struct clone_event *event, long result)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	bool filtered = bpf_core_field_exists(current->seccomp.mode) && BPF_CORE_READ(current, seccomp.mode);
+
+	if (result < 0 || event->child || event->start_ns || (!filtered && !BPF_CORE_READ(current, ptrace)))
+		return false;
+	event->child = child_of_before(result);
+	return !event->child;
+}
+
 static __always_inline void call_ends(struct clone_pending *pending, long result)
 {
 	struct task_struct *current = (void *)bpf_get_current_task();
@@ -304,31 +375,50 @@ static __always_inline void call_ends(struct clone_pending *pending, long result
 	}
 	read_uargs(pending);
 	event->end_ns = bpf_ktime_get_boot_ns();
-	event->result = result;
+	event->result = answered_elsewhere(event, result) ? 0 : result;
 	/* The same id in both, for a caller in the initial namespace. */
-	if (result > 0 && !event->child && !BPF_CORE_READ(current, thread_pid, level))
+	if (event->result > 0 && !event->child && !BPF_CORE_READ(current, thread_pid, level))
 		event->child = result;
 	finish(pending);
 }
 
-/* The registers with which the current task entered the kernel. */
-static __always_inline struct pt_regs *user_registers(void)
-{
-	struct task_struct *current = (void *)bpf_get_current_task();
-
-	/* Linux 5.15 */
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
-		return (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	/* arch/…/include/asm/processor.h, task_pt_regs, with pages of 4 KiB: the caller looks whether they make sense. */
-	return BPF_CORE_READ(current, stack) + 16384 - bpf_core_type_size(struct pt_regs);
-}
-
-static __always_inline int number_in(struct pt_regs *regs)
+/* Whether the current task is in a call of a 32-bit program's, for which Linux has no tracepoints. */
+static __always_inline bool in_compat_call(struct pt_regs *regs)
 {
 #if defined(__TARGET_ARCH_arm64)
-	return BPF_CORE_READ(regs, syscallno);
+	return BPF_CORE_READ(regs, pstate) & PSR_MODE32_BIT;
 #else
-	return BPF_CORE_READ(regs, orig_ax);
+	struct task_struct *current = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(current, thread_info.status) & TS_COMPAT;
+#endif
+}
+
+static __always_inline __u8 compat_call_of(int number)
+{
+	switch (number) {
+	case NR_COMPAT_CLONE:
+		return CLONE_CALL_CLONE;
+	case NR_CLONE3:
+		return CLONE_CALL_CLONE3;
+	case NR_COMPAT_FORK:
+		return CLONE_CALL_FORK;
+	case NR_COMPAT_VFORK:
+		return CLONE_CALL_VFORK;
+	}
+	return CLONE_CALL_NONE;
+}
+
+static __always_inline void set_compat_arguments(struct clone_pending *pending, struct pt_regs *regs)
+{
+#if defined(__TARGET_ARCH_arm64)
+	set_arguments_in_order(pending, true, (__u32)BPF_CORE_READ(regs, regs[0]), (__u32)BPF_CORE_READ(regs, regs[1]),
+			       (__u32)BPF_CORE_READ(regs, regs[2]), (__u32)BPF_CORE_READ(regs, regs[3]),
+			       (__u32)BPF_CORE_READ(regs, regs[4]));
+#else
+	set_arguments_in_order(pending, true, (__u32)BPF_CORE_READ(regs, bx), (__u32)BPF_CORE_READ(regs, cx),
+			       (__u32)BPF_CORE_READ(regs, dx), (__u32)BPF_CORE_READ(regs, si),
+			       (__u32)BPF_CORE_READ(regs, di));
 #endif
 }
 
@@ -359,7 +449,7 @@ static __always_inline struct clone_pending *unseen_call(int number, bool last)
 	struct pt_regs *regs;
 	__u8 call = call_of(number);
 
-	if (!armed || !call)
+	if (!armed_ns || !call)
 		return NULL;
 	pending = new_entry(call, last);
 	if (!pending)
@@ -385,8 +475,7 @@ static __always_inline __u64 child_exit_signal(__u32 pid, __u64 flags)
 		exit_signal = BPF_CORE_READ(current, group_leader, exit_signal);
 	} else {
 		/* The last of the caller's children; it is not found if it was adopted right now. */
-		child = (void *)BPF_CORE_READ(current, children.prev) -
-			bpf_core_field_offset(struct task_struct, sibling);
+		child = newest_child();
 		if (BPF_CORE_READ(child, pid) == pid)
 			exit_signal = BPF_CORE_READ(child, exit_signal);
 	}
@@ -399,16 +488,39 @@ static __always_inline __u64 child_exit_signal(__u32 pid, __u64 flags)
  */
 static __always_inline struct clone_pending *unseen_parent(__u64 flags)
 {
-	struct clone_pending *pending = unseen_call(number_in(user_registers()), false);
+	struct pt_regs *regs = user_registers();
+	int number = number_in(regs);
+	bool compat = in_compat_call(regs);
+	struct clone_pending *pending;
 	__u64 asked;
 
+	if (compat) {
+		__u8 call = compat_call_of(number);
+
+		pending = armed_ns && call ? new_entry(call, true) : NULL;
+		if (pending)
+			set_compat_arguments(pending, regs);
+	} else if (number & X32_SYSCALL_BIT) {
+		compat = true;
+		number &= ~X32_SYSCALL_BIT;
+		pending = unseen_call(number, true);
+		if (pending)
+			set_arguments(pending, PT_REGS_PARM1_CORE_SYSCALL(regs), PT_REGS_PARM2_CORE_SYSCALL(regs),
+				      PT_REGS_PARM3_CORE_SYSCALL(regs), PT_REGS_PARM4_CORE_SYSCALL(regs),
+				      PT_REGS_PARM5_CORE_SYSCALL(regs));
+	} else {
+		pending = unseen_call(number, false);
+	}
 	if (!pending)
 		return NULL;
 	asked = pending->event.flags;
 	if (pending->event.call == CLONE_CALL_CLONE)
 		asked = (__u32)asked & ~CSIGNAL;
-	if (pending->event.kind && asked == flags)
+	if (pending->event.kind && asked == flags) {
+		/* The end of such a call is not shown: its row goes out with the new task. */
+		pending->event.told = compat;
 		return pending;
+	}
 	drop_entry();
 	return NULL;
 }
@@ -426,17 +538,24 @@ static __always_inline void new_child(__u32 child, __u64 flags)
 	}
 	if (!pending)
 		pending = unseen_parent(flags);
-	/* Seen already, by the other of the two hooks. */
-	if (!pending || pending->event.child)
+	if (!pending)
 		return;
 	event = &pending->event;
+	/* Seen already, by the other of the two hooks. */
+	if (event->child) {
+		if (event->told)
+			drop_entry();
+		return;
+	}
 	event->child = child;
 	read_uargs(pending);
 	if (!event->kind) {
 		event->exit_signal = child_exit_signal(child, flags);
 		set_flags(event, flags);
 	}
-	if (!kind_wanted(event))
+	if (event->told)
+		emit_row(event);
+	else if (!kind_wanted(event))
 		drop_entry();
 }
 

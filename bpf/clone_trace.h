@@ -51,7 +51,11 @@ struct clone_event {
 	__u64 cgroup_id;
 	__u64 flags;
 	__u64 exit_signal;
-	__s64 result; /* the child's id in the caller's PID namespace, or a negative errno; 0: not seen */
+	/*
+	 * The child's id in the caller's PID namespace, or a negative errno; 0: not seen, or, without a child, that
+	 * seccomp or a tracer answered in the kernel's place.
+	 */
+	__s64 result;
 	__u32 pid;
 	__u32 tid;
 	__u32 ppid;
@@ -60,7 +64,7 @@ struct clone_event {
 	__u8 call;
 	__u8 kind;
 	__u8 has_args;
-	__u8 pad;
+	__u8 told; /* the row is out already, since the call's end will not be seen */
 	__u8 comm[BPFTK_COMM_LEN];
 	struct clone_arguments args;
 	__u32 tids[CLONE_SET_TIDS];

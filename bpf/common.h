@@ -25,6 +25,8 @@ enum bpftk_loss {
 	BPFTK_LOSS_DNS,
 	/* The kernel did not run the hook at a call's end: the call is known, its result is not. */
 	BPFTK_LOSS_MISSED_RETURN,
+	/* Not lost: what ended without having been followed, since its beginning was not seen. */
+	BPFTK_LOSS_UNSEEN,
 	BPFTK_LOSSES,
 };
 

@@ -14,7 +14,8 @@
  *               tcp_v4_pre_connect and tcp_v6_pre_connect, where cgroup programs refuse
  *   tracepoint  enter and exit of the system calls, and io_uring's completions
  *
- * Security modules refuse before all of these, in security_socket_connect; a system call's end shows that too.
+ * Security modules refuse before all of these, in security_socket_connect; a system call's end shows that too, and what
+ * seccomp refuses before any of it. What an ICMP message says is told by a tracepoint of its own, see error_told().
  */
 
 #include "dns.bpf.h"
@@ -43,7 +44,15 @@ static __always_inline void set_state(struct known_sock sock, int oldstate, int 
 		return;
 	}
 	/* Simultaneous open (SYN_SENT to SYN_RECV) is not decided yet. */
-	if (!attempt || !(attempt->flags & ATTEMPT_SYN_SENT) || newstate == TCP_SYN_RECV)
+	if (newstate == TCP_SYN_RECV)
+		return;
+	if (!attempt) {
+		/* The second copy comes after the first has ended it. */
+		if (oldstate == TCP_SYN_SENT && !(has_copies && last))
+			began_before(sock);
+		return;
+	}
+	if (!(attempt->flags & ATTEMPT_SYN_SENT))
 		return;
 	if (oldstate == TCP_CLOSE) {
 		/* Closed again: whoever should have told the error did not. */
@@ -76,6 +85,26 @@ int bpftk_state2(struct trace_event_raw_inet_sock_set_state *ctx)
 {
 	set_state(untyped((struct sock *)BPF_CORE_READ(ctx, skaddr)), BPF_CORE_READ(ctx, oldstate),
 		  BPF_CORE_READ(ctx, newstate), true);
+	return 0;
+}
+
+/* Linux 5.14. Where a program has fetched the error and closes, this alone has told which it was. */
+SEC("raw_tp/inet_sk_error_report")
+int bpftk_error(struct bpf_raw_tracepoint_args *ctx)
+{
+	error_told(untyped((struct sock *)ctx->args[0]));
+	return 0;
+}
+
+/*
+ * Back ends fentry and kprobe, Linux 7.3: Landlock refuses sends with MSG_FASTOPEN where they are sent, and there is no
+ * function to be hooked that only such sends come to. Refusals of connect() come here too, and are told by
+ * security_socket_connect.
+ */
+SEC("raw_tp/landlock_deny_access_net")
+int bpftk_landlock(void *ctx)
+{
+	send_refused(-EACCES);
 	return 0;
 }
 

@@ -30,7 +30,8 @@ struct tcpconnect_event {
 	__u16 sport;
 	__u16 dport;
 	__u8 verdict;
-	__u8 pad[3];
+	__u8 instant; /* the beginning was not seen: start_ns is end_ns, and there is no latency */
+	__u8 pad[2];
 	__u8 saddr[16];
 	__u8 daddr[16];
 	__u8 comm[BPFTK_COMM_LEN];
@@ -39,13 +40,17 @@ struct tcpconnect_event {
 #define ATTEMPT_CALL_KNOWN 1 /* a connect() is in the kernel, and its end will be seen */
 #define ATTEMPT_SYN_SENT 2   /* it got as far as SYN_SENT: the addresses are the kernel's */
 #define ATTEMPT_GIVEN_UP 4   /* closed without an error code: the call's end knows why */
-#define ATTEMPT_SILENT 8     /* nothing (more) to print: filtered, or printed already */
+#define ATTEMPT_SILENT 8     /* nothing more to print: it is printed already */
 
 /* An attempt under way, by socket. */
 struct tcpconnect_attempt {
 	struct tcpconnect_event event;
 	__u32 call_tid;
 	__u32 flags;
+	/* The last error that the socket told its program of while in SYN_SENT, as after an ICMP message; 0 is none. */
+	__u32 told_error;
+	__u32 pad;
+	__u64 told_ns;
 };
 
 /* A connect() in the kernel, by thread, where entry and return are different programs with no common context. */
@@ -55,6 +60,6 @@ struct tcpconnect_call {
 	__u64 addr_len;
 };
 
-_Static_assert(sizeof(struct tcpconnect_event) == 104, "src/commands/tcpconnect.rs decodes 104 bytes");
+_Static_assert(sizeof(struct tcpconnect_event) == 104, "src/kernel/tcpconnect.rs decodes 104 bytes");
 
 #endif

@@ -22,11 +22,16 @@
 /* include/uapi/asm-generic/errno*.h */
 #define EINTR 4
 #define EBADF 9
+#define EACCES 13
 #define EFAULT 14
 #define EPIPE 32
 #define ENOTSOCK 88
 #define EOPNOTSUPP 95
+#define ECONNABORTED 103
+#define ECONNRESET 104
 #define EISCONN 106
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
 #define EALREADY 114
 #define EINPROGRESS 115
 #define ECANCELED 125
@@ -59,7 +64,10 @@ const volatile __u8 has_copies;
 const volatile __u8 has_uring_hooks;
 
 /* Numbers of system calls: each architecture has its own. */
-const volatile __s32 nr_sendto, nr_sendmsg;
+const volatile __s32 nr_connect, nr_sendto, nr_sendmsg, nr_sendmmsg;
+
+/* An attempt found no room: from then on, one that is not in the table may be that one. */
+__u8 table_was_full;
 
 /* Sized by user space. Inserted at the call or at SYN_SENT; deleted when SYN_SENT is left, at the call's end, or with the socket. */
 struct {
@@ -189,7 +197,7 @@ static __always_inline void report(struct tcpconnect_event *event)
 	} else {
 		if (failed_only && event->verdict == TCPCONNECT_OK)
 			return;
-		if (min_latency_ns && event->end_ns - event->start_ns < min_latency_ns)
+		if (min_latency_ns && (event->instant || event->end_ns - event->start_ns < min_latency_ns))
 			return;
 	}
 	emit_record(event, sizeof(*event));
@@ -276,34 +284,53 @@ static __always_inline __u32 netns_of(struct known_sock sock)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
-/* Asked before anything is stored: what other namespaces do must not take room in the tables. */
 static __always_inline bool netns_wanted(struct known_sock sock)
 {
 	return !filter_netns || filter_netns == netns_of(sock);
 }
 
+static __always_inline bool is_any(const __u8 addr[16])
+{
+	__u64 high, low;
+
+	__builtin_memcpy(&high, addr, 8);
+	__builtin_memcpy(&low, addr + 8, 8);
+	return !high && (!low || low == bpf_htonl(0xffff));
+}
+
+/*
+ * Whether the filters leave out what a call asks for, so that it takes no room. @addr as set_destination_from() has
+ * it. What can't be read yet is not left out, nor what the kernel makes this host's address of. A cgroup program may
+ * still change the destination: an attempt that is wanted then begins with SYN_SENT.
+ */
+static __always_inline bool left_out(const void *addr, __u32 addr_len, bool user)
+{
+	struct tcpconnect_event event = {};
+
+	if (!filter_family && !filter_by_port && !filter_by_dst && !filter_by_exclude)
+		return false;
+	return set_destination_from(&event, addr, addr_len, user) && !is_any(event.daddr) && !destination_wanted(&event);
+}
+
 /* ------------------------------------------------------------------ one attempt's life */
 
-/* Stores a new attempt by the current task. False when the task or the namespace is not asked for. */
-static __always_inline bool new_attempt(struct known_sock sock, __u32 flags)
+/* What is known of the current task's attempt. False when the task or the namespace is not asked for. */
+static __always_inline bool fill_attempt(struct tcpconnect_attempt *attempt, struct known_sock sock, __u32 flags)
 {
-	struct tcpconnect_attempt attempt = {};
 	struct task_id task = {};
-	__u64 key = (__u64)sock.sk;
 
 	if (!netns_wanted(sock) || !task_wanted(&task))
 		return false;
-	attempt.event.record = BPFTK_RECORD_EVENT;
-	attempt.event.start_ns = bpf_ktime_get_boot_ns();
-	attempt.event.cgroup_id = task.cgroup_id;
-	attempt.event.pid = task.pid;
-	attempt.event.tid = task.tid;
-	attempt.event.uid = task.uid;
-	attempt.event.netns = netns_of(sock);
-	__builtin_memcpy(attempt.event.comm, task.comm, BPFTK_COMM_LEN);
-	attempt.flags = flags;
-	attempt.call_tid = flags & ATTEMPT_CALL_KNOWN ? task.tid : 0;
-	bpf_map_update_elem(&attempts, &key, &attempt, BPF_ANY);
+	attempt->event.record = BPFTK_RECORD_EVENT;
+	attempt->event.start_ns = bpf_ktime_get_boot_ns();
+	attempt->event.cgroup_id = task.cgroup_id;
+	attempt->event.pid = task.pid;
+	attempt->event.tid = task.tid;
+	attempt->event.uid = task.uid;
+	attempt->event.netns = netns_of(sock);
+	__builtin_memcpy(attempt->event.comm, task.comm, BPFTK_COMM_LEN);
+	attempt->flags = flags;
+	attempt->call_tid = flags & ATTEMPT_CALL_KNOWN ? task.tid : 0;
 	return true;
 }
 
@@ -321,41 +348,48 @@ static __always_inline void finish(struct tcpconnect_attempt *attempt, struct so
 	bpf_map_delete_elem(&attempts, &key);
 }
 
-/* A connect() enters the kernel with a socket that is free to connect. */
-static __always_inline void call_begins(struct known_sock sock)
+/* A connect() enters the kernel with a socket that is free to connect. Whether its end is to be looked at. */
+static __always_inline bool call_begins(struct known_sock sock)
 {
 	__u64 key = (__u64)sock.sk;
 	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
+	struct tcpconnect_attempt made = {};
 
 	if (attempt && !attempt->event.end_ns) {
 		/* By the other copy, whichever runs first: kernel/bpf/trampoline.c prepends. */
 		if (has_copies && attempt->call_tid == (__u32)bpf_get_current_pid_tgid())
-			return;
+			return true;
 		/*
 		 * Another thread's call on the same socket: the kernel lets one of them connect, and that one is
 		 * followed. Behind the socket's lock there is no other: that call's return was missed.
 		 */
 		if (!may_miss_returns || (attempt->flags & ATTEMPT_SYN_SENT))
-			return;
+			return false;
 		count_loss(BPFTK_LOSS_MISSED_RETURN);
 	} else if (attempt) {
 		finish(attempt, sock.sk, TCPCONNECT_CLOSED, 0);
 	}
-	new_attempt(sock, ATTEMPT_CALL_KNOWN);
+	/* If there is no room, SYN_SENT counts it. */
+	return fill_attempt(&made, sock, ATTEMPT_CALL_KNOWN) && !bpf_map_update_elem(&attempts, &key, &made, BPF_ANY);
 }
 
-/* The kernel has a destination, and sends the first packet. */
-static __always_inline void goes_out(struct known_sock sock, struct tcpconnect_attempt *attempt)
+/* The kernel has a destination, and sends the first packet. What the filters leave out is forgotten: then it's false. */
+static __always_inline bool goes_out(struct known_sock sock, struct tcpconnect_attempt *attempt)
 {
 	attempt->flags |= ATTEMPT_SYN_SENT;
 	set_destination(&attempt->event, sock);
 	set_source(&attempt->event, sock);
 	if (!destination_wanted(&attempt->event)) {
-		attempt->flags |= ATTEMPT_SILENT;
-	} else if (at_start) {
+		__u64 key = (__u64)sock.sk;
+
+		bpf_map_delete_elem(&attempts, &key);
+		return false;
+	}
+	if (at_start) {
 		report(&attempt->event);
 		attempt->flags |= ATTEMPT_SILENT;
 	}
+	return true;
 }
 
 /* Whether an attempt failed by this error. Others say that the socket could not be asked to, or that it is under way. */
@@ -364,6 +398,12 @@ static __always_inline bool is_failure(__u32 error)
 	return error && error < ERESTARTSYS && error != EBADF && error != EFAULT && error != ENOTSOCK &&
 	       error != EISCONN && error != EALREADY && error != EINPROGRESS && error != EOPNOTSUPP &&
 	       error != EINTR && error != ECANCELED;
+}
+
+/* Whether an error is one that answers a packet, or the lack of an answer: then the socket was in SYN_SENT. */
+static __always_inline bool is_an_answer(__u32 error)
+{
+	return error == ECONNREFUSED || error == ECONNRESET || error == ECONNABORTED || error == ETIMEDOUT;
 }
 
 /*
@@ -391,8 +431,9 @@ static __always_inline void call_ends(struct sock *sk, __u32 error, const void *
 				 state != TCP_SYN_SENT && state != TCP_SYN_RECV;
 
 		/* The program was skipped when the socket entered SYN_SENT. */
-		if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected))
-			goes_out(untyped(sk), attempt);
+		if (!(attempt->flags & ATTEMPT_SYN_SENT) && (state == TCP_SYN_SENT || connected) &&
+		    !goes_out(untyped(sk), attempt))
+			return;
 		if (attempt->flags & ATTEMPT_SYN_SENT) {
 			/* The source port was chosen since. */
 			set_source(&attempt->event, untyped(sk));
@@ -459,30 +500,105 @@ static __always_inline void syn_sent(struct known_sock sock, struct tcpconnect_a
 		attempt = NULL;
 	}
 	if (!attempt) {
-		if (!new_attempt(sock, 0))
+		struct tcpconnect_attempt made = {};
+
+		/* Before anything is stored: what the filters leave out takes no room, and is not missed. */
+		set_destination(&made.event, sock);
+		if (!destination_wanted(&made.event) || !fill_attempt(&made, sock, 0))
 			return;
+		bpf_map_update_elem(&attempts, &key, &made, BPF_ANY);
 		attempt = bpf_map_lookup_elem(&attempts, &key);
 		if (!attempt) {
-			if (last)
+			if (last) {
 				count_loss(BPFTK_LOSS_TABLE_FULL);
+				table_was_full = 1;
+			}
 			return;
 		}
 	}
 	goes_out(sock, attempt);
 }
 
+/*
+ * An ICMP message that came while the socket was locked leaves it in SYN_SENT: it is in the queue of errors, which wakes
+ * the program, and right after that becomes what SO_ERROR gives (net/ipv4/tcp_ipv4.c, tcp_v4_err; Linux 5.17, and stable
+ * kernels).
+ */
+static __always_inline __u32 queued_error(struct sock *sk)
+{
+	struct sk_buff *newest = BPF_CORE_READ(sk, sk_error_queue.prev);
+	struct sock_exterr_skb *told = (void *)newest + bpf_core_field_offset(struct sk_buff, cb);
+
+	if ((void *)newest == (void *)sk + bpf_core_field_offset(struct sock, sk_error_queue))
+		return 0;
+	return BPF_CORE_READ(told, ee.ee_errno);
+}
+
+/* The socket tells its program of an error (net/core/sock.c, sk_error_report). It may stay in SYN_SENT. */
+static __always_inline void error_told(struct known_sock sock)
+{
+	__u64 key = (__u64)sock.sk;
+	struct tcpconnect_attempt *attempt = bpf_map_lookup_elem(&attempts, &key);
+	struct sock *sk = sock.sk;
+	__u32 error;
+
+	if (!attempt || !(attempt->flags & ATTEMPT_SYN_SENT) || attempt->event.end_ns)
+		return;
+	error = SOCK_FIELD(sock, sk_err);
+	if (!error)
+		error = queued_error(sk);
+	if (!error)
+		return;
+	attempt->told_error = error;
+	attempt->told_ns = bpf_ktime_get_boot_ns();
+}
+
+/*
+ * A socket leaves SYN_SENT, and is not in the table. Without a filter on tasks, and while there was room for all, it is
+ * one that entered it before we came.
+ */
+static __always_inline void began_before(struct known_sock sock)
+{
+	struct tcpconnect_event event = {};
+
+	if (filter_by_pid || filter_by_uid || filter_by_comm || filter_by_cgroup || table_was_full)
+		return;
+	if (SOCK_FIELD(sock, sk_protocol) != IPPROTO_TCP || !netns_wanted(sock))
+		return;
+	set_destination(&event, sock);
+	if (destination_wanted(&event))
+		count_loss(BPFTK_LOSS_UNSEEN);
+}
+
 static __always_inline void leave_syn_sent(struct known_sock sock, struct tcpconnect_attempt *attempt, int newstate)
 {
 	__u8 verdict = TCPCONNECT_OK;
+	struct sock *sk = sock.sk;
 	__u32 error = 0;
 
 	set_source(&attempt->event, sock);
 	if (newstate == TCP_CLOSE) {
 		bool by_uring = has_uring_hooks && !attempt->call_tid;
+		bool in_call = (attempt->flags & ATTEMPT_CALL_KNOWN) &&
+			       attempt->call_tid == (__u32)bpf_get_current_pid_tgid();
 
 		error = SOCK_FIELD(sock, sk_err);
-		verdict = error ? TCPCONNECT_FAILED : TCPCONNECT_CLOSED;
 		attempt->event.end_ns = bpf_ktime_get_boot_ns();
+		if (!error && !in_call && attempt->told_error) {
+			error = attempt->told_error;
+			attempt->event.end_ns = attempt->told_ns;
+		} else if (!error && !in_call) {
+			/* Before 5.14 nothing told of it. */
+			error = queued_error(sk);
+		}
+		/*
+		 * What the caller does to its socket, it does with the socket locked. Else the kernel ended the attempt,
+		 * and the program was faster than we to fetch the error (before 5.14).
+		 */
+		if (error)
+			verdict = TCPCONNECT_FAILED;
+		else
+			verdict = BPF_CORE_READ(sk, sk_lock.owned) ? TCPCONNECT_CLOSED : TCPCONNECT_UNKNOWN;
 		if (error && by_uring) {
 			/* io_uring may report the same error at its completion: that is no second attempt. */
 			if (!(attempt->flags & ATTEMPT_SILENT)) {
@@ -497,8 +613,7 @@ static __always_inline void leave_syn_sent(struct known_sock sock, struct tcpcon
 		 * No error on the socket: the connect() itself failed after SYN_SENT (no free port, say), and its return
 		 * value, still to come, tells why; or the caller closed it.
 		 */
-		if (!error && (by_uring || ((attempt->flags & ATTEMPT_CALL_KNOWN) &&
-					    attempt->call_tid == (__u32)bpf_get_current_pid_tgid()))) {
+		if (!error && (by_uring || in_call)) {
 			attempt->flags |= ATTEMPT_GIVEN_UP;
 			return;
 		}

@@ -12,15 +12,14 @@ static __always_inline void stream_connect(struct socket *sock, const void *addr
 	struct tcpconnect_call *outer;
 	__u32 tid;
 
-	if (!sk)
+	if (!sk || left_out(addr, addr_len, false))
 		return;
 	/* Before 6.3 an MPTCP socket's TCP socket is connected by a call inside its own: the attempt is the inner one's. */
 	tid = (__u32)bpf_get_current_pid_tgid();
 	outer = bpf_map_lookup_elem(&calls, &tid);
 	if (outer && outer->sk != (__u64)sk)
 		bpf_map_delete_elem(&attempts, &outer->sk);
-	call_begins(typed(sk));
-	if (sk->sk_protocol == IPPROTO_MPTCP)
+	if (call_begins(typed(sk)) && sk->sk_protocol == IPPROTO_MPTCP)
 		remember_call(sk, addr, addr_len);
 }
 

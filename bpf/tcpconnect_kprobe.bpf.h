@@ -12,21 +12,24 @@ static __always_inline bool inner_v4_call(struct sock *sk)
 	return has_v6_hooks && BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6;
 }
 
+static __always_inline void function_begins(struct sock *sk, const void *addr, __u32 addr_len)
+{
+	if (!left_out(addr, addr_len, false) && call_begins(untyped(sk)))
+		remember_call(sk, addr, addr_len);
+}
+
 SEC("kprobe/tcp_v4_connect")
 int BPF_KPROBE(bpftk_kp_v4, struct sock *sk, struct sockaddr *addr, int addr_len)
 {
-	if (!inner_v4_call(sk)) {
-		call_begins(untyped(sk));
-		remember_call(sk, addr, addr_len);
-	}
+	if (!inner_v4_call(sk))
+		function_begins(sk, addr, addr_len);
 	return 0;
 }
 
 SEC("kprobe/tcp_v6_connect")
 int BPF_KPROBE(bpftk_kp_v6, struct sock *sk, struct sockaddr *addr, int addr_len)
 {
-	call_begins(untyped(sk));
-	remember_call(sk, addr, addr_len);
+	function_begins(sk, addr, addr_len);
 	return 0;
 }
 

@@ -6,9 +6,6 @@
 
 #include "tcpconnect_call.bpf.h"
 
-/* include/linux/socket.h */
-#define MSG_FASTOPEN 0x20000000
-
 /* include/uapi/linux/io_uring.h */
 #define IORING_OP_CONNECT 16
 
@@ -20,40 +17,38 @@ struct trace_event_raw_io_uring_submit_sqe___old {
 	__u64 user_data;
 } __attribute__((preserve_access_index));
 
-/* The socket that @file is, if it is one: a socket points back from the file's private data. */
-static __always_inline struct socket *socket_of(struct file *file)
-{
-	struct socket *sock;
-
-	if (!file)
-		return NULL;
-	sock = BPF_CORE_READ(file, private_data);
-	return sock && BPF_CORE_READ(sock, file) == file ? sock : NULL;
-}
-
-static __always_inline struct file *file_of(__u32 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-	struct file **files, *file = NULL;
-
-	if (!fdt || fd >= BPF_CORE_READ(fdt, max_fds))
-		return NULL;
-	files = BPF_CORE_READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
-
-/* @addr is in user memory, perhaps not paged in yet: it is read at the call's end, when the kernel has read it too. */
+/* @addr is in user memory, perhaps not paged in yet: it is read again at the call's end, when the kernel has, too. */
 static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 addr_len)
 {
 	struct socket *sock = socket_of(file_of(fd));
 	struct sock *sk = sock ? free_to_connect(sock, false) : NULL;
 
-	if (!sk)
+	if (sk && !left_out(addr, addr_len, true) && call_begins(untyped(sk)))
+		remember_call(sk, addr, addr_len);
+}
+
+/*
+ * The end of a connect() whose beginning was not seen: a seccomp filter refused it, before the tracepoint. What the
+ * filters left out at the beginning comes here too, and they leave it out again.
+ */
+static __always_inline void refused_by_seccomp(int ret)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	struct pt_regs *regs;
+	struct socket *sock;
+	struct sock *sk;
+
+	if (ret >= 0 || !is_failure(-ret) || is_an_answer(-ret))
 		return;
-	call_begins(untyped(sk));
-	remember_call(sk, addr, addr_len);
+	if (!bpf_core_field_exists(current->seccomp.mode) || !BPF_CORE_READ(current, seccomp.mode))
+		return;
+	regs = user_registers();
+	if (number_in(regs) != nr_connect)
+		return;
+	sock = socket_of(file_of(PT_REGS_PARM1_CORE_SYSCALL(regs)));
+	sk = sock ? free_to_connect(sock, false) : NULL;
+	if (sk)
+		refused(sk, ret, (void *)PT_REGS_PARM2_CORE_SYSCALL(regs), PT_REGS_PARM3_CORE_SYSCALL(regs), true);
 }
 
 /*
@@ -91,6 +86,7 @@ int bpftk_send(struct syscall_trace_enter *ctx)
 
 	if (!(ctx->args[3] & MSG_FASTOPEN))
 		return 0;
+	clear_header(&msg);
 	if (ctx->nr == nr_sendto) {
 		/* The fifth and the sixth, which sendmmsg does not have. */
 		if (bpf_probe_read_kernel(last, sizeof(last), &ctx->args[4]))
@@ -109,7 +105,8 @@ int bpftk_send(struct syscall_trace_enter *ctx)
 SEC("tracepoint/syscalls/sys_exit_connect")
 int bpftk_sysexit(struct syscall_trace_exit *ctx)
 {
-	recall_call(ctx->ret, true);
+	if (!recall_call(ctx->ret, true) && ctx->nr == nr_connect)
+		refused_by_seccomp(ctx->ret);
 	return 0;
 }
 
@@ -150,7 +147,7 @@ int bpftk_uring_sub(struct trace_event_raw_io_uring_submit_sqe___old *ctx)
 	if (ctx->opcode != IORING_OP_CONNECT)
 		return 0;
 	read_request(ctx->req, &call);
-	if (call.sk)
+	if (call.sk && !left_out((void *)call.addr, call.addr_len, true))
 		bpf_map_update_elem(&uring_requests, &id, &call, BPF_ANY);
 	return 0;
 }
@@ -178,7 +175,8 @@ static __always_inline void uring_ends(const struct tcpconnect_call *call, __u32
 			bpf_map_delete_elem(&attempts, &key);
 		return;
 	}
-	if (is_failure(error) && free_to_connect(sock, false))
+	/* What was in SYN_SENT is told, or left out, or counted as lost. */
+	if (is_failure(error) && !is_an_answer(error) && free_to_connect(sock, false))
 		refused(sk, -(int)error, (void *)call->addr, call->addr_len, true);
 }
 

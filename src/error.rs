@@ -55,6 +55,11 @@ pub(crate) fn unsupported(message: impl Into<String>) -> anyhow::Error {
     refusal(Status::Unsupported, message)
 }
 
+/// A limit of the process or of the machine, which is named.
+pub(crate) fn limited(message: impl Into<String>) -> anyhow::Error {
+    refusal(Status::Failed, message)
+}
+
 fn refusal(status: Status, message: impl Into<String>) -> anyhow::Error {
     let message = message.into();
     Refusal { status, message }.into()

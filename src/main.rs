@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    kernel::limits::raise_open_files();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::explain(&error),
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            let error = kernel::limits::named(&error).unwrap_or(error);
             // A closed standard error must not turn the status into a panic's.
             let _ = writeln!(std::io::stderr(), "bpftk: {error:#}");
             error::status_of(&error).into()

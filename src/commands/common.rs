@@ -210,10 +210,16 @@ pub(crate) fn losses_sentence(losses: Losses, undecodable: u64) -> String {
             losses.skipped
         ));
     }
+    if losses.unseen > 0 {
+        parts.push(format!("{} more ended that had begun before", losses.unseen));
+    }
     if losses.dns > 0 {
         parts.push(format!("{} pieces of DNS answers lost: names may be missing", losses.dns));
     }
-    if parts.is_empty() { "0 lost".into() } else { parts.join("; ") }
+    if losses.rows() + undecodable == 0 {
+        parts.insert(0, "0 lost".into());
+    }
+    parts.join("; ")
 }
 
 /// The losses, as a summary has them.

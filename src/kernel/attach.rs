@@ -13,12 +13,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, anyhow};
-use libbpf_rs::{Link, ProgramMut};
+use libbpf_rs::{ErrorKind, Link, ProgramMut};
 
 use super::btf::Types;
 use super::probes::perf_refused;
 use super::tracefs::Tracefs;
-use super::{log, sys};
+use super::{limits, log, sys};
 
 /// Attaches to a tracepoint by its id. libbpf would look for tracefs where it may not be mounted.
 pub(crate) fn tracepoint(
@@ -47,6 +47,20 @@ pub(crate) fn auto(program: &ProgramMut<'_>) -> Result<Link> {
     })
 }
 
+/// The same for a tracepoint that older kernels lack. Nothing where it is not.
+pub(crate) fn auto_if_there(program: &ProgramMut<'_>) -> Result<Option<Link>> {
+    log::clear();
+    match program.attach() {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(anyhow!(
+            "cannot attach {}: {}",
+            program.name().to_string_lossy(),
+            log::explain(error)
+        )),
+    }
+}
+
 /// Attaches to a cgroup, by a link: several instances work side by side, and each is gone with its process.
 pub(crate) fn cgroup(program: &ProgramMut<'_>, cgroup: impl AsFd) -> Result<Link> {
     log::clear();
@@ -62,6 +76,21 @@ pub(crate) fn kprobe(program: &ProgramMut<'_>, at_return: bool, function: &str) 
         let kind = if at_return { "kretprobe" } else { "kprobe" };
         anyhow!("cannot attach a {kind} to {function}: {}", log::explain(error))
     })
+}
+
+/// The same for a function that not every kernel has. Nothing where it is not.
+pub(crate) fn kprobe_if_there(
+    program: &ProgramMut<'_>,
+    at_return: bool,
+    function: &str,
+) -> Result<Option<Link>> {
+    match kprobe(program, at_return, function) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) => match limits::named(&error) {
+            Some(limited) => Err(limited),
+            None => Ok(None),
+        },
+    }
 }
 
 /// Attaches a fentry, fexit or tp_btf program to what it was loaded for.

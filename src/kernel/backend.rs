@@ -7,8 +7,8 @@ use std::fmt::Display;
 use anyhow::{Result, anyhow};
 
 use super::caps::{Cap, Held};
-use super::probes;
-use crate::error::{Status, not_permitted, status_of, unsupported};
+use super::{limits, probes};
+use crate::error::{Status, limited, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) fn choose<B: Copy + Display, T>(
         return match arm(backend) {
             Ok(armed) => Ok(Chosen { backend, armed, passed_over: Vec::new() }),
             Err(error) => {
-                no_memory()?;
+                out_of(&error)?;
                 Err(as_unsupported(error, &format!("back end {backend}")))
             }
         };
@@ -41,12 +41,13 @@ pub(crate) fn choose<B: Copy + Display, T>(
                 return Ok(Chosen { backend, armed, passed_over });
             }
             Err(error) => {
+                // Not for this a poorer one.
+                out_of(&error)?;
                 forbidden |= status_of(&error) == Status::NotPermitted;
                 passed_over.push((backend, format!("{error:#}")));
             }
         }
     }
-    no_memory()?;
     let reasons: Vec<String> =
         passed_over.iter().map(|(backend, reason)| format!("{backend}: {reason}")).collect();
     let reasons = reasons.join("; ");
@@ -58,8 +59,15 @@ pub(crate) fn choose<B: Copy + Display, T>(
     })
 }
 
-/// Where memory is what is missing, the kernel's own words are of permission, and the same for every back end.
-fn no_memory() -> Result<()> {
+/// Refuses if it is a limit that kept a back end from being armed, and nothing that the kernel can't do. Where locked memory is what
+/// is missing, the kernel's own words are of permission.
+fn out_of(error: &anyhow::Error) -> Result<()> {
+    if let Some(named) = limits::named(error) {
+        return Err(named);
+    }
+    if let Some(advice) = limits::too_few_files() {
+        return Err(limited(format!("{error:#}; {advice}")));
+    }
     if Held::read()?.has(Cap::Bpf) {
         probes::memory_for_maps().map_err(not_permitted)?;
     }
@@ -87,6 +95,19 @@ mod tests {
         .unwrap();
         assert_eq!((chosen.backend, chosen.armed), ("b", "b"));
         assert_eq!(chosen.passed_over, [("a", "missing".to_string())]);
+    }
+
+    #[test]
+    fn a_limit_ends_the_choice() {
+        for forced in [None, Some("a")] {
+            let error = choose(&["a", "b"], forced, |backend| match backend {
+                "a" => Err(unsupported("cannot load: Too many open files (os error 24)")),
+                _ => Ok(()),
+            })
+            .unwrap_err();
+            assert_eq!(status_of(&error), Status::Failed);
+            assert!(format!("{error:#}").contains("`ulimit -n`"), "{error:#}");
+        }
     }
 
     #[test]

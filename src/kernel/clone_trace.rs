@@ -16,6 +16,7 @@ use plain::Plain;
 
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
+use super::clock::boot_ns;
 use super::losses::Losses;
 use super::ring::{EventRing, copy_from};
 use super::run::Tracing;
@@ -24,7 +25,7 @@ use super::skel::clone_trace::{
 };
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
-use super::{attach, log, probes};
+use super::{attach, limits, log, probes};
 use crate::error::unsupported;
 
 /// How calls are seen.
@@ -167,9 +168,10 @@ impl Tracer {
                     let (at_exit, at_enter) =
                         (format!("sys_exit_{call}"), format!("sys_enter_{call}"));
                     // arm64 has neither fork nor vfork. Every kernel has clone.
-                    if call != "clone" && tracefs.event_id("syscalls", &at_enter).is_err() {
-                        continue;
-                    }
+                    match tracefs.event_id("syscalls", &at_enter) {
+                        Err(error) if call != "clone" && limits::is_lacking(&error) => continue,
+                        found => found?,
+                    };
                     let exit = &progs.bpftk_sysexit;
                     links.push(attach::tracepoint(&tracefs, exit, "syscalls", &at_exit)?);
                     beginnings.push(attach::tracepoint(&tracefs, enter, "syscalls", &at_enter)?);
@@ -183,10 +185,13 @@ impl Tracer {
                     (&progs.bpftk_kp_vfork, "vfork"),
                 ] {
                     let function = wrapper(call);
-                    match attach::kprobe(&progs.bpftk_kr, true, &function) {
-                        Ok(link) => links.push(link),
-                        Err(error) if call == "clone" => return Err(error),
-                        Err(_) => continue,
+                    if call == "clone" {
+                        links.push(attach::kprobe(&progs.bpftk_kr, true, &function)?);
+                    } else {
+                        match attach::kprobe_if_there(&progs.bpftk_kr, true, &function)? {
+                            Some(link) => links.push(link),
+                            None => continue,
+                        }
                     }
                     beginnings.push(attach::kprobe(entry, false, &function)?);
                 }
@@ -198,7 +203,7 @@ impl Tracer {
     /// Whether beginnings are hooked, so that an end without one is a call of its own.
     fn set_armed(&mut self, armed: bool) -> Result<()> {
         let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
-        bss.armed = armed.into();
+        bss.armed_ns = if armed { boot_ns() } else { 0 };
         Ok(())
     }
 
@@ -206,6 +211,7 @@ impl Tracer {
         let map = &self.skel.maps.calls;
         map.keys()
             .filter_map(|key| map.lookup(&key, MapFlags::ANY).ok().flatten())
+            .filter(|bytes| bytes.get(TOLD) == Some(&0))
             .filter_map(|bytes| decode(&bytes))
     }
 
@@ -325,6 +331,15 @@ impl fmt::Display for Kind {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    /// With its errno.
+    Failed(i32),
+    /// A seccomp filter or a tracer answered in the kernel's place, and with no error. Nothing was made.
+    Intercepted,
+}
+
 /// One call. What was not seen is `None`.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -338,7 +353,7 @@ pub(crate) struct Call {
     pub(crate) cgroup_id: u64,
     /// `None` for a new task whose call was not looked at.
     pub(crate) name: Option<Name>,
-    pub(crate) outcome: Result<(), i32>,
+    pub(crate) outcome: Outcome,
     /// In the initial PID namespace.
     pub(crate) child: Option<u32>,
     /// In the caller's PID namespace, as the call returned it.
@@ -388,6 +403,7 @@ unsafe impl Plain for types::clone_event {}
 
 const SHORT: usize = offset_of!(types::clone_event, args);
 const WITH_ARGS: usize = offset_of!(types::clone_event, tids);
+const TOLD: usize = offset_of!(types::clone_event, told);
 const _: () = assert!(SHORT == 88 && WITH_ARGS == 88 + 88);
 const _: () = assert!(size_of::<types::clone_event>() == 88 + 88 + 4 * 32);
 
@@ -421,7 +437,11 @@ fn decode(bytes: &[u8]) -> Option<Call> {
             types::clone_call::CLONE_CALL_NONE => None,
             _ => return None,
         },
-        outcome: if event.result < 0 { Err(i32::try_from(-event.result).ok()?) } else { Ok(()) },
+        outcome: match event.result {
+            ..0 => Outcome::Failed(i32::try_from(-event.result).ok()?),
+            0 if event.child == 0 => Outcome::Intercepted,
+            _ => Outcome::Ok,
+        },
         child: (event.child != 0).then_some(event.child),
         child_ns: u32::try_from(event.result).ok().filter(|&id| id != 0),
         shape: shape(&event),
@@ -502,13 +522,15 @@ mod tests {
         };
         let call = decode(&bytes(&event)[..SHORT]).unwrap();
         assert_eq!((call.child, call.child_ns), (Some(4711), Some(7)));
-        assert_eq!((call.outcome, call.start_ns), (Ok(()), None));
+        assert_eq!((call.outcome, call.start_ns), (Outcome::Ok, None));
         assert_eq!(call.shape.unwrap().kind, Kind::Process);
         event.result = -11;
         event.child = 0;
         event.kind = 0;
         let call = decode(&bytes(&event)[..SHORT]).unwrap();
         assert_eq!((call.child, call.child_ns), (None, None));
-        assert_eq!((call.outcome, call.shape), (Err(11), None));
+        assert_eq!((call.outcome, call.shape), (Outcome::Failed(11), None));
+        event.result = 0;
+        assert_eq!(decode(&bytes(&event)[..SHORT]).unwrap().outcome, Outcome::Intercepted);
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Losses {
     pub(crate) dns: u64,
     /// Rows whose result the kernel did not show.
     pub(crate) missed_return: u64,
+    /// What ended without having been followed, since its beginning was not seen. Not lost.
+    pub(crate) unseen: u64,
     /// How often the kernel skipped a program because the CPU was in the middle of it: rows that may be missing, at most.
     pub(crate) skipped: u64,
 }
@@ -39,6 +41,7 @@ impl Losses {
             table_full: count(bpftk_loss::BPFTK_LOSS_TABLE_FULL)?,
             dns: count(bpftk_loss::BPFTK_LOSS_DNS)?,
             missed_return: count(bpftk_loss::BPFTK_LOSS_MISSED_RETURN)?,
+            unseen: count(bpftk_loss::BPFTK_LOSS_UNSEEN)?,
             skipped: 0,
         })
     }

@@ -24,6 +24,7 @@ pub(crate) mod guard;
 pub(crate) mod interfaces;
 pub(crate) mod leftovers;
 mod lifetime;
+pub(crate) mod limits;
 pub(crate) mod log;
 pub(crate) mod losses;
 mod mounts;

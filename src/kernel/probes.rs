@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::{fs, io};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use libbpf_rs::libbpf_sys;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -47,8 +47,14 @@ pub(crate) fn fentry() -> Result<(), Reason> {
 
 /// Opens a kprobe event on `function`.
 pub(crate) fn kprobe(function: &CStr) -> Result<()> {
-    let kind = fs::read_to_string("/sys/bus/event_source/devices/kprobe/type")
-        .map_err(|_| unsupported("this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)"))?;
+    let kind = fs::read_to_string("/sys/bus/event_source/devices/kprobe/type").map_err(
+        |error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                unsupported("this kernel has no kprobe events (CONFIG_KPROBE_EVENTS)")
+            }
+            _ => anyhow!("cannot ask for kprobe events: {error}"),
+        },
+    )?;
     let kind = kind
         .trim()
         .parse()

@@ -28,7 +28,7 @@ use super::skel::tcpconnect::{
 };
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
-use super::{attach, log, probes};
+use super::{attach, limits, log, probes};
 use crate::error::unsupported;
 
 /// How calls are seen, whose failures before the first packet change no socket's state.
@@ -57,8 +57,14 @@ impl Backend {
     pub(crate) const ORDER: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
 
     /// Whether tcp_v6_connect is hooked: not if the kernel has no such function.
-    fn traces_v6(self) -> bool {
-        self == Self::Kprobe && probes::kprobe(c"tcp_v6_connect").is_ok()
+    fn traces_v6(self) -> Result<bool> {
+        if self != Self::Kprobe {
+            return Ok(false);
+        }
+        match probes::kprobe(c"tcp_v6_connect") {
+            Err(error) if !limits::is_lacking(&error) => Err(error),
+            tried => Ok(tried.is_ok()),
+        }
     }
 }
 
@@ -143,14 +149,17 @@ impl Tracer {
         };
         let tracefs = match backend {
             Backend::Tracepoint => Some(Tracefs::open()?),
-            _ if preempted => Tracefs::open().ok(),
+            _ if preempted => match Tracefs::open() {
+                Err(error) if limits::is_lacking(&error) => None,
+                opened => Some(opened?),
+            },
             _ => None,
         };
         // One of the copies needs it. Without copies, what was skipped is told.
         preempted &= tracefs.is_some();
         let copies = preempted && backend == Backend::Fentry;
         let uring = match &tracefs {
-            Some(tracefs) if backend == Backend::Tracepoint => Uring::of(tracefs),
+            Some(tracefs) if backend == Backend::Tracepoint => Uring::of(tracefs)?,
             _ => Uring::None,
         };
 
@@ -163,11 +172,13 @@ impl Tracer {
         rodata.filter_by_port = config.ports.is_some().into();
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
-        rodata.has_v6_hooks = backend.traces_v6().into();
+        rodata.has_v6_hooks = backend.traces_v6()?.into();
         rodata.has_copies = preempted.into();
         rodata.may_miss_returns = (backend == Backend::Kprobe || copies).into();
         rodata.has_uring_hooks = (uring != Uring::None).into();
+        rodata.nr_connect = libc::SYS_connect as i32;
         rodata.nr_sendto = libc::SYS_sendto as i32;
+        rodata.nr_sendmmsg = libc::SYS_sendmmsg as i32;
         rodata.nr_sendmsg = libc::SYS_sendmsg as i32;
         configure_task_filter!(open, &config.tasks);
         let (dst, exclude) = (prefixes(&config.dst), prefixes(&config.exclude));
@@ -242,6 +253,10 @@ impl Tracer {
         if backend == Backend::Kprobe || self.preempted {
             links.push(attach::auto(&progs.bpftk_exit)?);
         }
+        links.extend(attach::auto_if_there(&progs.bpftk_error)?);
+        if backend != Backend::Tracepoint {
+            links.extend(attach::auto_if_there(&progs.bpftk_landlock)?);
+        }
         if backend == Backend::Fentry {
             links.push(attach::trace(&progs.bpftk_state_btf)?);
         } else {
@@ -278,7 +293,7 @@ impl Tracer {
                     (&progs.bpftk_kr_lsm, &progs.bpftk_kp_lsm, "security_socket_connect"),
                 ] {
                     // A kernel without IPv6, or without cgroup BPF, lacks the function.
-                    if let Ok(link) = attach::kprobe(ret, true, function) {
+                    if let Some(link) = attach::kprobe_if_there(ret, true, function)? {
                         links.push(link);
                         links.push(attach::kprobe(entry, false, function)?);
                     }
@@ -336,7 +351,7 @@ impl Tracer {
             .filter_map(|key| map.lookup(&key, MapFlags::ANY).ok().flatten())
             .filter_map(|bytes| copy_from::<types::tcpconnect_attempt>(&bytes))
             .filter(|attempt| attempt.flags & SYN_SENT != 0 && attempt.flags & SILENT == 0)
-            .map(|attempt| Attempt::from(attempt.event))
+            .map(Attempt::from)
             .collect();
         pending.sort_by_key(|attempt| attempt.start_ns);
         pending
@@ -425,6 +440,7 @@ fn select_programs(
     for program in [&mut progs.bpftk_connect, &mut progs.bpftk_send, &mut progs.bpftk_sysexit] {
         program.set_autoload(backend == Backend::Tracepoint);
     }
+    progs.bpftk_landlock.set_autoload(backend != Backend::Tracepoint);
     progs.bpftk_exit.set_autoload(backend == Backend::Kprobe || preempted);
     progs.bpftk_destroy.set_autoload(backend != Backend::Fentry || preempted);
     progs.bpftk_uring_end.set_autoload(uring != Uring::None);
@@ -443,14 +459,14 @@ enum Uring {
 }
 
 impl Uring {
-    fn of(tracefs: &Tracefs) -> Self {
-        if tracefs.event_has_field("io_uring", "io_uring_complete", "req") {
+    fn of(tracefs: &Tracefs) -> Result<Self> {
+        Ok(if tracefs.event_has_field("io_uring", "io_uring_complete", "req")? {
             Self::ByCompletion
-        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req") {
+        } else if tracefs.event_has_field("io_uring", "io_uring_submit_sqe", "req")? {
             Self::BySubmission
         } else {
             Self::None
-        }
+        })
     }
 }
 
@@ -478,6 +494,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Attempt {
     pub(crate) start_ns: u64,
     pub(crate) end_ns: u64,
+    /// Not its beginning was seen, but only that it failed: the times are the same, and there is no latency.
+    pub(crate) instant: bool,
     pub(crate) pid: u32,
     pub(crate) tid: u32,
     pub(crate) uid: u32,
@@ -497,7 +515,7 @@ unsafe impl Plain for types::tcpconnect_event {}
 unsafe impl Plain for types::tcpconnect_attempt {}
 
 const _: () = assert!(size_of::<types::tcpconnect_event>() == 104);
-const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 112);
+const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 128);
 
 fn decode(bytes: &[u8]) -> Option<Event> {
     match record_kind(bytes)? {
@@ -519,6 +537,7 @@ impl From<types::tcpconnect_event> for Attempt {
         Self {
             start_ns: event.start_ns,
             end_ns: event.end_ns,
+            instant: event.instant != 0,
             pid: event.pid,
             tid: event.tid,
             uid: event.uid,
@@ -537,6 +556,32 @@ impl From<types::tcpconnect_event> for Attempt {
                 _ => Outcome::Unknown,
             },
         }
+    }
+}
+
+/// What is in the table at the end: nobody has answered, unless the socket has told its program of an error.
+impl From<types::tcpconnect_attempt> for Attempt {
+    fn from(attempt: types::tcpconnect_attempt) -> Self {
+        let mut row = Self::from(attempt.event);
+        if attempt.told_error != 0 {
+            row.end_ns = attempt.told_ns;
+            row.outcome = Outcome::Failed(attempt.told_error as i32);
+        }
+        row
+    }
+}
+
+impl Attempt {
+    /// The time from the call to what decided it.
+    pub(crate) fn latency_ns(&self) -> Option<u64> {
+        let decided = self.outcome != Outcome::Pending && !self.instant;
+        decided.then(|| self.end_ns.saturating_sub(self.start_ns))
+    }
+
+    /// The same, if what decided it was an answer, or that none came: not its caller, who gave up.
+    pub(crate) fn time_to_answer_ns(&self) -> Option<u64> {
+        let answered = matches!(self.outcome, Outcome::Ok | Outcome::Failed(_));
+        self.latency_ns().filter(|_| answered)
     }
 }
 
@@ -566,5 +611,32 @@ mod tests {
         assert_eq!(attempt.daddr, "192.0.2.1".parse::<IpAddr>().unwrap());
         assert_eq!((attempt.saddr, attempt.sport), (None, None));
         assert_eq!(attempt.outcome, Outcome::Failed(111));
+    }
+
+    #[test]
+    fn only_an_answer_has_a_time_to_it() {
+        let mut event =
+            types::tcpconnect_event { start_ns: 1, end_ns: 8, verdict: 2, ..Default::default() };
+        let times = |event| {
+            let attempt = Attempt::from(event);
+            (attempt.latency_ns(), attempt.time_to_answer_ns())
+        };
+        assert_eq!(times(event), (Some(7), Some(7)));
+        event.verdict = types::tcpconnect_verdict::TCPCONNECT_CLOSED.0 as u8;
+        assert_eq!(times(event), (Some(7), None));
+        event.verdict = types::tcpconnect_verdict::TCPCONNECT_PENDING.0 as u8;
+        assert_eq!(times(event), (None, None));
+        event.verdict = 2;
+        event.instant = 1;
+        assert_eq!(times(event), (None, None));
+    }
+
+    #[test]
+    fn an_error_that_was_told_decides_what_is_left_at_the_end() {
+        let mut left = types::tcpconnect_attempt::default();
+        assert_eq!(Attempt::from(left).outcome, Outcome::Pending);
+        (left.told_error, left.told_ns) = (113, 9);
+        let attempt = Attempt::from(left);
+        assert_eq!((attempt.outcome, attempt.end_ns), (Outcome::Failed(113), 9));
     }
 }

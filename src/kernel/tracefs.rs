@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::sys;
+use super::{limits, sys};
 use crate::error::{not_permitted, unsupported};
 
 /// A view of tracefs: where it is mounted, or a mount of our own that nobody else sees.
@@ -57,18 +57,19 @@ impl Tracefs {
     }
 
     /// Whether the tracepoint's record has a field of this name.
-    pub(crate) fn event_has_field(&self, category: &str, name: &str, field: &str) -> bool {
-        let Ok(format) = self.read(&self.event(category, name).join("format"), category, name)
-        else {
-            return false;
+    pub(crate) fn event_has_field(&self, category: &str, name: &str, field: &str) -> Result<bool> {
+        let format = match self.read(&self.event(category, name).join("format"), category, name) {
+            Ok(format) => format,
+            Err(error) if limits::is_lacking(&error) => return Ok(false),
+            Err(error) => return Err(error),
         };
-        format.lines().any(|line| {
+        Ok(format.lines().any(|line| {
             line.trim_start()
                 .strip_prefix("field:")
                 .and_then(|declaration| declaration.split(';').next())
                 .and_then(|declaration| declaration.rsplit([' ', '*']).next())
                 .is_some_and(|last| last == field)
-        })
+        }))
     }
 
     fn read(&self, path: &Path, category: &str, name: &str) -> Result<String> {

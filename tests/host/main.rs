@@ -11,6 +11,7 @@ mod drop;
 mod egress;
 mod filter;
 mod filter_check;
+mod limits;
 mod preflight;
 mod sockredir;
 mod support;

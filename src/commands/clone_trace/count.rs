@@ -9,7 +9,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::commands::common::time_zone;
-use crate::kernel::clone_trace::{self, Call};
+use crate::kernel::clone_trace::{self, Call, Outcome};
 use crate::output::{Column, Field, Kind, Record, Sink, bytes_to_string};
 
 pub(crate) const FIELDS: &[Field] = &[
@@ -21,7 +21,7 @@ pub(crate) const FIELDS: &[Field] = &[
         "process, thread, vfork or namespace; null for calls whose flags could not be read",
     ),
     Field::new("calls", "calls that ended in the interval"),
-    Field::new("failures", "those of them that failed"),
+    Field::new("failures", "those of them that failed or were intercepted"),
 ];
 
 pub(super) fn columns() -> Vec<Column> {
@@ -53,7 +53,7 @@ impl Counts {
         for tallies in [&mut self.interval, &mut self.total] {
             let tally = tallies.entry(key).or_default();
             tally.calls += 1;
-            tally.failures += u64::from(call.outcome.is_err());
+            tally.failures += u64::from(call.outcome != Outcome::Ok);
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::kernel::clone_trace::Shape;
 
-    fn call(comm: &[u8], kind: clone_trace::Kind, outcome: Result<(), i32>) -> Call {
+    fn call(comm: &[u8], kind: clone_trace::Kind, outcome: Outcome) -> Call {
         let mut name = [0; 16];
         name[..comm.len()].copy_from_slice(comm);
         Call {
@@ -128,12 +128,12 @@ mod tests {
     fn an_interval_begins_empty_and_the_total_does_not() {
         use clone_trace::Kind::{Process, Thread};
         let mut counts = Counts::default();
-        counts.add(&call(b"sh", Process, Err(11)));
+        counts.add(&call(b"sh", Process, Outcome::Failed(11)));
         counts.interval = HashMap::new();
         for _ in 0..2 {
-            counts.add(&call(b"java", Thread, Ok(())));
+            counts.add(&call(b"java", Thread, Outcome::Ok));
         }
-        counts.add(&call(b"sh", Process, Ok(())));
+        counts.add(&call(b"sh", Process, Outcome::Ok));
         let of = |tallies: &HashMap<Key, Tally>| -> Vec<(u64, u64)> {
             sorted(tallies).iter().map(|(_, tally)| (tally.calls, tally.failures)).collect()
         };

@@ -44,7 +44,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ("CALL", "clone, clone3, fork or vfork. A dash with the task back end."),
         (
             "CHILD",
-            "Id of the new process or thread in the initial PID namespace, also when the caller is in another; or the errno's name of a call that failed, such as EAGAIN (a limit on processes), EINVAL (flags that don't go together), EPERM (a privilege is missing), ENOSYS (often a sandbox's seccomp filter).",
+            "Id of the new process or thread in the initial PID namespace, also when the caller is in another; or the errno's name of a call that failed, such as EAGAIN (a limit on processes), EINVAL (flags that don't go together), EPERM (a privilege is missing), ENOSYS (often a sandbox's seccomp filter); or intercepted, when a seccomp filter (SECCOMP_RET_TRAP, RET_KILL, RET_USER_NOTIF, RET_TRACE) or a tracer answered in the kernel's place and with no error: then nothing was made.",
         ),
         (
             "KIND",
@@ -74,13 +74,13 @@ pub(crate) const MANUAL: Manual = Manual {
     ],
     mechanism: &[
         "One call is one row, in the view of its caller; that a fork returns in the child as well is no row. The row is printed when the call returns. The first back end of this list that the kernel accepts is used, -v says which, --backend insists on one.",
-        "syscall: the tracepoints at enter and exit of clone, clone3, fork and vfork. A call that a seccomp filter refuses never gets to the first of them; its row is made at the second, of the registers, and has no latency. The same holds for a call that was under way when bpftk started. Linux 7 preempts programs at these tracepoints, and skips them for whoever comes to the same place meanwhile: such a call is known by its child, its row comes with the thread's next call or its end and has no latency; a failure whose return was skipped is counted as lost.",
+        "syscall: the tracepoints at enter and exit of clone, clone3, fork and vfork. A call that a seccomp filter refuses never gets to the first of them; its row is made at the second, of the registers, and has no latency. If the filter answers with no error, the result is intercepted: a child is one that the kernel was seen to make. (An answer of 0 is taken for a child's own return, and one that kills the caller before Linux 5.16 is not seen.) The same holds for a call that was under way when bpftk started. Linux 7 preempts programs at these tracepoints, and skips them for whoever comes to the same place meanwhile: such a call is known by its child, its row comes with the thread's next call or its end and has no latency; a failure whose return was skipped is counted as lost.",
         "kprobe: kprobe and kretprobe of the kernel's wrappers of these system calls. It does not see what seccomp refuses. The kernel follows a limited number of calls to their return at a time, and each waiting vfork is one of them: of a call whose return it did not follow, the child is known all the same; its row comes with the thread's next call or its end, or with bpftk's, and has no latency.",
-        "task: the tracepoint task:task_newtask alone, which is reached when nothing can fail any more. It sees no failures and no calls, so --failed, --args and --latency are refused, and CALL is empty; the flags are those that the kernel works with. It also sees what no system call of this list makes: kernel threads (made by kthreadd, process 2), io_uring's workers, and children of 32-bit programs.",
+        "task: the tracepoint task:task_newtask alone, which is reached when nothing can fail any more. It sees no failures and no calls, so --failed, --args and --latency are refused, and CALL is empty; the flags are those that the kernel works with. It also sees what no system call of this list makes: kernel threads (made by kthreadd, process 2), and io_uring's workers.",
         "With syscall and kprobe the same tracepoint gives the child's id in the initial PID namespace: the call itself returns the id in its caller's, which is the field child_ns. All back ends need tracefs; where it is not mounted, bpftk mounts it for itself alone.",
         "clone3's flags are in a struct in the caller's memory. Where its page is not there when the call begins, it is read again when the kernel has just read it, and at the call's end. What still can't be read, as after EFAULT, is null.",
         "A call that a signal interrupts before a child is made, the kernel makes again by itself; it is one row. A call that has its child when bpftk ends, and has not returned, as a waiting vfork, is printed then, as a success.",
-        "32-bit (compat) system calls have no tracepoints in Linux, and wrappers of their own: of the back ends, only task sees what they make. aarch64 has no system calls fork and vfork; there, C libraries use clone.",
+        "32-bit (compat) system calls have no tracepoints in Linux, and wrappers of their own. What they make is seen as a new task, by all back ends: syscall and kprobe make their row of that and of the registers, without child_ns and latency, unless the wrapper is one for both, as that of fork can be. Those that fail are not seen. aarch64 has no system calls fork and vfork; there, C libraries use clone.",
         "Filters run in the kernel. -p is about the caller: it takes a process's id, and covers the calls of all of its threads.",
     ],
     overhead: &[
@@ -98,7 +98,7 @@ const SUMMARY: &[Field] = &[
     Field::new("backend", "syscall, kprobe or task"),
     Field::new("calls", "rows printed or counted"),
     Field::new("ok", "of these, with a child"),
-    Field::new("failed", "of these, failed"),
+    Field::new("failed", "of these, failed or intercepted"),
     Field::new("lost", "rows missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
     Field::new("lost_table_full", "because too many calls were under way"),

@@ -24,7 +24,7 @@ use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
 use crate::kernel::cgroup;
 use crate::kernel::clock::{boot_ns, wall_time};
-use crate::kernel::clone_trace::{self, Args, Backend, Call, Config, Name, Tracer, arm};
+use crate::kernel::clone_trace::{self, Args, Backend, Call, Config, Name, Outcome, Tracer, arm};
 use crate::kernel::log;
 use crate::kernel::run::Flow;
 use crate::net::errno;
@@ -41,7 +41,7 @@ pub(crate) struct CloneTrace {
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Filters")]
     kind: Vec<clone_trace::Kind>,
 
-    /// Only calls that failed
+    /// Only calls that made nothing: they failed or were intercepted
     #[arg(long, help_heading = "Filters")]
     failed: bool,
 
@@ -102,11 +102,11 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("call", "clone, clone3, fork or vfork; null with the task back end"),
     Field::new(
         "child",
-        "id of the new task (a thread's own id, not its process's), in the initial PID namespace; null when the call failed",
+        "id of the new task (a thread's own id, not its process's), in the initial PID namespace; null when the call made none",
     ),
     Field::new(
         "child_ns",
-        "the same id as the call returned it, in the caller's PID namespace; null when the call failed or its return was not seen",
+        "the same id as the call returned it, in the caller's PID namespace; null when the call made none or its return was not seen",
     ),
     Field::new(
         "kind",
@@ -124,7 +124,10 @@ pub(crate) const FIELDS: &[Field] = &[
         "exit_signal",
         "number of the signal that the parent gets when the child ends; 0 is none",
     ),
-    Field::new("result", "ok, or an errno's name"),
+    Field::new(
+        "result",
+        "ok, an errno's name, or intercepted (seccomp or a tracer answered in the kernel's place, without an error: nothing was made)",
+    ),
     Field::new("errno", "the error number of a failure; else null"),
     Field::new(
         "latency_us",
@@ -382,8 +385,8 @@ impl tracing::Session<Tracer> for Session<'_> {
 impl Session<'_> {
     fn call(&mut self, call: &Call, sink: &mut Sink) -> Result<()> {
         match call.outcome {
-            Ok(()) => self.totals.ok += 1,
-            Err(_) => self.totals.failed += 1,
+            Outcome::Ok => self.totals.ok += 1,
+            Outcome::Failed(_) | Outcome::Intercepted => self.totals.failed += 1,
         }
         match &mut self.counts {
             Some(counts) => counts.add(call),
@@ -403,8 +406,9 @@ impl Session<'_> {
         };
         let time = call.start_ns.or(call.end_ns).unwrap_or_else(boot_ns);
         let (result, errno) = match call.outcome {
-            Ok(()) => ("ok".to_string(), None),
-            Err(number) => (errno::name(number), Some(number)),
+            Outcome::Ok => ("ok".to_string(), None),
+            Outcome::Failed(number) => (errno::name(number), Some(number)),
+            Outcome::Intercepted => ("intercepted".to_string(), None),
         };
         let exit_signal = call.shape.map(|shape| shape.exit_signal);
         Record::new(Kind::Event)

@@ -65,7 +65,10 @@ pub(crate) const MANUAL: Manual = Manual {
             "0, of doctor",
             "every command has a back end; with --cleanup, whatever was left behind is gone",
         ),
-        ("1, of doctor", "something could not be removed"),
+        (
+            "1, of doctor",
+            "something could not be removed; or a limit of the process, such as `ulimit -n`, kept doctor from trying, which says nothing of the machine",
+        ),
         (
             "3, of doctor",
             "a command has no back end because a capability is missing; with --cleanup, leftovers could not be looked for",

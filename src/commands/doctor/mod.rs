@@ -13,13 +13,14 @@ use clap::Args;
 pub(crate) use self::manual::MANUAL;
 use super::common::note;
 use crate::cli::{KernelArgs, OutputArgs};
-use crate::error::{Status, status_of};
+use crate::error::{Status, limited, status_of};
 use crate::filter::libpcap;
 use crate::kernel::backend::Chosen;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::facts::{self, Fact};
 use crate::kernel::leftovers::{self, Leftover};
+use crate::kernel::limits;
 use crate::kernel::log;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::{clone_trace, drop, egress, netns, sockredir, tcpconnect};
@@ -277,6 +278,14 @@ impl Doctor {
         // First of all: what libbpf does to the memory limit for the first program is not to be told as a fact.
         let facts = facts::all(file)?;
         let commands: Vec<Trial> = COMMANDS.iter().map(|command| self.try_out(command)).collect();
+        // What ran into a limit says nothing of the machine.
+        let told = commands
+            .iter()
+            .filter_map(|trial| trial.outcome.as_ref().err().map(|error| format!("{error:#}")))
+            .chain(facts.iter().map(|fact| fact.detail.clone()));
+        if let Some(limit) = told.filter_map(|text| limits::named_in(&text)).next() {
+            return Err(limited(limit));
+        }
         let rows: Vec<Record> = commands.iter().map(command_row).collect();
         sink.section(&COMMAND_COLUMNS, &rows, "")?;
         let rows: Vec<Record> = facts.iter().map(fact_row).collect();

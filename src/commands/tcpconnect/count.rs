@@ -73,9 +73,10 @@ impl Tally {
             Outcome::Ok => {}
             Outcome::Failed(_) | Outcome::Closed | Outcome::Unknown => self.failures += 1,
         }
-        let us = attempt.end_ns.saturating_sub(attempt.start_ns).div_ceil(1000);
-        // The histogram grows to fit any value.
-        let _ = self.latency.record(us);
+        if let Some(ns) = attempt.time_to_answer_ns() {
+            // The histogram grows to fit any value.
+            let _ = self.latency.record(ns.div_ceil(1000));
+        }
     }
 
     fn quantile(&self, q: f64) -> Option<f64> {
@@ -153,6 +154,7 @@ mod tests {
         Attempt {
             start_ns: 1_000,
             end_ns: 1_000 + us * 1000,
+            instant: false,
             pid: 1,
             tid: 1,
             uid: 0,
@@ -173,11 +175,17 @@ mod tests {
         for us in 1..=10_000 {
             tally.add(&attempt(us, Outcome::Ok));
         }
+        // What nobody answered, and what nobody saw begin, is no time to an answer.
         tally.add(&attempt(0, Outcome::Pending));
+        for _ in 0..10_000 {
+            tally.add(&attempt(1_000_000, Outcome::Closed));
+            tally.add(&attempt(1_000_000, Outcome::Unknown));
+            tally.add(&Attempt { instant: true, ..attempt(0, Outcome::Failed(13)) });
+        }
         let near = |value: f64, expected: f64| (value - expected).abs() / expected < 0.01;
         assert!(near(tally.quantile(0.5).unwrap(), 5_000.0), "{:?}", tally.quantile(0.5));
         assert!(near(tally.quantile(0.99).unwrap(), 9_900.0), "{:?}", tally.quantile(0.99));
-        assert_eq!((tally.attempts, tally.failures), (10_001, 0));
+        assert_eq!((tally.attempts, tally.failures), (40_001, 30_000));
     }
 
     #[test]

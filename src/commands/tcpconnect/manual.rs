@@ -39,11 +39,11 @@ pub(crate) const MANUAL: Manual = Manual {
         ("DPORT", "Destination port."),
         (
             "RESULT",
-            "ok; the errno's name, such as ECONNREFUSED (a reset), ETIMEDOUT (no answer), ENETUNREACH (no route), EADDRNOTAVAIL (no free source port), EACCES or EPERM (forbidden by a route, a cgroup program or a security module); closed, when the caller closed the socket or disconnected it before an answer came; unknown, when it failed and the kernel did not show why; pending, for what is undecided when bpftk ends. Empty with --at-start.",
+            "ok; the errno's name, such as ECONNREFUSED (a reset, or an ICMP message), EHOSTUNREACH (an ICMP message, or no neighbour), ETIMEDOUT (no answer), ENETUNREACH (no route), EADDRNOTAVAIL (no free source port), EACCES or EPERM (forbidden by a route, a cgroup program or a security module); closed, when the caller closed the socket or disconnected it before an answer came; unknown, when it failed and nothing shows why; pending, for what is undecided when bpftk ends. Empty with --at-start.",
         ),
         (
             "LATENCY",
-            "Milliseconds from the call to the answer. For Fast Open with TCP_FASTOPEN_CONNECT this includes the time until the first write, which is what sends the SYN.",
+            "Milliseconds from the call to the answer; for closed, to when the caller gave up. A dash where the beginning was not seen, as when a security module or a cgroup program refused at once: what the back ends see of that is below. For Fast Open with TCP_FASTOPEN_CONNECT this includes the time until the first write, which is what sends the SYN.",
         ),
         ("USER", "With --print-user: the caller's real user."),
         ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
@@ -51,7 +51,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ("TIME", "With --timestamp: local time of the call."),
         (
             "ATTEMPTS FAILURES MEDIAN P99",
-            "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %. The last table is the whole run's.",
+            "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %, which leaves out what was closed before there was one and what has no latency. The last table is the whole run's.",
         ),
     ],
     fields: &[
@@ -61,14 +61,17 @@ pub(crate) const MANUAL: Manual = Manual {
     ],
     mechanism: &[
         "An attempt begins when a TCP socket is asked to connect and ends when it leaves the state SYN_SENT. The tracepoint sock:inet_sock_set_state shows both, the beginning in the caller's context, so that process, user and cgroup are the caller's also when the answer arrives in a softirq. One attempt is one row: a second connect() on a socket that is under way only asks how the first went, and calls that ask for no connection (a bad descriptor, a socket that is connected already) are no attempts.",
+        "An ICMP message, as a router or a firewall's REJECT sends it, ends an attempt at once or is only an error that the program may fetch (SO_ERROR), while the kernel goes on trying. What the program was told is shown by the tracepoint sock:inet_sk_error_report (Linux 5.14), and is the row's result when the program then closes. Before 5.14 a program that fetches the error faster than the kernel ends the attempt makes that unknown.",
+        "What was under way when bpftk started has no row; when it ends, it is counted as unseen, unless a filter on tasks is set, since whose it was is not known.",
         "Failures before the first packet (no route, no free port, forbidden) change no state. How they are seen is what the back ends differ in; the first of this list that the kernel accepts is used, -v says which, --backend insists on one.",
-        "fentry: fentry and fexit programs on __inet_stream_connect, which every connect and every Fast Open send comes to, io_uring's and the kernel's own included; what a security module refuses is seen on security_socket_connect. Needs a trampoline for the architecture: x86_64, or aarch64 since Linux 6.0.",
-        "kprobe: kprobes and kretprobes on tcp_v4_connect and tcp_v6_connect, which don't wait for the network, and on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect, where cgroup programs and security modules refuse. Linux runs a kretprobe for a limited number of calls at a time (on small machines 10). Beyond it an attempt that failed at once is counted as lost_missed_return; all others are seen by their state changes.",
-        "tracepoint: enter and exit of connect, and of sendto, sendmsg and sendmmsg for MSG_FASTOPEN, and io_uring:io_uring_complete. Complete where kprobes and fentry are forbidden, except for two early failures: of 32-bit system calls, for which Linux has no tracepoints, and of connects that the kernel makes itself (NFS, for example). Linux 7 preempts programs at these tracepoints, and skips them for whoever comes to the same place on that processor meanwhile: an attempt that failed at once can then be missing, and is counted as lost where only its end was skipped.",
+        "fentry: fentry and fexit programs on __inet_stream_connect, which every connect and every Fast Open send comes to, io_uring's and the kernel's own included; what a security module refuses is seen on security_socket_connect, and has no latency. What Landlock refuses of Fast Open sends (Linux 7.3) is seen by its tracepoint landlock:landlock_deny_access_net, but for those of io_uring and of 32-bit programs. Needs a trampoline for the architecture: x86_64, or aarch64 since Linux 6.0.",
+        "kprobe: kprobes and kretprobes on tcp_v4_connect and tcp_v6_connect, which don't wait for the network, and on tcp_v4_pre_connect, tcp_v6_pre_connect and security_socket_connect, where cgroup programs and security modules refuse, which have no latency; Landlock's refusals of Fast Open sends as with fentry. Linux runs a kretprobe for a limited number of calls at a time (on small machines 10). Beyond it an attempt that failed at once is counted as lost_missed_return; all others are seen by their state changes.",
+        "tracepoint: enter and exit of connect, and of sendto, sendmsg and sendmmsg for MSG_FASTOPEN, and io_uring:io_uring_complete. What io_uring fails to begin has no latency. Complete where kprobes and fentry are forbidden, except for two early failures: of 32-bit system calls, for which Linux has no tracepoints, and of connects that the kernel makes itself (NFS, for example). Linux 7 preempts programs at these tracepoints, and skips them for whoever comes to the same place on that processor meanwhile: an attempt that failed at once can then be missing, and is counted as lost where only its end was skipped.",
+        "A seccomp filter refuses a connect() before any hook but the tracepoint at the system call's end. So the back end tracepoint has a row for it, without a latency; the others see nothing, nor does any see what a supervisor (SECCOMP_RET_USER_NOTIF) answers without an error.",
         "Linux skips a program for whatever comes to it while the same CPU is in the middle of it: an interrupt and, on preemptible kernels, every task that runs before the program goes on. On kernels whose preemption model is full or lazy (Linux 7 knows no others on x86_64) a second copy of the busiest programs does what the first was skipped for, and a call's end makes good what neither saw. What the last copy was skipped for is told as `skipped`; most of it was no attempt.",
         "Kernels without IPv6 trace IPv4. MPTCP sockets connect by TCP subflows, each of which is a row; additional subflows are the kernel's, and show its worker as caller.",
         "--dns attaches a program to the root cgroup (v2) that copies what sockets receive from port 53, over UDP and TCP, IPv4 and IPv6, in any network namespace, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs or by the hints of an HTTPS record, led to it, for as long as the answer may be kept, and ten minutes at the least; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
-        "Filters run in the kernel. --dst, --exclude, --port, -4 and -6 look at the destination that the kernel connects to.",
+        "Filters run in the kernel. --dst, --exclude, --port, -4 and -6 look at the destination that the kernel connects to. What a filter leaves out takes no room in the tables, and is not counted.",
     ],
     overhead: &[
         "fentry and kprobe: proportional to the rate of connects and of TCP state changes, nothing else. `make bench` prints the time per connect beside other tools.",
@@ -92,6 +95,10 @@ const SUMMARY: &[Field] = &[
     Field::new("lost_table_full", "because too much was under way"),
     Field::new("lost_missed_return", "because the kernel did not run the hook at a call's return"),
     Field::new("lost_dns", "pieces of DNS answers: names may be missing, no rows"),
+    Field::new(
+        "unseen",
+        "ended without having been followed, since they were under way when bpftk started; not among the lost",
+    ),
     Field::new(
         "skipped",
         "times the kernel skipped a program: rows that may be missing beside the lost ones, at most",

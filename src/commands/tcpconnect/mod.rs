@@ -140,7 +140,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("errno", "the error number of a failure; else null"),
     Field::new(
         "latency_us",
-        "from the call to the answer, in microseconds; null when there is none",
+        "from the call to the answer, or to when the caller closed it, in microseconds; null when it is undecided or its beginning was not seen",
     ),
     Field::new(
         "name",
@@ -302,10 +302,14 @@ impl tracing::Session<Tracer> for Session<'_> {
         let args = self.args;
         let now = boot_ns();
         let waited = |attempt: &Attempt| {
-            args.min_latency.is_none_or(|least| now - attempt.start_ns >= least.as_nanos() as u64)
+            let time = attempt.latency_ns().unwrap_or(now - attempt.start_ns);
+            args.min_latency.is_none_or(|least| time >= least.as_nanos() as u64)
         };
-        if !args.failed && !args.at_start && !self.full() {
-            for attempt in tracer.pending().iter().filter(|attempt| waited(attempt)) {
+        let asked = |attempt: &Attempt| {
+            waited(attempt) && !(args.failed && attempt.outcome == Outcome::Pending)
+        };
+        if !args.at_start && !self.full() {
+            for attempt in tracer.pending().iter().filter(|attempt| asked(attempt)) {
                 if self.full() {
                     break;
                 }
@@ -327,6 +331,7 @@ impl tracing::Session<Tracer> for Session<'_> {
             .with("pending", pending);
         let record = with_losses(record, losses, undecodable)
             .with("lost_dns", losses.dns)
+            .with("unseen", losses.unseen)
             .with("skipped", losses.skipped);
         let lost = losses_sentence(losses, undecodable);
         let what = if args.at_start {
@@ -369,8 +374,7 @@ impl Session<'_> {
             Outcome::Pending if self.args.at_start => (None, None),
             Outcome::Pending => (Some("pending".into()), None),
         };
-        let decided = attempt.outcome != Outcome::Pending;
-        let latency = attempt.end_ns.saturating_sub(attempt.start_ns) as f64 / 1000.0;
+        let latency = attempt.latency_ns().map(|ns| ns as f64 / 1000.0);
         let names = self.resolver.names(attempt.daddr);
         Record::new(Kind::Event)
             .with("time", wall_time(attempt.start_ns))
@@ -387,7 +391,7 @@ impl Session<'_> {
             .with("dport", attempt.dport)
             .with("result", result)
             .with("errno", errno)
-            .with("latency_us", decided.then_some(latency))
+            .with("latency_us", latency)
             .with("name", (!names.is_empty()).then_some(names))
     }
 }

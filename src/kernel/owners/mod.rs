@@ -41,9 +41,10 @@ use super::backend;
 use super::btf::BtfSource;
 use super::caps::{Cap, Held};
 use super::cgroup::{Paths, Root};
+use super::limits;
 use super::ring::copy_from;
 use super::skel::owners::types;
-use crate::error::unsupported;
+use crate::error::{limited, unsupported};
 
 /// Who sends what leaves through a socket.
 #[derive(Clone, Debug)]
@@ -236,6 +237,9 @@ impl Owners {
         };
         let cost = if senders.is_some() { WITHOUT_FILES } else { WITHOUT_OLD };
         let files = Files::load(btf).map_err(|error| lacks(&error, cost)).ok();
+        if let Some(limit) = missing.iter().find_map(|missing| limits::named_in(&missing.what)) {
+            return Err(limited(limit));
+        }
         if programs.is_none() && files.is_none() {
             let reasons: Vec<String> = missing.into_iter().map(|missing| missing.what).collect();
             return Err(unsupported(format!(

@@ -6,6 +6,7 @@ mod args;
 mod calls;
 mod exact;
 mod filters;
+mod intercepted;
 mod lifecycle;
 mod rows;
 

@@ -238,6 +238,10 @@ fn io_uring_connects_are_their_submitters() {
                 assert!(!text(&row["comm"]).starts_with("iou-wrk"), "{row}");
             }
             assert_eq!(rows[2]["daddr"], "192.0.2.1");
+            // Of what fails at once, the tracepoints show the end alone.
+            let latency = rows[2]["latency_us"].as_f64();
+            assert_eq!(latency.is_none(), traced.backend == "tracepoint", "{}", rows[2]);
+            assert!(latency.is_none_or(|us| us > 0.0), "{}", rows[2]);
         });
     }
 }
@@ -346,6 +350,8 @@ fn what_a_cgroup_program_forbids_is_told() {
         });
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_row(&rows[0], None, "192.0.2.1:80".parse().unwrap(), "EPERM");
+        // The real time, or none; but not 0.
+        assert_ne!(rows[0]["latency_us"].as_f64(), Some(0.0), "{}", rows[0]);
         assert_eq!(rows[0]["comm"], "bash");
     });
 }

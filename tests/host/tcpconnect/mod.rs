@@ -7,7 +7,9 @@ mod dns;
 mod filters;
 mod lifecycle;
 mod loss;
+mod refused;
 mod results;
+mod room;
 
 use std::net::SocketAddr;
 
