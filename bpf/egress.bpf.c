@@ -71,9 +71,9 @@ volatile bool refuses_calls;
 volatile __u32 call_devices[EGRESS_DEVICES];
 
 /*
- * The sizes of a key and its value are set before the load. One value for all CPUs: a hash per CPU would take 16 bytes more a key for each
- * of them, and a tenth of a second to be made. CPUs seldom meet here: a socket's packets leave by one at a time, and what has no socket
- * in its key is gathered by each CPU first.
+ * The sizes of a key and its value are set before the load. One value for all CPUs: a hash per CPU would take 16 bytes
+ * more a key for each of them, and a tenth of a second to be made. CPUs seldom meet here: a socket's packets leave by
+ * one at a time, and what has no socket in its key is gathered by each CPU first.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

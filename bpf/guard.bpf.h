@@ -101,17 +101,20 @@ static __always_inline void keep_out(__u16 port)
 static __always_inline bool note_port(const struct preflight_key *process, __u16 number, __u32 role, __u32 keep)
 {
 	struct preflight_port port = { .process = *process, .port = number };
+	bool kept = guard && keep, is_new = kept && !is_kept_out(number), stored = true;
 
 	/* A socket that is closed has none. */
-	if (!number || bpf_map_lookup_elem(&unsafe_ports, &port))
+	if (!number)
 		return true;
-	if (guard && keep)
+	if (is_new)
 		keep_out(number);
-	if (bpf_map_update_elem(&unsafe_ports, &port, &role, BPF_ANY))
-		return false;
-	if (guard && keep)
+	if (!bpf_map_lookup_elem(&unsafe_ports, &port)) {
+		stored = !bpf_map_update_elem(&unsafe_ports, &port, &role, BPF_ANY);
+		is_new |= kept && stored;
+	}
+	if (is_new)
 		tell_user_space(process, number);
-	return true;
+	return stored;
 }
 
 #endif

@@ -32,6 +32,7 @@
 #define NR_RECVFROM 45
 #define NR_SENDMSG 46
 #define NR_RECVMSG 47
+#define NR_SHUTDOWN 48
 #define NR_GETSOCKOPT 55
 #define NR_SPLICE 275
 #define NR_RECVMMSG 299
@@ -52,6 +53,7 @@
 #define NR_SENDTO 206
 #define NR_RECVFROM 207
 #define NR_GETSOCKOPT 209
+#define NR_SHUTDOWN 210
 #define NR_SENDMSG 211
 #define NR_RECVMSG 212
 #define NR_RECVMMSG 243
@@ -62,6 +64,8 @@
 #else
 #error "which numbers do the system calls have here, and which those of 32-bit programs?"
 #endif
+/* include/linux/net.h: SEND_SHUTDOWN - 1 */
+#define SHUT_WR 1
 #define NR_IO_URING_SETUP 425
 #define NR_IO_URING_ENTER 426
 
@@ -141,6 +145,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_SENDFILE:
 	case NR_GETSOCKOPT:
 	case NR_CLOSE:
+	case NR_SHUTDOWN:
 	case NR_IO_URING_SETUP:
 	case NR_IO_URING_ENTER:
 		break;
@@ -196,6 +201,13 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_IOCTL:
 		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_FIONREAD;
+		break;
+	case NR_SHUTDOWN:
+		/* Who reads no more has no reads that fail. */
+		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != SHUT_WR)
+			return 0;
+		call.way = ASKS_TCP;
+		call.reason = PREFLIGHT_TWO_THREADS;
 		break;
 	case NR_CLOSE:
 		call.way = CLOSES;
@@ -254,6 +266,9 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	}
 	/* Most that are closed are of no interest; they are not counted. MPTCP's numbers are elsewhere. */
 	if (call.way == CLOSES && (conn.mptcp || !is_last_user(conn.file) || !has_unread(conn.sk)))
+		return 0;
+	/* It wakes whoever waits to read (net/ipv4/af_inet.c, inet_shutdown). */
+	if (number == NR_SHUTDOWN && !count_waiters(conn.sk, conn.file))
 		return 0;
 	process = this_process();
 	if (!process)

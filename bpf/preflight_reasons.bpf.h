@@ -146,13 +146,14 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 		reasons |= bit_if(caught_signals(), PREFLIGHT_SIGNALS);
 		reasons |= bit_if(BPF_CORE_READ(sk, sk_socket, flags) & (1UL << SOCK_NOSPACE), PREFLIGHT_ROOM);
 		/*
-		 * Where something was read before. What was redirected TCP does not count, but the socket is in the map
-		 * still: sockredir takes out the ones where nothing was. Without redirection the acknowledgement may have
-		 * been faster than it would be.
+		 * Something came before: sockredir would have taken the socket out of its map else. In the map it is if
+		 * it has user data. Where it is not redirected, FIN_WAIT2 counts as well: by TCP the acknowledgement may
+		 * have come sooner.
 		 */
-		if (!conn->mptcp && (state == BPF_TCP_FIN_WAIT1 || (!guard && state == BPF_TCP_FIN_WAIT2)))
-			reasons |= bit_if(BPF_CORE_READ(tp, bytes_received) | (__u64)BPF_CORE_READ(sk, sk_user_data),
-					  PREFLIGHT_HALF_CLOSE);
+		if (!conn->mptcp && state == BPF_TCP_FIN_WAIT1)
+			reasons |= bit_if((__u64)BPF_CORE_READ(sk, sk_user_data), PREFLIGHT_HALF_CLOSE);
+		if (!conn->mptcp && !guard && (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2))
+			reasons |= bit_if(BPF_CORE_READ(tp, bytes_received), PREFLIGHT_HALF_CLOSE);
 	}
 	return any_number(reasons);
 }

@@ -350,15 +350,17 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 }
 
 /*
- * A socket says that it will send no more, and goes on to read: shutdown(SHUT_WR). When the other end has acknowledged that, the
- * kernel wakes who waits to read, as for any change of state (net/ipv4/tcp_input.c, tcp_rcv_state_process). By TCP he
- * goes back to waiting; at a socket of the map the read fails with EAGAIN, as each that is woken without data
+ * A socket says that it will send no more, and goes on to read: shutdown(SHUT_WR). When the other end has acknowledged
+ * that, the kernel wakes who waits to read, as for any change of state (net/ipv4/tcp_input.c, tcp_rcv_state_process).
+ * By TCP they go back to waiting; at a socket of the map the read fails with EAGAIN, as each that is woken without data
  * (net/ipv4/tcp_bpf.c, tcp_bpf_recvmsg_parser). That is after 40 ms, a delayed acknowledgement, or when the other end
  * has read all that was sent.
  *
- * So the socket is taken out of the map here, before its owner can wait, if nothing was ever redirected to it: then
- * nothing is on its way to it either, since it is made to refuse under the lock under which a sender takes room. Of what
- * TCP brought nothing waits if it brought nothing. The socket is locked by its owner meanwhile.
+ * So the socket is taken out of the map here, before this thread can wait, if nothing was ever redirected to it. Then
+ * nothing is on its way to it either, since it is made to refuse under the lock under which a sender takes room. And
+ * nothing of TCP's waits in the map's queue if TCP has received nothing. The socket is locked by its owner meanwhile.
+ *
+ * Another thread that waits to read already is woken by shutdown(2) itself: preflight and the guard know it (threads).
  */
 static __always_inline void half_closed(struct bpf_sock_ops *ops)
 {

@@ -12,6 +12,7 @@
 
 /* include/linux/net.h, include/uapi/linux/in.h */
 #define SS_UNCONNECTED 1
+#define SS_CONNECTING 2
 #define IPPROTO_MPTCP 262
 
 /* The socket that @file is, if it is one: a socket points back from the file's private data. */

@@ -22,7 +22,14 @@ static __always_inline void syscall_begins(__u32 fd, const void *addr, __u32 add
 {
 	struct socket *sock = socket_of(file_of(fd));
 	struct sock *sk = sock ? free_to_connect(sock, false) : NULL;
+	struct sock *busy = sock && !sk ? BPF_CORE_READ(sock, sk) : NULL;
 
+	/*
+	 * It asks how the first call went. Its end may leave the socket free to connect: its beginning was seen, so that
+	 * it is not taken for a refusal by seccomp.
+	 */
+	if (busy && BPF_CORE_READ(sock, state) == SS_CONNECTING && connects_by_tcp(untyped(busy)))
+		remember_call(NULL, NULL, 0);
 	if (sk && !left_out(addr, addr_len, true) && call_begins(untyped(sk)))
 		remember_call(sk, addr, addr_len);
 }

@@ -61,7 +61,7 @@ const SIGNALS: &[(&str, &str)] = &[
 
 const FILES: &[&str] = &[
     "Files that bpftk makes (--output, --write, --suggest) are for their owner alone (mode 0600). In a directory that somebody else than \
-     root or the caller owns, or that others may write to, such as /tmp, a symbolic link is not followed. A list of --suggest is put in the \
+     root or the caller owns, or that others may write to, such as /tmp, a symbolic link is not followed, be it the file or a directory on the way. A list of --suggest is put in the \
      place of what was there in one step, when it is whole.",
 ];
 

@@ -101,8 +101,9 @@ pub(crate) fn trace(program: &ProgramMut<'_>) -> Result<Link> {
     })
 }
 
-/// Detaches all of them. The kernel makes each wait until no processor can be in the program any more (perf_event_detach_bpf_prog,
-/// perf_trace_event_unreg), some 60 ms a tracepoint: so they wait beside each other, as far as there are threads to be had.
+/// Detaches all of them. The kernel makes each wait until no processor can be in the program any more
+/// (perf_event_detach_bpf_prog, perf_trace_event_unreg), some 60 ms a tracepoint: so they wait beside each other, as far
+/// as there are threads to be had.
 pub(crate) fn detach_all(links: &mut Vec<Link>) {
     std::thread::scope(|scope| {
         for link in links.drain(..) {

@@ -79,6 +79,10 @@ fn advice(text: &str) -> Option<String> {
 
 /// The error, if it is about a limit, with the limit named and the status of a failure.
 pub(crate) fn named(error: &anyhow::Error) -> Option<anyhow::Error> {
+    // Its text has words of the caller's.
+    if status_of(error) == Status::Usage {
+        return None;
+    }
     let text = format!("{error:#}");
     named_in(&text).map(limited)
 }

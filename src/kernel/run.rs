@@ -57,8 +57,8 @@ pub(crate) enum Turn<T> {
     /// All that had arrived was handed over.
     Rest,
     Tick,
-    /// Something woke the loop that is neither event nor signal; or, if asked for, a second is over: time to look at what is followed, or
-    /// waited for.
+    /// Something woke the loop that is no event, a signal or another thread; or, if asked for, a second is over: time to
+    /// look at what is followed, or waited for.
     Look,
     /// SIGHUP: the output file is to be opened anew.
     Reopen,

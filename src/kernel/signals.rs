@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! SIGINT, SIGTERM, SIGQUIT and SIGHUP end a run. Where there are files to be opened anew, SIGHUP does that instead; where it was ignored
-//! at the start (nohup), it stays ignored. The others end the run in any case: shells have what runs in a script's background ignore
-//! SIGINT and SIGQUIT, and `kill -INT` is how a script ends it.
+//! SIGINT, SIGTERM, SIGQUIT and SIGHUP end a run. Where there are files to be opened anew, SIGHUP does that instead;
+//! where it was ignored at the start (nohup), it stays ignored. The others end the run in any case: shells have what
+//! runs in a script's background ignore SIGINT and SIGQUIT, and `kill -INT` is how a script ends it.
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::sys;
 
@@ -32,6 +32,10 @@ impl Signals {
     /// Takes the signals over. Once in a process.
     pub(crate) fn take(reopen_on_hangup: bool) -> Result<Self> {
         let hangup_was_ignored = sys::hangup_is_ignored();
+        // Until it is known what is to become of it, it waits: the handler that is set first ends the run.
+        let mut hangup = SigSet::empty();
+        hangup.add(Signal::SIGHUP);
+        hangup.thread_block().context("cannot block SIGHUP")?;
         let (woken, waker) = UnixStream::pair().context("cannot make a socket pair")?;
         woken.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         waker.set_nonblocking(true).context("cannot make a socket non-blocking")?;
@@ -50,11 +54,12 @@ impl Signals {
         unsafe {
             sys::on_signal(Signal::SIGQUIT, quit).context("cannot handle SIGQUIT")?;
             if reopen_on_hangup {
-                sys::on_signal(Signal::SIGHUP, hangup).context("cannot handle SIGHUP")?;
+                sys::on_signal(Signal::SIGHUP, reopen).context("cannot handle SIGHUP")?;
             } else if hangup_was_ignored {
                 sys::ignore_hangup().context("cannot ignore SIGHUP")?;
             }
         }
+        hangup.thread_unblock().context("cannot unblock SIGHUP")?;
         Ok(Self { woken, hangup_was_ignored })
     }
 
@@ -89,7 +94,7 @@ extern "C" fn quit(_signal: libc::c_int) {
     wake();
 }
 
-extern "C" fn hangup(_signal: libc::c_int) {
+extern "C" fn reopen(_signal: libc::c_int) {
     REOPEN.store(true, Ordering::SeqCst);
     wake();
 }

@@ -2,8 +2,9 @@
 
 //! Opening files for writing, as root, at paths where others may have been first.
 //!
-//! New files are 0600. In a directory that somebody else owns or may write to, a symbolic link is not followed: it may lead to a
-//! file of root's. Elsewhere links are the administrator's, and `/dev/stdout` is one.
+//! New files are 0600. In a directory that somebody else owns or may write to, a symbolic link is not followed, be it
+//! the file or a directory on the way: it may lead to a file of root's. Elsewhere links are the administrator's, and
+//! `/dev/stdout` is one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -24,7 +25,12 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
 
 /// Puts a new file in the place of what was there, or leaves that. Anything but a plain file is written to.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+    let linked = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    refuse_strangers_link(path, linked)?;
+    if linked && std::fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return replace(&std::fs::canonicalize(path)?, content);
+    }
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return create(path)?.write_all(content);
     }
     // Made with O_EXCL, 0600, under a name that nobody can know before.
@@ -36,16 +42,34 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    refuse_strangers_link(path, false)?;
     let ours = is_ours(directory(path))?;
     let flags = if ours { 0 } else { libc::O_NOFOLLOW };
     options.mode(OWNER_ONLY).custom_flags(flags).open(path).map_err(|error| {
         // ELOOP alone would be "Too many levels of symbolic links".
         if !ours && error.raw_os_error() == Some(libc::ELOOP) {
-            io::Error::other("it is a symbolic link, in a directory that others may write to")
+            strangers_link(path)
         } else {
             error
         }
     })
+}
+
+/// Of the directories on the way, none may be a link that somebody else may have made; `also` asks for the file itself.
+fn refuse_strangers_link(path: &Path, also: bool) -> io::Result<()> {
+    let whole = std::path::absolute(path)?;
+    for at in whole.ancestors().skip(usize::from(!also)) {
+        let is_link = std::fs::symlink_metadata(at).is_ok_and(|found| found.is_symlink());
+        if is_link && !is_ours(directory(at))? {
+            return Err(strangers_link(at));
+        }
+    }
+    Ok(())
+}
+
+fn strangers_link(at: &Path) -> io::Error {
+    let at = at.display();
+    io::Error::other(format!("{at} is a symbolic link, in a directory that others may write to"))
 }
 
 fn directory(path: &Path) -> &Path {
@@ -102,6 +126,33 @@ mod tests {
             let content = std::fs::read_to_string(&target).unwrap();
             assert_eq!(content, if follows { "new" } else { "root's" });
         }
+    }
+
+    #[test]
+    fn a_directory_on_the_way_may_be_a_strangers_link_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inner, link) = (dir.path().join("inner"), dir.path().join("link"));
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(inner.join("target"), "root's").unwrap();
+        symlink(&inner, &link).unwrap();
+        for (mode, follows) in [(0o1777, false), (0o755, true)] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(append(&link.join("target")).is_ok(), follows, "{mode:o}");
+            assert_eq!(replace(&link.join("target"), b"new").is_ok(), follows, "{mode:o}");
+            assert_eq!(replace(&link.join("another"), b"new").is_ok(), follows, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_link_of_ours_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::fs::write(&target, "old").unwrap();
+        symlink(&target, &link).unwrap();
+        replace(&link, b"new").unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "new");
     }
 
     #[test]

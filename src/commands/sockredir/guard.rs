@@ -141,26 +141,25 @@ impl Guard {
         let full = self.watch.make_room()?;
         if full && !self.full {
             self.full = true;
-            texts.push("warning: the guard has no room for more processes, and does not see what new ones do".into());
+            texts.push("warning: the guard has no room for more processes or ports, and may not see what new ones do".into());
         }
         Ok(texts)
     }
 
-    /// What is to be said of a process, once. Not of one that does it on other connections alone than those that are redirected. Ports that
-    /// were told before belong to it all the same, and those that come later are kept out without a word.
+    /// What is to be said of a process, once: ports that come later are kept out without a word. Nothing is said of one
+    /// that does it only on connections that are not redirected anyway.
     fn tell(&mut self, mut process: Process) -> Option<String> {
         let before = self.told.get(&process.key());
         let ports: BTreeSet<u16> =
             process.ports.iter().chain(before.into_iter().flatten()).copied().collect();
-        let is_new = before.is_none();
-        if before == Some(&ports) {
-            return None;
-        }
+        let matters = |ports: &BTreeSet<u16>| {
+            ports.is_empty() || ports.iter().any(|&port| self.wanted.has(port))
+        };
+        let was_named = before.is_some_and(matters);
+        let is_named = matters(&ports);
         process.ports = ports.iter().copied().collect();
         self.told.insert(process.key(), ports);
-        if !is_new
-            || !process.ports.is_empty() && !process.ports.iter().any(|&port| self.wanted.has(port))
-        {
+        if was_named || !is_named {
             return None;
         }
         self.found += 1;

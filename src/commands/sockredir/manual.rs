@@ -109,15 +109,15 @@ const DIFFERENCES: &[Field] = &[
     ),
     Field::new(
         "a blocking read, while another thread waits to read from or to write to the same socket",
-        "may fail with EAGAIN; by TCP it goes on",
+        "may fail with EAGAIN; by TCP it goes on. It does when the other thread calls shutdown(SHUT_WR), as proxies do that have a thread for each direction",
     ),
     Field::new(
         "a blocking read, and the peer resets",
         "may fail with EAGAIN, and the next one with ECONNRESET; by TCP the first does",
     ),
     Field::new(
-        "a blocking read, after shutdown(SHUT_WR) on a connection that had redirected data to read before",
-        "fails with EAGAIN when the other end acknowledges that, 40 ms later or when it has read everything; by TCP it goes on. Where nothing came before, the socket is left to TCP in time",
+        "a blocking read, after shutdown(SHUT_WR) on a connection that brought data before",
+        "fails with EAGAIN when the other end acknowledges that, 40 ms later or when it has read everything; by TCP it goes on. Where nothing came before, the socket is left to TCP in time, while bpftk runs",
     ),
     Field::new(
         "a blocking read, after a send for which there was no room",

@@ -313,15 +313,13 @@ struct Told {
 
 impl tracing::Session<Redirector> for Session<'_> {
     fn event(&mut self, event: Event, sink: &mut Sink) -> Result<Flow> {
-        if self.full() {
-            return Ok(Flow::Stop);
-        }
         let end = match event {
-            Event::Closed(end) => end,
             Event::News(news) => {
                 self.news.push(news);
                 return Ok(Flow::Continue);
             }
+            Event::Closed(_) if self.full() => return Ok(Flow::Stop),
+            Event::Closed(end) => end,
         };
         match self.halves.remove(&end.key.other()) {
             Some((other, _)) => self.over(Connection::new(end, Some(other)), sink)?,

@@ -122,7 +122,7 @@ pub(crate) const REASONS: &[Field] = &[
     ),
     Field::new(
         "threads",
-        "a read that may block, or a send that may find no room, while another thread waits in a read or a send of the same connection: the read fails with EAGAIN when the other thread is woken",
+        "a read that may block, or a send that may find no room, while another thread waits in a read or a send of the same connection; or shutdown(SHUT_WR) while one waits in a read: the read fails with EAGAIN when the other thread is woken",
     ),
     Field::new("ulp", "TCP_ULP is set, as for kernel TLS: it and redirection don't go together"),
     Field::new(

@@ -136,6 +136,7 @@ const COUNT: usize = types::preflight_reason::PREFLIGHT_REASONS.0 as usize;
 
 /// bpf/preflight.h has room for twice as many.
 const MANY_PROCESSES: usize = 4096;
+const MANY_PORTS: usize = 8192;
 
 /// For how long namespaces are looked into at a time, while it watches: signals wait meanwhile.
 const AT_A_TIME: Duration = Duration::from_millis(200);
@@ -393,13 +394,15 @@ impl Watch {
 
     /// What was seen until now, the unsafe ones first.
     pub(crate) fn processes(&self) -> Result<Vec<Process>> {
-        let mut ports = self.ports();
         let mut found = Vec::new();
         for bytes in self.skel.maps.processes.keys() {
             // `make_room` deletes them.
-            let Some(mut process) = self.read_process(&bytes)? else { continue };
+            found.extend(self.read_process(&bytes)?);
+        }
+        // After the processes: the programs note a port before anything says that the process is unsafe.
+        let mut ports = self.ports();
+        for process in &mut found {
             process.ports = ports.remove(&process.key()).unwrap_or_default();
-            found.push(process);
         }
         found.sort_by_key(|process| (process.verdict(), process.pid));
         Ok(found)
@@ -440,7 +443,8 @@ impl Watch {
         let ended = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
         let maps = &self.skel.maps;
         let processes: Vec<Vec<u8>> = maps.processes.keys().collect();
-        if processes.len() > MANY_PROCESSES {
+        let many_ports = maps.unsafe_ports.keys().count() > MANY_PORTS;
+        if processes.len() > MANY_PROCESSES || many_ports {
             for bytes in processes {
                 let key: types::preflight_key = copy_from(&bytes).context("a key of odd length")?;
                 if ended(key.pid) {

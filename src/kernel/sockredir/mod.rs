@@ -392,12 +392,13 @@ impl Tracing for Redirector {
             Some(Event::Closed(End::of_event(&event)))
         };
         let maps = &self.skel.maps;
-        let mut rings: Vec<(&dyn MapCore, Decode<'_, Event>)> =
-            vec![(&maps.events, Box::new(closed))];
+        let mut rings: Vec<(&dyn MapCore, Decode<'_, Event>)> = Vec::new();
+        // First: it is urgent, and they are emptied one after the other.
         if self.guard {
             let news = |bytes: &[u8]| News::decode(bytes).map(Event::News);
             rings.push((&maps.news, Box::new(news)));
         }
+        rings.push((&maps.events, Box::new(closed)));
         EventRing::of_several(rings)
     }
 

@@ -253,6 +253,19 @@ fn half_close(client: TcpStream, mut server: TcpStream) -> String {
     })
 }
 
+/// What a proxy does that has a thread for each direction.
+fn half_close_in_another_thread(client: TcpStream, mut server: TcpStream) -> String {
+    client.set_read_timeout(None).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| told(recv(&client, &mut [0; 8], 0)));
+        thread::sleep(SOON);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        thread::sleep(SOON);
+        server.write_all(b"answer").unwrap();
+        reader.join().unwrap()
+    })
+}
+
 fn wait_for_all(client: TcpStream, server: TcpStream) -> String {
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -494,6 +507,7 @@ const DIFFERENCES: &[Difference] = &[
         &["EAGAIN, then ECONNRESET", "ECONNRESET, then 0"],
         "blocking",
     ),
+    ("another thread half-closes", half_close_in_another_thread, "6", &["EAGAIN"], "threads"),
     ("a read after a half-close", half_close, "6", &["EAGAIN", "6"], "half-close"),
     ("MSG_WAITALL", wait_for_all, "200", &["100"], "waitall"),
     ("splice from the socket", splice, "1000", &["EAGAIN"], "splice"),

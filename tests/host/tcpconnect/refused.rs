@@ -159,23 +159,75 @@ fn assert_no_made_up_latency(row: &Value) {
     assert!(latency.is_null() || latency.as_f64().unwrap() > 0.0, "{row}");
 }
 
-/// By the tracepoint at a call's end, which is there for calls that seccomp never let in. The other back ends see nothing of it.
+/// From now on, seccomp answers each connect of this process so: include/uapi/linux/seccomp.h.
+fn answer_connect_by(answer: u32) {
+    let mut code = [
+        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_connect as u32 },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: answer },
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    // SAFETY: a valid program, for this process alone.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program), 0);
+    }
+}
+
+/// A second connect() on a socket under way only asks how the first went. Its beginning has nothing to remember, and its
+/// end is no refusal by the filter that the process has, as in every container.
+#[test]
+fn who_asks_again_how_it_went_has_one_row() {
+    with_backends(|traced| {
+        let to: SocketAddr = "198.51.100.1:80".parse().unwrap();
+        let (results, rows, _) = traced.trace(&[], || {
+            let _router = behind_a_router();
+            // It gives up after three seconds.
+            std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1").unwrap();
+            let mut actor = Actor::new(|stage| {
+                answer_connect_by(libc::SECCOMP_RET_ALLOW);
+                let socket = Tcp::v4().nonblocking();
+                assert_eq!(socket.connect(to), Err(Errno::EINPROGRESS));
+                let begin = std::time::Instant::now();
+                while !is_closed(&socket) && begin.elapsed() < std::time::Duration::from_secs(60) {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                stage.put(errno_of(socket.connect(to)));
+            });
+            actor.go();
+            actor.finish()
+        });
+        assert_eq!(results, [i64::from(libc::EHOSTUNREACH)]);
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!(rows[0]["errno"], libc::EHOSTUNREACH, "{rows:?}");
+    });
+}
+
+fn is_closed(socket: &Tcp) -> bool {
+    const TCP_CLOSE: u8 = 7;
+    let (mut info, mut length) = ([0_u8; 8], 8);
+    // SAFETY: room for as much as is stated. The first byte is the state.
+    let status = unsafe {
+        let fd = socket.0.as_raw_fd();
+        libc::getsockopt(
+            fd,
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    status == 0 && info[0] == TCP_CLOSE
+}
+
+/// By the tracepoint at a call's end, which is there for calls that seccomp never let in. The other back ends see
+/// nothing of it.
 #[test]
 fn what_seccomp_refuses_is_told_where_it_can_be_seen() {
     with_backends(|traced| {
         let (results, rows) = by_an_actor(traced, || {
-            let mut code = [
-                libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
-                libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_connect as u32 },
-                libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0000 | 1 },
-                libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-            ];
-            let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-            // SAFETY: a valid program, for this process alone.
-            unsafe {
-                assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-                assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program), 0);
-            }
+            answer_connect_by(libc::SECCOMP_RET_ERRNO | 1);
             let to = "192.0.2.1:80".parse().unwrap();
             let socket = Tcp::v4();
             vec![errno_of(socket.connect(to)), socket.0.as_raw_fd().into()]

@@ -123,7 +123,8 @@ fn what_no_file_tells_is_refused() {
 /// Which packets of the file match, by this engine.
 fn matching(file: &[u8], expression: &str, engine: &str) -> Vec<u64> {
     let dir = tempfile::tempdir().unwrap();
-    let packets = write(dir.path(), "packets", file);
+    // By a name that AppArmor lets tcpdump read.
+    let packets = write(dir.path(), "packets.pcap", file);
     let packets = packets.to_str().unwrap();
     let rows = json(&filter(&[
         "run", expression, "--read", packets, "--format", "json", "--engine", engine,
@@ -135,7 +136,9 @@ fn matching(file: &[u8], expression: &str, engine: &str) -> Vec<u64> {
         .collect();
     // tcpdump and libpcap know best.
     let theirs = Command::new("tcpdump").args(["-n", "-t", "-r", packets, expression]).output();
-    if let Ok(theirs) = theirs.map(|output| stdout(&output)) {
+    if let Ok(theirs) = theirs {
+        assert!(theirs.status.success(), "{}", stderr(&theirs));
+        let theirs = stdout(&theirs);
         let lines = theirs.lines().filter(|line| !line.starts_with(['\t', ' '])).count();
         assert_eq!(matching.len(), lines, "{expression}: {theirs}");
     }
