@@ -39,12 +39,15 @@ fn readers_that_are_late_get_what_went_by_tcp() {
                 let many = 300_000;
                 let name = format!("{reader:?} of {size}, {args:?}");
                 let (client, server) = place.run(pair);
+                let is_sent = AtomicBool::new(false);
                 thread::scope(|scope| {
                     scope.spawn(|| {
                         send(&client, 1, 0, many, chunk);
+                        is_sent.store(true, Ordering::Relaxed);
                         assert_eq!(recv(&client, &mut [0], 0).unwrap(), 1, "{name}");
                     });
-                    thread::sleep(Duration::from_millis(60));
+                    // TCP has room for all that is not redirected.
+                    assert!(within(30, || is_sent.load(Ordering::Relaxed)), "{name}");
                     let mut expected = Expected::new(1, many as u64, name.clone());
                     reader.read(&server, size, &mut expected);
                     (&server).write_all(b"k").unwrap();

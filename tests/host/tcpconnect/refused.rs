@@ -125,6 +125,13 @@ fn landlock() -> bool {
     }
 }
 
+/// Whether the kernel has the tracepoint landlock:landlock_deny_access_net.
+fn tells_of_landlock() -> bool {
+    // The name of a function that each tracepoint has. Symbols are there for root.
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap();
+    symbols.contains("__tracepoint_landlock_deny_access_net")
+}
+
 #[test]
 fn what_landlock_refuses_is_told() {
     with_backends(|traced| {
@@ -135,7 +142,7 @@ fn what_landlock_refuses_is_told() {
             let to = |port| SocketAddr::new("192.0.2.1".parse().unwrap(), port);
             vec![
                 errno_of(Tcp::v4().connect(to(80))),
-                // Linux 7.3 refuses these too; before, there is no route.
+                // Linux 7.3 refuses these too, and so do stable kernels; before, there is no route.
                 errno_of(Tcp::v4().fast_open(to(81), b"x")),
                 errno_of(Tcp::v4().fast_open(to(82), b"x")),
             ]
@@ -144,7 +151,12 @@ fn what_landlock_refuses_is_told() {
             println!("SKIP no Landlock that knows of TCP");
             return;
         }
-        assert_eq!(rows.len(), 3, "{results:?} {rows:?}");
+        // Stable kernels have that from Linux 7.3 without its tracepoint, which alone tells the other back ends.
+        let untold = results[1] == i64::from(libc::EACCES)
+            && traced.backend != "tracepoint"
+            && !tells_of_landlock();
+        let told = if untold { 1 } else { 3 };
+        assert_eq!(rows.len(), told, "{results:?} {rows:?}");
         for ((row, errno), port) in rows.iter().zip(&results).zip(80..) {
             assert_eq!((&row["errno"], &row["dport"]), (&(*errno).into(), &port.into()), "{row}");
             assert_no_made_up_latency(row);
