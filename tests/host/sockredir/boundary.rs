@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use super::readers::{Expected, Reader, assert_end, bytes};
 use super::work::{listen, pair, patient, recv};
 use super::*;
-use crate::support::emulated;
+use crate::support::{emulated, within};
 
 fn send(mut socket: &TcpStream, stream: u64, from: u64, many: usize, chunk: usize) {
     let content = bytes(stream, from, many);
