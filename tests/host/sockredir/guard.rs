@@ -201,11 +201,16 @@ fn becomes_tcp_s(place: &Place, client_is_unsafe: bool) {
         let (listener, addr) = listen("127.0.0.1");
         let mut actor = Actor::new(|stage| {
             let (mut stream, talk): (TcpStream, fn(&mut TcpStream, u32)) = if client_is_unsafe {
-                (TcpStream::connect(addr).unwrap(), asks)
+                let stream = TcpStream::connect(addr).unwrap();
+                // Until the other end is in the map as well.
+                stage.pause();
+                (stream, asks)
             } else {
                 let (listener, addr) = listen("127.0.0.1");
                 stage.put(addr.port().into());
-                (listener.accept().unwrap().0, answers)
+                let stream = listener.accept().unwrap().0;
+                stage.put(0);
+                (stream, answers)
             };
             talk(&mut stream, 0);
             ask_for_tcp_info(&stream);
@@ -214,10 +219,14 @@ fn becomes_tcp_s(place: &Place, client_is_unsafe: bool) {
         let run = place.guarded(&["--events"]);
         actor.go();
         let (mut stream, port) = if client_is_unsafe {
-            (listener.accept().unwrap().0, addr.port())
+            let accepted = listener.accept().unwrap().0;
+            actor.go();
+            (accepted, addr.port())
         } else {
             let port = actor.get() as u16;
-            (TcpStream::connect(("127.0.0.1", port)).unwrap(), port)
+            let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            actor.get();
+            (stream, port)
         };
         let talk = if client_is_unsafe { answers } else { asks };
         talk(&mut stream, 0);
@@ -269,6 +278,8 @@ fn no_byte_of_a_stream_is_lost_where_it_becomes_tcp_s() {
                 let (listener, addr) = listen("127.0.0.1");
                 stage.put(addr.port().into());
                 let (stream, _) = listener.accept().unwrap();
+                // Both ends are in the map.
+                stage.put(0);
                 let (mut bytes, mut got) = (vec![0; 60_000], 0);
                 let mut right = true;
                 while got < ALL {
@@ -288,6 +299,7 @@ fn no_byte_of_a_stream_is_lost_where_it_becomes_tcp_s() {
             let run = place.guarded(&[&["--events"], &limits[..]].concat());
             actor.go();
             let mut stream = TcpStream::connect(("127.0.0.1", actor.get() as u16)).unwrap();
+            actor.get();
             let bytes: Vec<u8> = (0..ALL).map(at).collect();
             let (begin, end) = bytes.split_at(ALL / 8 * 7);
             for part in begin.chunks(10_000) {
