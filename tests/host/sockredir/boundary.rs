@@ -153,7 +153,8 @@ fn transfer(
     });
 }
 
-/// `BPFTK_ROUNDS` times as many connections, by hand; `BPFTK_SEED` repeats what failed.
+/// `BPFTK_ROUNDS` times as many connections, by hand; `BPFTK_SEED` repeats what failed. Half of them are IPv6's, and a quarter of IPv4
+/// through sockets that speak both.
 #[test]
 fn random_transfers_with_random_bounds_and_ends() {
     let Some(place) = Place::new() else { return };
@@ -173,12 +174,13 @@ fn random_transfers_with_random_bounds_and_ends() {
                 let (done, stop, place, readers) = (&done, &stop, &place, &readers);
                 scope.spawn(move || {
                     place.run(|| {
-                        let (listener, addr) = listen("127.0.0.1");
+                        let listeners = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].map(listen);
                         while !stop.load(Ordering::Relaxed) {
                             let number = done.fetch_add(1, Ordering::Relaxed);
                             if number >= many {
                                 break;
                             }
+                            let (listener, addr) = &listeners[[0, 1, 1, 2][random.usize(..4)]];
                             let client = TcpStream::connect(addr).unwrap();
                             let (server, _) = listener.accept().unwrap();
                             patient(&client);
