@@ -17,7 +17,8 @@
  * without an end is found at the thread's next call, at its exit, or by user space. The new task is seen through both
  * kinds of tracepoint, which are skipped at different times.
  *
- * Calls of 32-bit programs have neither tracepoints nor these wrappers: their new task makes the row, with the registers.
+ * Calls of 32-bit programs have neither tracepoints nor these wrappers: their new task makes the row, with the
+ * registers.
  */
 
 #include "registers.bpf.h"
@@ -248,7 +249,10 @@ static __always_inline void read_pointed_at(struct clone_event *event)
 		event->args.set_tids = tids;
 }
 
-/* Whether there is a new task. What is no failure and has none was not made by the kernel: see answered_elsewhere(). */
+/*
+ * Whether the call made a new task. A call without one that did not fail never ran in the kernel: see
+ * answered_elsewhere().
+ */
 static __always_inline bool made_a_task(const struct clone_event *event)
 {
 	return event->child || event->result > 0;
@@ -322,7 +326,7 @@ static __always_inline bool is_of_a_call_before(struct clone_pending *pending, l
 	return result < 0 || (pending->event.child != result && !BPF_CORE_READ(current, thread_pid, level));
 }
 
-/* The current task's newest child, unless it has none: then it is no task. */
+/* The current task's newest child. If it has no children, the pointer is not a task: compare its ids before use. */
 static __always_inline struct task_struct *newest_child(void)
 {
 	struct task_struct *current = (void *)bpf_get_current_task();

@@ -55,7 +55,7 @@ static __always_inline bool is_local(const __u8 remote[16], const __u8 own[16])
 		if (remote[12] == 127)
 			return true;
 	} else if (!word[0] && !word[1] && !word[2]) {
-		/* :: is no peer, ::1 is. */
+		/* ::1 is a local peer; :: is an unconnected socket. */
 		return word[3] == bpf_htonl(1);
 	}
 	if (word[0] == other[0] && word[1] == other[1] && word[2] == other[2] && word[3] == other[3])

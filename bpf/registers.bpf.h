@@ -14,7 +14,7 @@ static __always_inline struct pt_regs *user_registers(void)
 	/* Linux 5.15 */
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
 		return (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	/* arch/…/include/asm/processor.h, task_pt_regs, with pages of 4 KiB: the caller looks whether they make sense. */
+	/* arch/.../include/asm/processor.h, task_pt_regs, for 4 KiB pages: the caller checks the result. */
 	return BPF_CORE_READ(current, stack) + 16384 - bpf_core_type_size(struct pt_regs);
 }
 

@@ -30,7 +30,7 @@ struct tcpconnect_event {
 	__u16 sport;
 	__u16 dport;
 	__u8 verdict;
-	__u8 instant; /* the beginning was not seen: start_ns is end_ns, and there is no latency */
+	__u8 instant; /* the start of the call was not seen: start_ns equals end_ns, and the latency is null */
 	__u8 pad[2];
 	__u8 saddr[16];
 	__u8 daddr[16];

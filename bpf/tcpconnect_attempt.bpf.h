@@ -369,11 +369,11 @@ static __always_inline bool call_begins(struct known_sock sock)
 	} else if (attempt) {
 		finish(attempt, sock.sk, TCPCONNECT_CLOSED, 0);
 	}
-	/* If there is no room, SYN_SENT counts it. */
+	/* If the table is full, SYN_SENT counts the attempt as lost. One that fails before SYN_SENT is not counted. */
 	return fill_attempt(&made, sock, ATTEMPT_CALL_KNOWN) && !bpf_map_update_elem(&attempts, &key, &made, BPF_ANY);
 }
 
-/* The kernel has a destination, and sends the first packet. What the filters leave out is forgotten: then it's false. */
+/* The kernel sends the first packet, to its final destination. False if the filters leave that out: it is forgotten. */
 static __always_inline bool goes_out(struct known_sock sock, struct tcpconnect_attempt *attempt)
 {
 	attempt->flags |= ATTEMPT_SYN_SENT;

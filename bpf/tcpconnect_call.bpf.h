@@ -111,8 +111,8 @@ static __always_inline void refused(struct sock *sk, int ret, const void *addr, 
 }
 
 /*
- * Zeroes a header before the branches of which only some use it: the verifier of Linux 7.3 takes a stack that one of them has
- * not touched yet for a fault of its own ("verifier bug: stack slot 29, total slots 0").
+ * Zeroes a header before the branches of which only some use it: the verifier of Linux 7.3 takes a stack that one of
+ * them has not touched yet for a fault of its own ("verifier bug: stack slot 29, total slots 0").
  */
 static __always_inline void clear_header(struct user_msghdr *msg)
 {

@@ -59,8 +59,8 @@ pub(crate) fn choose<B: Copy + Display, T>(
     })
 }
 
-/// Refuses if it is a limit that kept a back end from being armed, and nothing that the kernel can't do. Where locked memory is what
-/// is missing, the kernel's own words are of permission.
+/// Refuses if it is a limit that kept a back end from being armed, and nothing that the kernel can't do. Where locked
+/// memory is what is missing, the kernel's own words are of permission.
 fn out_of(error: &anyhow::Error) -> Result<()> {
     if let Some(named) = limits::named(error) {
         return Err(named);

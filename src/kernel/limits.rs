@@ -9,8 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Status, limited, status_of};
 
-/// Errors that name a limit: their numbers and names, as messages of Rust and libbpf have them, and the C library's words. EMFILE's
-/// are the beginning of ENFILE's, so that comes first.
+/// Errors that name a limit: their numbers and names, as messages of Rust and libbpf have them, and the C library's
+/// words. EMFILE's are the beginning of ENFILE's, so that comes first.
 const LIMITS: [(i32, &str, &str); 5] = [
     (libc::ENFILE, "ENFILE", "Too many open files in system"),
     (libc::EMFILE, "EMFILE", "Too many open files"),

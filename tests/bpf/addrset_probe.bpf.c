@@ -86,8 +86,8 @@ __noinline int ask_nothing(__u64 hi, __u64 lo)
 }
 
 /*
- * The verifier goes through a loop as often as it runs: so there are two, one in the other, and the inner one is a function by itself.
- * Verifying 4096 times in a row takes seconds under emulation.
+ * The verifier goes through a loop as often as it runs: so there are two, one in the other, and the inner one is a
+ * function by itself. Verifying 4096 times in a row takes seconds under emulation.
  */
 #define PROBE(name, arguments)                                                    \
 	__noinline int ask_##name##_row(__u32 from)                               \

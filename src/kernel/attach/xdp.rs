@@ -107,7 +107,7 @@ fn words(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(524) => "not supported".into(),
         Some(libc::ERANGE) => "the MTU is too large for it".into(),
-        // Drivers say so, too, where it is queues that they lack: in the words of ENOMEM it would be the machine's memory.
+        // Drivers also return it if they lack queues: the words of ENOMEM would blame the machine's memory.
         Some(libc::ENOMEM) => "it has not enough queues for it, or not enough memory".into(),
         _ => error.to_string(),
     }

@@ -330,8 +330,8 @@ fn at(place: usize) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16)) as u8
 }
 
-/// A server that forks for each connection is one program; what happens on ports that are left to TCP anyway is nobody's concern; and what
-/// happened in the last moment is told.
+/// A server that forks for each connection is one program; what happens on ports that are left to TCP anyway is not
+/// reported; and what happened in the last moment is.
 #[test]
 fn a_program_is_named_once_and_only_where_it_matters() {
     let Some(place) = Place::new() else { return };
