@@ -6,23 +6,7 @@ use serde_json::Value;
 
 use super::calls::{CloneArgs, call_me, clone3, exit_now, raw, reap};
 use super::{backends, nothing_lost};
-use crate::support::{self, Actor, Running};
-
-/// Has seccomp answer clone3 by `action`. Returns what the system call does.
-fn answer_clone3_by(action: u32, flags: u64) -> i64 {
-    // Load the number; `action` for clone3; else allow.
-    let mut code = [
-        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: action },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-    ];
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    // SAFETY: for this process alone.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
-    raw(libc::SYS_seccomp, [mode, flags, &raw const program as u64, 0, 0])
-}
+use crate::support::{self, Actor, Running, seccomp};
 
 extern "C" fn nothing(_: libc::c_int) {}
 
@@ -84,18 +68,19 @@ fn what_seccomp_answers_makes_no_child() {
                 unsafe {
                     libc::signal(libc::SIGSYS, nothing as extern "C" fn(libc::c_int) as usize)
                 };
-                answer_clone3_by(libc::SECCOMP_RET_TRAP, 0);
+                seccomp::answer(libc::SYS_clone3, libc::SECCOMP_RET_TRAP, 0);
                 assert_eq!(ask_for_a_process(), libc::SYS_clone3);
             });
             reap_whole(trapped);
             let killed = child(|| {
-                answer_clone3_by(libc::SECCOMP_RET_KILL_PROCESS, 0);
+                seccomp::answer(libc::SYS_clone3, libc::SECCOMP_RET_KILL_PROCESS, 0);
                 ask_for_a_process();
             });
             reap(killed);
             let supervised = child(|| {
                 let flag = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-                let listener = answer_clone3_by(libc::SECCOMP_RET_USER_NOTIF, flag);
+                let listener =
+                    seccomp::answer(libc::SYS_clone3, libc::SECCOMP_RET_USER_NOTIF, flag);
                 assert!(listener >= 0);
                 let supervisor = child(|| supervise(listener, 4242));
                 let call = CloneArgs { exit_signal: 17, ..CloneArgs::default() };

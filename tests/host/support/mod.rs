@@ -9,6 +9,7 @@ pub(crate) mod dns;
 mod netns;
 mod objects;
 mod running;
+pub(crate) mod seccomp;
 mod socket;
 pub(crate) mod wire;
 

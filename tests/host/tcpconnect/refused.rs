@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, getsockopt, sockopt};
 use serde_json::Value;
 
 use super::{Traced, assert_row, text, with_backends};
-use crate::support::{Actor, Netns, Tcp, ip};
+use crate::support::{Actor, Netns, Tcp, ip, seccomp};
 
 /// What a program that waits for its socket is told.
 fn outcome(to: SocketAddr) -> i32 {
@@ -171,22 +171,6 @@ fn assert_no_made_up_latency(row: &Value) {
     assert!(latency.is_null() || latency.as_f64().unwrap() > 0.0, "{row}");
 }
 
-/// From now on, seccomp answers each connect of this process so: include/uapi/linux/seccomp.h.
-fn answer_connect_by(answer: u32) {
-    let mut code = [
-        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_connect as u32 },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: answer },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-    ];
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    // SAFETY: a valid program, for this process alone.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program), 0);
-    }
-}
-
 /// A second connect() on a socket under way only asks how the first went. Its beginning has nothing to remember, and its
 /// end is no refusal by the filter that the process has, as in every container.
 #[test]
@@ -198,7 +182,7 @@ fn who_asks_again_how_it_went_has_one_row() {
             // It gives up after three seconds.
             std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1").unwrap();
             let mut actor = Actor::new(|stage| {
-                answer_connect_by(libc::SECCOMP_RET_ALLOW);
+                assert_eq!(seccomp::answer(libc::SYS_connect, libc::SECCOMP_RET_ALLOW, 0), 0);
                 let socket = Tcp::v4().nonblocking();
                 assert_eq!(socket.connect(to), Err(Errno::EINPROGRESS));
                 let begin = std::time::Instant::now();
@@ -239,7 +223,7 @@ fn is_closed(socket: &Tcp) -> bool {
 fn what_seccomp_refuses_is_told_where_it_can_be_seen() {
     with_backends(|traced| {
         let (results, rows) = by_an_actor(traced, || {
-            answer_connect_by(libc::SECCOMP_RET_ERRNO | 1);
+            assert_eq!(seccomp::answer(libc::SYS_connect, libc::SECCOMP_RET_ERRNO | 1, 0), 0);
             let to = "192.0.2.1:80".parse().unwrap();
             let socket = Tcp::v4();
             vec![errno_of(socket.connect(to)), socket.0.as_raw_fd().into()]
