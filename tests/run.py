@@ -31,8 +31,11 @@ HEARTBEAT = 60
 # What a guest runs of the unit tests, since only src/kernel talks to the kernel, and what it leaves out of the host tests.
 UNIT_IN_GUEST = "kernel::"
 HOST_NOT_IN_GUEST = "text::"
-# Guests take what the tests of this kernel leave of the processors.
-GUEST_NICE = 10
+# Guests take what the tests of this kernel leave of the processors. What runs beside them and is short comes before them; of them the newer
+# kernels get more, since their verifiers take longer: so that all are ready at the same time, and none is left to one processor alone.
+BESIDE_NICE = 9
+GUEST_NICE = {"7": 10, "5.10": 12}
+GUEST_NICE_ELSE = 11
 RESULT = re.compile(r"^test (\S+)(?: - .*)? \.\.\. ?(.*)$")
 SECTION = re.compile(r"^---- (\S+) stdout ----$")
 VERDICTS = re.compile(r"\d+ passed, \d+ failed, \d+ skipped")
@@ -243,7 +246,7 @@ class Runner:
         if not options.tests:
             for step in options.step:
                 name, _, line = step.partition("=")
-                suites.append(Suite(name, [["sh", "-c", line]], where="beside", nice=GUEST_NICE))
+                suites.append(Suite(name, [["sh", "-c", line]], where="beside", nice=BESIDE_NICE))
         # By name: after sudo there may be no PATH with cargo's tools, and the binaries need root, not this script.
         sudo = shlex.split(options.sudo)
         flags = ["--test-threads=1", "--show-output"]
@@ -269,7 +272,8 @@ class Runner:
                 if tests:
                     picked = ["--exact", *tests] if options.tests else usual
                     line += ["--tests", binary, "--pick", " ".join(picked)]
-            suites.append(Suite(kernel, [line], guest_unit + guest_host, where=kernel, nice=GUEST_NICE))
+            suites.append(Suite(kernel, [line], guest_unit + guest_host, where=kernel,
+                                nice=GUEST_NICE.get(kernel, GUEST_NICE_ELSE)))
         return suites
 
     # ---------------------------------------------------------------- doing it

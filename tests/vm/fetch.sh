@@ -48,34 +48,12 @@ mkdir -p "$cache/$arch"
 work=$(mktemp -d "$cache/$arch/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
-mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/deb" "$work/root"
-: >"$work/status"
-
-keyring=
-for k in /usr/share/keyrings/debian-archive-keyring.pgp /usr/share/keyrings/debian-archive-keyring.gpg; do
-    if [ -r $k ]; then keyring="[signed-by=$k] "; break; fi
-done
-for suite in $suites; do
+sources=$(for suite in $suites; do
     case $suite in *-security) site=$security ;; *) site=$main ;; esac
-    [ -z "$site" ] || echo "deb $keyring$site $suite main"
-done >"$work/sources.list"
-
-cat >"$work/apt.conf" <<CONF
-#clear APT::Architectures;
-APT::Architecture "$arch";
-APT::Architectures { "$arch"; };
-APT::Sandbox::User "";
-Dir::State "$work/state";
-Dir::State::status "$work/status";
-Dir::Cache "$work/cache";
-Dir::Etc::sourcelist "$work/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Acquire::Languages { "none"; };
-Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
-Acquire::Retries "2";
-CONF
+    [ -z "$site" ] || echo "$site $suite"
+done)
+# shellcheck disable=SC2086 # pairs of words
+"$(dirname "$0")/apt-conf.sh" "$work" "$arch" $sources
 APT_CONFIG=$work/apt.conf
 export APT_CONFIG
 

@@ -79,6 +79,8 @@ for tool in qemu-system-x86_64 busybox cpio xz; do
     command -v $tool >/dev/null || skip_all "no $tool (Debian: qemu-system-x86, busybox-static, cpio, xz-utils)"
 done
 
+read -ra emulator < <("$here/qemu.sh")
+
 # How fast the TSC of this machine runs, which is the guests' clock, in kHz; nothing where that can't be told. A guest that measures it
 # while other guests have the processors gets it wrong, by a factor of two at times, and then all its waits are.
 tsc_khz() {
@@ -206,7 +208,7 @@ run_kernel() { # NAME DIRECTORY
     # then, or hang. Guests run side by side instead (JOBS).
     local faster=rcupdate.rcu_expedited=1
     local start=$SECONDS qemu reader='' ended=0
-    timeout -k 5 "$timeout" qemu-system-x86_64 \
+    timeout -k 5 "$timeout" "${emulator[@]}" \
         -accel tcg,thread=single -cpu Westmere -smp 2 -m "$memory" \
         -nodefaults -no-user-config -display none -monitor none -no-reboot \
         -serial "file:$console" -serial "file:$output" \
