@@ -65,6 +65,10 @@ enum egress_set {
 	EGRESS_SET_ALLOWED,
 	/* What leaves through other interfaces than those that are looked at, by the routes. */
 	EGRESS_SET_ELSEWHERE,
+	/* Beside the allow list: who is asked for names, the servers of leases, and whom a frame reaches without a router. */
+	EGRESS_SET_RESOLVERS,
+	EGRESS_SET_DHCP,
+	EGRESS_SET_ON_LINK,
 	EGRESS_SETS,
 };
 

@@ -61,16 +61,30 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// What is not to be lost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    pub(crate) ssh: Option<Ssh>,
+    pub(crate) arp: bool,
+    pub(crate) neighbours: bool,
+}
+
+impl Needs {
+    pub(crate) fn all(ssh: Option<Ssh>) -> Self {
+        Self { ssh, arp: true, neighbours: true }
+    }
+}
+
 /// What of the operator's own, or of what a network needs, is lost in this direction; `drops` says it of a packet.
 pub(super) fn would_lose(
     direction: Direction,
     ethernet: bool,
-    ssh: Option<Ssh>,
+    needs: Needs,
     drops: impl Fn(&[u8]) -> Result<bool>,
 ) -> Result<Option<String>> {
     // Without the Ethernet header where there is none.
     let drops = |packet: &[u8]| drops(if ethernet { packet } else { &packet[14..] });
-    if let Some(Ssh { client, server }) = ssh {
+    if let Some(Ssh { client, server }) = needs.ssh {
         let (from, to) = match direction {
             Direction::Ingress => (client, server),
             Direction::Egress => (server, client),
@@ -84,12 +98,12 @@ pub(super) fn would_lose(
         }
     }
     for operation in [1, 2] {
-        if ethernet && drops(&arp(operation))? {
+        if needs.arp && ethernet && drops(&arp(operation))? {
             return Ok(Some("ARP, without which IPv4 ends".into()));
         }
     }
     for kind in 133..=136 {
-        if drops(&neighbour_discovery(kind))? {
+        if needs.neighbours && drops(&neighbour_discovery(kind))? {
             return Ok(Some("neighbour discovery, without which IPv6 ends".into()));
         }
     }

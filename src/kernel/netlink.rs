@@ -97,6 +97,8 @@ pub(super) struct Route {
     pub(super) metric: u32,
     /// The interfaces that packets may leave through; none of a route that leads nowhere outside.
     pub(super) devices: Vec<i32>,
+    /// No router is between: whom it leads to is on the link.
+    pub(super) direct: bool,
 }
 
 /// A cls_bpf filter.
@@ -406,9 +408,13 @@ fn route(message: &[u8]) -> Option<Route> {
     const RTM_F_CLONED: u32 = 0x200;
     const RTA_DST: u16 = 1;
     const RTA_OIF: u16 = 4;
+    const RTA_GATEWAY: u16 = 5;
     const RTA_PRIORITY: u16 = 6;
     const RTA_MULTIPATH: u16 = 9;
     const RTA_TABLE: u16 = 15;
+    const RTA_VIA: u16 = 18;
+    const RTA_ENCAP: u16 = 22;
+    const RTA_NH_ID: u16 = 30;
     let (family, length, kind) = (*message.first()?, *message.get(1)?, *message.get(7)?);
     let local = kind == RTN_LOCAL;
     if !(kind == RTN_UNICAST || local || OTHERS.contains(&kind))
@@ -421,9 +427,18 @@ fn route(message: &[u8]) -> Option<Route> {
         libc::AF_INET6 => IpAddr::from([0; 16]),
         _ => return None,
     };
-    let mut route =
-        Route { table: (*message.get(4)?).into(), net: address.into(), metric: 0, devices: vec![] };
+    let mut route = Route {
+        table: (*message.get(4)?).into(),
+        net: address.into(),
+        metric: 0,
+        devices: vec![],
+        direct: kind == RTN_UNICAST,
+    };
     for (kind, value) in Attributes(message.get(12..)?) {
+        // What leads to several, or is said elsewhere, is taken for a router.
+        if [RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID].contains(&kind) {
+            route.direct = false;
+        }
         match kind {
             RTA_DST => {
                 address = match value.len() {

@@ -30,13 +30,23 @@ impl Routes {
         self.changes.changed().context("cannot hear of changes of routes")
     }
 
-    /// Every address that isn't reached through one of `devices` alone, this machine's own included.
-    pub(super) fn elsewhere(devices: &[i32]) -> Result<Ranges> {
+    /// Every address that isn't reached through one of `devices` alone, this machine's own included; and the IPv6 networks that are on
+    /// the link of one of them.
+    pub(super) fn look(devices: &[i32]) -> Result<(Ranges, Ranges)> {
         let routes = Netlink::open()
             .and_then(|netlink| netlink.routes())
             .context("cannot list the routes")?;
-        Ok(elsewhere(&routes, devices))
+        Ok((elsewhere(&routes, devices), on_link(&routes, devices)))
     }
+}
+
+fn on_link(routes: &[Route], devices: &[i32]) -> Ranges {
+    let on_link = |route: &&Route| {
+        // A route for everybody without a router is one through a tunnel, where nobody is looked for.
+        let network = matches!(route.net, IpNet::V6(_)) && route.net.prefix_len() > 0;
+        network && route.direct && route.devices.iter().any(|it| devices.contains(it))
+    };
+    routes.iter().filter(on_link).map(|route| route.net).collect()
 }
 
 /// A range of addresses, and whether it is elsewhere.
@@ -126,7 +136,8 @@ mod tests {
     use crate::random::seeded;
 
     fn route(table: u32, net: &str, metric: u32, devices: &[i32]) -> Route {
-        Route { table, net: net.parse().unwrap(), metric, devices: devices.to_vec() }
+        let (net, devices) = (net.parse().unwrap(), devices.to_vec());
+        Route { table, net, metric, devices, direct: false }
     }
 
     #[test]
@@ -168,6 +179,28 @@ mod tests {
     }
 
     #[test]
+    fn what_no_router_is_between_is_on_the_link() {
+        let direct = |net, device| Route { direct: true, ..route(254, net, 0, &[device]) };
+        let routes = [
+            direct("2001:db8:1::/64", 2),
+            direct("2001:db8:2::/64", 3),
+            route(254, "2001:db8:3::/64", 0, &[2]),
+            direct("::/0", 2),
+            direct("192.0.2.0/24", 2),
+        ];
+        let set = on_link(&routes, &[2]);
+        for (addr, expected) in [
+            ("2001:db8:1::9", true),
+            ("2001:db8:2::9", false),
+            ("2001:db8:3::9", false),
+            ("2001:db8:4::9", false),
+            ("192.0.2.1", false),
+        ] {
+            assert_eq!(set.contains(addr.parse().unwrap()), expected, "{addr}");
+        }
+    }
+
+    #[test]
     fn random_tables_are_as_a_look_at_each_route() {
         let mut random = seeded();
         for _ in 0..200 {
@@ -176,7 +209,8 @@ mod tests {
                     let addr = Ipv4Addr::from_bits(0xfff0_0000 | random.u32(..1 << 20));
                     let net = IpNet::new(IpAddr::V4(addr), random.u8(8..=32)).unwrap().trunc();
                     let devices = vec![random.i32(1..3)];
-                    Route { table: random.u32(1..3), net, metric: random.u32(..2), devices }
+                    let (table, metric) = (random.u32(1..3), random.u32(..2));
+                    Route { table, net, metric, devices, direct: false }
                 })
                 .collect();
             let set = elsewhere(&routes, &[1]);

@@ -9,12 +9,13 @@ use anyhow::Result;
 use clap::Args;
 use ipnet::IpNet;
 
+use super::spared::{self, Closed};
 use crate::commands::common::{counted, read_list, tell};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
 use crate::kernel::attach::tc::Direction;
-use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules};
-use crate::kernel::guard::Ssh;
+use crate::kernel::egress::{MOST_MATCHES, Rule, RuleHook, Rules, Spares};
+use crate::kernel::guard::{Needs, Ssh};
 use crate::kernel::interfaces::link_of;
 use crate::kernel::netlink::Interface;
 use crate::net::blocklist::{self, Blocklist};
@@ -40,12 +41,20 @@ pub(crate) struct BlockArgs {
     #[arg(long, value_name = "EXPR")]
     block_match: Vec<String>,
 
-    /// Drop, and refuse, everything but the addresses in FILE, one CIDR a line; SIGHUP reads it again. DNS, DHCP, ARP, neighbour discovery and your SSH connection stay open
+    /// Drop, and refuse, everything but the addresses in FILE, one CIDR a line; SIGHUP reads it again. DNS to the resolvers in force, DHCP, ARP, neighbour discovery and your SSH connection stay open
     #[arg(long, value_name = "FILE")]
     allow_only: Vec<PathBuf>,
 
-    /// Nothing stays open but what the list of --allow-only has; and no rule is refused for what it would cut off
-    #[arg(long)]
+    /// Beside --allow-only, DNS stays open to this resolver too; may be given several times
+    #[arg(long, value_name = "ADDR", requires = "allow_only")]
+    resolver: Vec<IpAddr>,
+
+    /// Of what stays open beside --allow-only, close these: dns, dhcp, arp, nd (neighbour discovery), ssh
+    #[arg(long, value_name = "LIST", value_delimiter = ',', hide_possible_values = true)]
+    closed: Vec<Closed>,
+
+    /// All of --closed: nothing stays open but what the list of --allow-only has; and no rule is refused for what it would cut off
+    #[arg(long, conflicts_with = "closed")]
     strict: bool,
 
     /// Show what would be blocked, and block nothing
@@ -58,8 +67,8 @@ pub(crate) struct BlockArgs {
 pub(super) struct Blocking {
     pub(super) rules: Rules,
     pub(super) names: RuleNames,
-    /// Whether rules that would cut off the operator are refused.
-    pub(super) guarded: bool,
+    /// What rules are refused for that would cut it off.
+    pub(super) needs: Needs,
 }
 
 impl BlockArgs {
@@ -79,13 +88,36 @@ impl BlockArgs {
         !self.block_file.is_empty() || !self.allow_only.is_empty()
     }
 
+    /// What stays open beside an allow list.
+    fn stays_open(&self, what: Closed) -> bool {
+        !self.strict && !self.closed.contains(&what)
+    }
+
+    fn contradictions(&self) -> Result<()> {
+        if !self.closed.is_empty() && self.allow_only.is_empty() {
+            return Err(usage(
+                "--closed: nothing is closed but by a list of what to allow; expected --allow-only with it",
+            ));
+        }
+        if !self.resolver.is_empty() && !self.stays_open(Closed::Dns) {
+            return Err(usage(
+                "--resolver: contradicts --closed dns and --strict, which leave no resolver open",
+            ));
+        }
+        Ok(())
+    }
+
     pub(super) fn resolve(
         &self,
         direction: Direction,
         interfaces: &[Interface],
     ) -> Result<Option<Blocking>> {
         if !self.any() {
-            for (given, option) in [(self.strict, "--strict"), (self.dry_run, "--dry-run")] {
+            for (given, option) in [
+                (self.strict, "--strict"),
+                (!self.closed.is_empty(), "--closed"),
+                (self.dry_run, "--dry-run"),
+            ] {
                 if given {
                     return Err(usage(format!(
                         "{option}: nothing is blocked; expected --block, --block-file, --block-match or --allow-only with it"
@@ -94,6 +126,7 @@ impl BlockArgs {
             }
             return Ok(None);
         }
+        self.contradictions()?;
         if direction == Direction::Ingress {
             return Err(usage(
                 "--block and its like stop what goes out; expected --direction egress, or xdp-drop or tc-drop for what comes in",
@@ -115,7 +148,8 @@ impl BlockArgs {
                 })
             })
             .collect::<Result<_>>()?;
-        let Lists { blocked, allowed, entries } = self.lists(true)?;
+        let names = named(interfaces);
+        let Lists { blocked, allowed, spares, entries } = self.lists(&names, true)?;
         for entries in entries {
             tell(&entries);
         }
@@ -123,8 +157,8 @@ impl BlockArgs {
             blocked,
             allowed,
             matches,
-            spares: !self.strict,
-            ssh: Ssh::current().filter(|_| !self.strict),
+            spares,
+            ssh: Ssh::current().filter(|_| self.stays_open(Closed::Ssh)),
             dry_run: self.dry_run,
         };
         let names = RuleNames {
@@ -132,11 +166,21 @@ impl BlockArgs {
             matches: self.block_match.clone(),
             dry_run: self.dry_run,
         };
-        Ok(Some(Blocking { rules, names, guarded: !self.strict && !self.dry_run }))
+        let needed = |what| !self.dry_run && self.stays_open(what);
+        let needs = Needs {
+            ssh: Ssh::current().filter(|_| needed(Closed::Ssh)),
+            arp: needed(Closed::Arp),
+            neighbours: needed(Closed::Nd),
+        };
+        Ok(Some(Blocking { rules, names, needs }))
     }
 
     /// What is blocked, and what alone is allowed, as the files have it now.
-    pub(super) fn lists(&self, shows_progress: bool) -> Result<Lists> {
+    pub(super) fn lists(
+        &self,
+        interfaces: &[(String, i32)],
+        shows_progress: bool,
+    ) -> Result<Lists> {
         let mut entries = Vec::new();
         let mut read = |what: &str, path: &Path| -> Result<Blocklist> {
             let list = if shows_progress {
@@ -174,12 +218,39 @@ impl BlockArgs {
         }
         let blocks = !self.block.is_empty() || !self.block_file.is_empty();
         let allows = !self.allow_only.is_empty();
+        let spares = if allows { self.spares(interfaces, &mut entries) } else { Spares::default() };
         Ok(Lists {
             blocked: blocks.then_some(blocked),
             allowed: allows.then_some(allowed),
+            spares,
             entries,
         })
     }
+
+    /// As the machine's own files have it now.
+    fn spares(&self, interfaces: &[(String, i32)], entries: &mut Vec<String>) -> Spares {
+        let dns = self.stays_open(Closed::Dns).then(|| spared::resolvers(&self.resolver));
+        if let Some(resolvers) = &dns {
+            let names: Vec<_> = resolvers.iter().map(ToString::to_string).collect();
+            entries.push(if names.is_empty() {
+                "DNS: closed, since no resolver outside of this machine is in /etc/resolv.conf; expected --resolver".into()
+            } else {
+                format!("DNS: open to {}", names.join(", "))
+            });
+        }
+        let dhcp = self.stays_open(Closed::Dhcp).then(|| spared::dhcp_servers(interfaces));
+        Spares {
+            dns: dns.as_ref().map(spared::ranges),
+            dhcp: dhcp.as_ref().map(spared::ranges),
+            arp: self.stays_open(Closed::Arp),
+            neighbours: self.stays_open(Closed::Nd),
+        }
+    }
+}
+
+/// Names and indexes.
+pub(super) fn named(interfaces: &[Interface]) -> Vec<(String, i32)> {
+    interfaces.iter().map(|interface| (interface.name.clone(), interface.index)).collect()
 }
 
 /// What the files of the rules have.
@@ -187,6 +258,8 @@ impl BlockArgs {
 pub(super) struct Lists {
     pub(super) blocked: Option<Ranges>,
     pub(super) allowed: Option<Ranges>,
+    /// What stays open beside it.
+    pub(super) spares: Spares,
     /// How much is in each file, for people.
     pub(super) entries: Vec<String>,
 }

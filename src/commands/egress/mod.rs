@@ -11,6 +11,7 @@ mod manual;
 mod named;
 mod rows;
 mod session;
+mod spared;
 mod suggest;
 mod summary;
 mod whose;
@@ -39,7 +40,6 @@ use crate::kernel::backend::{self, Chosen};
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::{self, Cap, Held};
 use crate::kernel::egress::{Config, Counter, Events};
-use crate::kernel::guard::Ssh;
 use crate::kernel::interfaces::{interfaces_and_expression, link_of};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
@@ -264,9 +264,9 @@ impl TcEgress {
         let mut refused = None;
         let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
             let mut counter = Counter::load(config, backend, interfaces.to_vec())?;
-            if blocking.is_some_and(|blocking| blocking.guarded)
+            if let Some(blocking) = blocking
                 && refused.is_none()
-                && let Some(lost) = counter.would_lose(Ssh::current())?
+                && let Some(lost) = counter.would_lose(blocking.needs)?
             {
                 refused = Some(usage(format!(
                     "these rules block {lost}; --dry-run shows what they match, --strict blocks it all the same"
@@ -288,8 +288,12 @@ impl TcEgress {
     /// Where that is not to be had, packets are dropped all the same, and their senders wait.
     fn refuse_calls(&self, counter: &mut Counter, config: &Config) {
         let Some(rules) = &config.rules else { return };
-        if !rules.spares && rules.allowed.is_some() {
-            tell("--strict: ARP and neighbour discovery are blocked as well");
+        let spares = &rules.spares;
+        let shut = [(spares.arp, "ARP"), (spares.neighbours, "neighbour discovery")];
+        let shut: Vec<_> = shut.iter().filter(|(open, _)| !open).map(|(_, what)| *what).collect();
+        if rules.allowed.is_some() && !shut.is_empty() {
+            let verb = if rules.dry_run { "would be blocked" } else { "blocked" };
+            tell(&format!("{}: {verb} as well", shut.join(" and ")));
         }
         if rules.blocked.is_none() && rules.allowed.is_none() {
             return;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::args::TcEgress;
-use super::block::RuleNames;
+use super::block::{RuleNames, named};
 use super::book::{Book, View};
 use super::by::Columns;
 use super::named::Named;
@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
             }
             Turn::Reopen => {
                 sink.reopen()?;
-                self.reread();
+                self.reread(counter);
                 Ok(Flow::Continue)
             }
         })?;
@@ -114,14 +114,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn reread(&mut self) {
+    fn reread(&mut self, counter: &Counter) {
         if !self.args.blocks.rereads() {
             return;
         }
         let blocks = self.args.blocks.clone();
+        let interfaces = named(counter.interfaces());
         self.rereading.begin(move || {
-            let lists = blocks.lists(false)?;
-            let new = NewLists::new(lists.blocked.as_ref(), lists.allowed.as_ref())?;
+            let lists = blocks.lists(&interfaces, false)?;
+            let (blocked, allowed) = (lists.blocked.as_ref(), lists.allowed.as_ref());
+            let new = NewLists::new(blocked, allowed, &lists.spares)?;
             Ok((new, lists.entries))
         });
     }

@@ -7,7 +7,7 @@ use libbpf_rs::ProgramMut;
 
 use super::{Dropper, How};
 use crate::kernel::attach::tc::Direction;
-use crate::kernel::guard::{self, Ssh};
+use crate::kernel::guard::{self, Needs, Ssh};
 
 impl Dropper {
     /// What the operator would lose by these rules; nothing if it is only what they asked for. Before `attach`.
@@ -33,7 +33,7 @@ impl Dropper {
             if guard::would_lose_all(ethernet, drops)? {
                 return Ok(Some("every packet".into()));
             }
-            let lost = guard::would_lose(direction, ethernet, ssh, drops)?;
+            let lost = guard::would_lose(direction, ethernet, Needs::all(ssh), drops)?;
             if lost.is_some() {
                 return Ok(lost);
             }

@@ -32,7 +32,7 @@ use plain::Plain;
 pub(crate) use self::counts::{Key, Rows, Socket};
 pub(crate) use self::rules::NewLists;
 use self::rules::{Calls, Sets};
-pub(crate) use self::rules::{Hook as RuleHook, MOST_MATCHES, Rule, Rules};
+pub(crate) use self::rules::{Hook as RuleHook, MOST_MATCHES, Rule, Rules, Spares};
 use super::addr::canonical;
 use super::addrset::FixedSet;
 use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
@@ -45,6 +45,7 @@ use super::lifetime::Lifetime;
 use super::losses::Losses;
 use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
+use super::routes::Routes;
 use super::skel::egress::{EgressSkel, EgressSkelBuilder, RELOCATED_TYPES, types};
 use super::{log, probes};
 use crate::filter::classic::insn::Insn;
@@ -120,6 +121,8 @@ pub(crate) struct Counter {
     /// Dropped before the programs: first nothing is counted any more, then nothing is attached any more.
     lifetime: Option<Lifetime>,
     calls: Option<Calls>,
+    /// Where there are rules.
+    routes: Option<Routes>,
     attached: Vec<TcAttached>,
     sets: RefCell<Sets>,
     /// Borrows from the skeleton.
@@ -252,6 +255,7 @@ impl Counter {
         let counter = Self {
             lifetime: None,
             calls: None,
+            routes: config.rules.as_ref().map(|_| Routes::watch()).transpose()?,
             attached: Vec::new(),
             sets: RefCell::default(),
             variables: RefCell::new(variables),
@@ -264,7 +268,12 @@ impl Counter {
             interfaces,
         };
         if let Some(rules) = &config.rules {
-            counter.set_lists(NewLists::new(rules.blocked.as_ref(), rules.allowed.as_ref())?)?;
+            counter.set_lists(NewLists::new(
+                rules.blocked.as_ref(),
+                rules.allowed.as_ref(),
+                &rules.spares,
+            )?)?;
+            counter.look_at_routes()?;
         }
         Ok(counter)
     }
@@ -300,7 +309,7 @@ impl Counter {
         let attached = tc::attach_all(self.backend, &[self.hook(&interface)], order)?;
         self.attached.push(attached);
         self.interfaces[at] = interface;
-        if self.calls.is_some() {
+        if self.routes.is_some() {
             self.look_at_routes()?;
         }
         Ok(())

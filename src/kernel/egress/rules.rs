@@ -20,7 +20,7 @@ use crate::kernel::addrset::{AddrSet, NewSet};
 use crate::kernel::attach;
 use crate::kernel::attach::tc::Direction;
 use crate::kernel::cgroup::Root;
-use crate::kernel::guard::{self, Ssh};
+use crate::kernel::guard::{self, Needs, Ssh};
 use crate::kernel::routes::Routes;
 use crate::kernel::sys;
 use crate::net::ranges::Ranges;
@@ -35,10 +35,23 @@ pub(crate) struct Rules {
     /// These alone are allowed.
     pub(crate) allowed: Option<Ranges>,
     pub(crate) matches: Vec<Vec<Insn>>,
-    /// What a machine needs to stay one of its network is allowed as well, and the operator's connection.
-    pub(crate) spares: bool,
+    /// What stays open beside that list.
+    pub(crate) spares: Spares,
     pub(crate) ssh: Option<Ssh>,
     pub(crate) dry_run: bool,
+}
+
+/// What a machine needs to stay one of its network.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Spares {
+    /// Questions to these resolvers.
+    pub(crate) dns: Option<Ranges>,
+    /// What DHCP clients send to whoever is there, and to these servers.
+    pub(crate) dhcp: Option<Ranges>,
+    /// And EAPOL.
+    pub(crate) arp: bool,
+    /// With MLD and IGMP.
+    pub(crate) neighbours: bool,
 }
 
 /// What decided.
@@ -126,7 +139,10 @@ pub(super) fn set_constants(rodata: &mut types::rodata, rules: &Rules) {
     rodata.has_blocked = rules.blocked.is_some();
     rodata.has_block_matches = !rules.matches.is_empty();
     rodata.allows_only = rules.allowed.is_some();
-    rodata.spares = rules.spares;
+    rodata.spares_dns = rules.spares.dns.is_some();
+    rodata.spares_dhcp = rules.spares.dhcp.is_some();
+    rodata.spares_arp = rules.spares.arp;
+    rodata.spares_neighbours = rules.spares.neighbours;
     rodata.dry_run = rules.dry_run;
     if let Some(ssh) = rules.ssh {
         (rodata.ssh_family, rodata.ssh_addr) = halves(ssh.client.ip().to_canonical());
@@ -140,6 +156,9 @@ pub(super) struct Sets {
     blocked: AddrSet,
     allowed: AddrSet,
     elsewhere: AddrSet,
+    resolvers: AddrSet,
+    dhcp: AddrSet,
+    on_link: AddrSet,
 }
 
 /// Lists in the kernel that no program looks at yet; made in any thread.
@@ -147,13 +166,23 @@ pub(super) struct Sets {
 pub(crate) struct NewLists {
     blocked: Option<NewSet>,
     allowed: Option<NewSet>,
+    resolvers: Option<NewSet>,
+    dhcp: Option<NewSet>,
 }
 
 impl NewLists {
-    pub(crate) fn new(blocked: Option<&Ranges>, allowed: Option<&Ranges>) -> Result<Self> {
+    /// What is not there stays as it is.
+    pub(crate) fn new(
+        blocked: Option<&Ranges>,
+        allowed: Option<&Ranges>,
+        spares: &Spares,
+    ) -> Result<Self> {
+        let set = |ranges: Option<&Ranges>| ranges.map(NewSet::new).transpose();
         Ok(Self {
-            blocked: blocked.map(NewSet::new).transpose()?,
-            allowed: allowed.map(NewSet::new).transpose()?,
+            blocked: set(blocked)?,
+            allowed: set(allowed)?,
+            resolvers: set(spares.dns.as_ref())?,
+            dhcp: set(spares.dhcp.as_ref())?,
         })
     }
 }
@@ -163,7 +192,6 @@ impl NewLists {
 pub(super) struct Calls {
     /// Dropped first.
     _links: Vec<libbpf_rs::Link>,
-    routes: Routes,
 }
 
 impl Counter {
@@ -171,23 +199,29 @@ impl Counter {
     pub(crate) fn set_lists(&self, lists: NewLists) -> Result<()> {
         let outer = &self.skel.maps.addrsets;
         let mut sets = self.sets.borrow_mut();
-        if let Some(blocked) = lists.blocked {
-            sets.blocked.put(outer, egress_set::EGRESS_SET_BLOCKED.0, blocked)?;
-        }
-        if let Some(allowed) = lists.allowed {
-            sets.allowed.put(outer, egress_set::EGRESS_SET_ALLOWED.0, allowed)?;
+        let sets = &mut *sets;
+        for (new, set, which) in [
+            (lists.blocked, &mut sets.blocked, egress_set::EGRESS_SET_BLOCKED),
+            // First what stays open beside it.
+            (lists.resolvers, &mut sets.resolvers, egress_set::EGRESS_SET_RESOLVERS),
+            (lists.dhcp, &mut sets.dhcp, egress_set::EGRESS_SET_DHCP),
+            (lists.allowed, &mut sets.allowed, egress_set::EGRESS_SET_ALLOWED),
+        ] {
+            if let Some(new) = new {
+                set.put(outer, which.0, new)?;
+            }
         }
         Ok(())
     }
 
     /// What the operator would lose by the rules. Before `attach`.
-    pub(crate) fn would_lose(&self, ssh: Option<Ssh>) -> Result<Option<String>> {
+    pub(crate) fn would_lose(&self, needs: Needs) -> Result<Option<String>> {
         const TC_ACT_SHOT: u32 = 2;
         let interface = &self.interfaces[0];
         let program = self.program(interface);
         self.variables.borrow_mut().probing = true;
         let drops = |packet: &[u8]| Ok(guard::verdict(program, packet)? == TC_ACT_SHOT);
-        let lost = guard::would_lose(Direction::Egress, interface.is_ethernet(), ssh, drops);
+        let lost = guard::would_lose(Direction::Egress, interface.is_ethernet(), needs, drops);
         self.variables.borrow_mut().probing = false;
         lost
     }
@@ -196,7 +230,6 @@ impl Counter {
     /// this is not to be had.
     pub(crate) fn refuse_calls(&mut self) -> Result<()> {
         let root = Root::open()?;
-        let routes = Routes::watch()?;
         let progs = &self.skel.progs;
         let links = [
             &progs.bpftk_connect4,
@@ -208,7 +241,7 @@ impl Counter {
         .map(|program| attach::cgroup(program, &root))
         .collect::<Result<_>>()?;
         self.learn_namespace()?;
-        self.calls = Some(Calls { _links: links, routes });
+        self.calls = Some(Calls { _links: links });
         self.look_at_routes()?;
         self.variables.borrow_mut().refuses_calls = true;
         Ok(())
@@ -231,23 +264,21 @@ impl Counter {
         Ok(())
     }
 
-    /// After a change of routes or interfaces: what leaves through others now is none of ours.
+    /// After a change of routes or interfaces: what leaves through others now is none of ours, and neighbours are others.
     pub(crate) fn follow_routes(&self) -> Result<()> {
-        match &self.calls {
-            Some(calls) if calls.routes.changed()? => self.look_at_routes(),
+        match &self.routes {
+            Some(routes) if routes.changed()? => self.look_at_routes(),
             _ => Ok(()),
         }
     }
 
     pub(super) fn look_at_routes(&self) -> Result<()> {
         let devices: Vec<i32> = self.interfaces.iter().map(|interface| interface.index).collect();
-        let elsewhere = Routes::elsewhere(&devices)?;
+        let (elsewhere, on_link) = Routes::look(&devices)?;
         let outer = &self.skel.maps.addrsets;
-        self.sets.borrow_mut().elsewhere.replace(
-            outer,
-            egress_set::EGRESS_SET_ELSEWHERE.0,
-            &elsewhere,
-        )?;
+        let mut sets = self.sets.borrow_mut();
+        sets.elsewhere.replace(outer, egress_set::EGRESS_SET_ELSEWHERE.0, &elsewhere)?;
+        sets.on_link.replace(outer, egress_set::EGRESS_SET_ON_LINK.0, &on_link)?;
         let mut variables = self.variables.borrow_mut();
         // Of more interfaces than there is room for, the rest is left to tc.
         for (slot, device) in variables.call_devices.iter_mut().zip(devices) {

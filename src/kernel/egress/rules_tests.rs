@@ -42,15 +42,12 @@ fn blocked(frame: &[u8], seen: &Seen, rules: &Rules, matches_udp: bool) -> bool 
         return false;
     }
     let Some(dst) = dst else {
-        return !(rules.spares && matches!(type_of(frame), Some(0x0806 | 0x888e)));
+        return !(rules.spares.arp && matches!(type_of(frame), Some(0x0806 | 0x888e)));
     };
     if in_set(&rules.allowed, dst) {
         return false;
     }
-    if !rules.spares {
-        return true;
-    }
-    if dst.is_ipv6() && seen.proto == Some(58) && matches!(seen.icmp, Some(130..=137 | 143)) {
+    if rules.spares.neighbours && of_neighbours(dst, seen, hops(frame, dst)) {
         return false;
     }
     let Some((sport, dport)) = seen.ports else { return true };
@@ -60,8 +57,40 @@ fn blocked(frame: &[u8], seen: &Seen, rules: &Rules, matches_udp: bool) -> bool 
     {
         return false;
     }
-    let dhcp = if dst.is_ipv4() { [67, 68] } else { [546, 547] };
-    !(dport == 53 && matches!(proto, 6 | 17) || proto == 17 && dhcp.contains(&dport))
+    let open = match (dst, dport, proto) {
+        (_, 53, 6 | 17) => in_set(&rules.spares.dns, dst),
+        (IpAddr::V4(to), 67, 17) => {
+            rules.spares.dhcp.is_some() && (to.is_broadcast() || to.is_link_local())
+                || in_set(&rules.spares.dhcp, dst)
+        }
+        (IpAddr::V6(to), 547, 17) => {
+            let nobody = to.is_unicast_link_local() || to.to_string() == "ff02::1:2";
+            rules.spares.dhcp.is_some() && nobody || in_set(&rules.spares.dhcp, dst)
+        }
+        _ => false,
+    };
+    !open
+}
+
+/// The loopback has no neighbours but these.
+fn of_neighbours(dst: IpAddr, seen: &Seen, hops: Option<u8>) -> bool {
+    match (dst, seen.proto, seen.icmp) {
+        (IpAddr::V4(_), Some(2), _) => dst.is_multicast() && hops == Some(1),
+        (IpAddr::V6(to), Some(58), Some(133..=137)) => {
+            (to.is_multicast() || to.is_unicast_link_local()) && hops == Some(255)
+        }
+        (IpAddr::V6(_), Some(58), Some(130..=132 | 143)) => dst.is_multicast() && hops == Some(1),
+        _ => false,
+    }
+}
+
+/// What the header of such an address says.
+fn hops(frame: &[u8], dst: IpAddr) -> Option<u8> {
+    let tags = frame[12..]
+        .chunks(4)
+        .take_while(|it| matches!(it, [0x81 | 0x91, 0, ..] | [0x88, 0xa8, ..]));
+    let header = 14 + 4 * tags.count();
+    frame.get(header + if dst.is_ipv4() { 8 } else { 7 }).copied()
 }
 
 /// `udp`, of which the expression sees untagged frames only.
@@ -94,9 +123,28 @@ fn interesting(random: &mut Rng) -> Vec<u8> {
     let mut frame = frame(random);
     let untagged_v4 = frame.len() > 38 && frame[12..14] == [8, 0] && frame[14] == 0x45;
     if untagged_v4 && random.bool() {
-        let port = [53_u16, 67, 68, 22, 546][random.usize(..5)].to_be_bytes();
+        let port = [53_u16, 67, 67, 68, 22, 546][random.usize(..6)].to_be_bytes();
         let at = if random.bool() { 34 } else { 36 };
         frame[at..at + 2].copy_from_slice(&port);
+        let to = [[10, 1, 1, 1], [255; 4], [169, 254, 7, 7], [169, 253, 7, 7], [224, 0, 0, 22]];
+        frame[30..34].copy_from_slice(&to[random.usize(..5)]);
+        frame[22] = [1, 2, 64, 255][random.usize(..4)];
+        frame[23] = [2, 6, 17, 17][random.usize(..4)];
+    }
+    let untagged_v6 = frame.len() > 62 && frame[12..15] == [0x86, 0xdd, 0x60];
+    if untagged_v6 && random.bool() {
+        frame[21] = [1, 2, 64, 255, 255][random.usize(..5)];
+        if random.bool() {
+            let to = ["fe80::9", "ff02::1:2", "ff02::16", "ff05::1", "febf::1", "fec0::1"];
+            let to: std::net::Ipv6Addr = to[random.usize(..6)].parse().unwrap();
+            frame[38..54].copy_from_slice(&to.octets());
+        }
+        if random.bool() {
+            frame[20] = [17, 17, 58, 58, 58, 6][random.usize(..6)];
+            frame[54] = if frame[20] == 58 { random.u8(129..145) } else { 0 };
+            let port = [53_u16, 547, 546][random.usize(..3)].to_be_bytes();
+            frame[56..58].copy_from_slice(&port);
+        }
     }
     if frame.len() > 14 && random.u8(..10) == 0 {
         let kind = [0x0806_u16, 0x888e, 0x88cc][random.usize(..3)].to_be_bytes();
@@ -132,7 +180,12 @@ fn random_packets_are_blocked_as_the_reference_would() {
             blocked: blocks.then(|| random_set(&mut random, &frames)),
             allowed: allows.then(|| random_set(&mut random, &frames)),
             matches: if matches_udp { vec![udp()] } else { Vec::new() },
-            spares: random.bool(),
+            spares: Spares {
+                dns: random.bool().then(|| random_set(&mut random, &frames)),
+                dhcp: random.bool().then(|| random_set(&mut random, &frames)),
+                arp: random.bool(),
+                neighbours: random.bool(),
+            },
             ssh: peer.map(|peer| Ssh {
                 client: SocketAddr::new(peer, 40000),
                 server: SocketAddr::new(peer, 22),

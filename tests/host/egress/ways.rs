@@ -151,6 +151,24 @@ fn packet(frame: &[u8]) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The first bytes of a message of a protocol that has no ports.
+pub(super) fn message(proto: u8, kind: u8, hops: u8, to: IpAddr) -> io::Result<()> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    match to {
+        IpAddr::V4(to) => {
+            frame.extend([8, 0, 0x45, 0, 0, 28, 0, 1, 0, 0, hops, proto, 0, 0, 10, 99, 0, 1]);
+            frame.extend(to.octets());
+        }
+        IpAddr::V6(to) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, proto, hops]);
+            frame.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            frame.extend(to.octets());
+        }
+    }
+    frame.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+    packet(&frame)
+}
+
 /// An ARP request, by a packet socket: neighbours are permanent here, so that the kernel asks nobody.
 pub(super) fn ask() -> io::Result<()> {
     let mut frame = vec![0xff; 6];
