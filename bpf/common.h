@@ -14,6 +14,7 @@ enum bpftk_record {
 	BPFTK_RECORD_EVENT = 1,
 	BPFTK_RECORD_DNS = 2,
 	BPFTK_RECORD_OPENING = 3,
+	BPFTK_RECORD_QUESTION = 4,
 };
 
 enum bpftk_loss {
@@ -21,7 +22,7 @@ enum bpftk_loss {
 	BPFTK_LOSS_RING_FULL,
 	/* The table of what is under way was full: one row is missing. */
 	BPFTK_LOSS_TABLE_FULL,
-	/* A DNS answer did not fit in the ring buffer: a name may be missing, no row is. */
+	/* A piece of a question or an answer did not fit in its ring buffer: a name may be missing, no row is. */
 	BPFTK_LOSS_DNS,
 	/* The kernel did not run the hook at a call's end: the call is known, its result is not. */
 	BPFTK_LOSS_MISSED_RETURN,

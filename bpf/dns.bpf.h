@@ -2,43 +2,72 @@
 #ifndef BPFTK_DNS_BPF_H
 #define BPFTK_DNS_BPF_H
 
-/* Names: a copy of what sockets receive from port 53. Parsing is user space's. */
+/* Names: a copy of what sockets ask of port 53, and of what they are answered. Parsing, and what belongs together, is user space's. */
 
 #include "common.bpf.h"
 #include "dns.h"
+#include "socket_kind.bpf.h"
 
 #ifndef IPPROTO_TCP
 #define IPPROTO_TCP 6
 #endif
 #define IPPROTO_UDP 17
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct dns_piece);
-} dns_scratch SEC(".maps");
+/* include/linux/proc_ns.h */
+#define PROC_USER_INIT_INO 0xEFFFFFFDU
 
-static __always_inline void emit_dns(struct __sk_buff *skb, struct dns_piece *dns, __u32 payload)
+/* For the skeleton: the records have no map whose BTF would name them. */
+struct dns_header _dns_header;
+
+/* A ring of its own: answers, which any host can send, take no room from rows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, DNS_RING_BYTES);
+} dns_events SEC(".maps");
+
+/*
+ * Straight into the ring: at egress a program may be interrupted by one at ingress, or by another task's, so no memory of the processor's
+ * own would do.
+ */
+static __always_inline bool emit_piece(struct __sk_buff *skb, const struct dns_header *header, __u32 from, __u32 len)
+{
+	struct dns_piece *piece;
+	__u32 in_short = ((len - 1) & (DNS_SHORT - 1)) + 1, in_long = ((len - 1) & (DNS_CHUNK - 1)) + 1;
+	bool is_short = len <= DNS_SHORT, failed;
+
+	/* The size of a reservation is a constant; the masks are for the verifier of 5.10, which forgets a bound. */
+	if (is_short)
+		piece = bpf_ringbuf_reserve(&dns_events, sizeof(struct dns_header) + DNS_SHORT, 0);
+	else
+		piece = bpf_ringbuf_reserve(&dns_events, sizeof(struct dns_piece), 0);
+	if (!piece) {
+		count_loss(BPFTK_LOSS_DNS);
+		return false;
+	}
+	__builtin_memcpy(&piece->header, header, sizeof(*header));
+	failed = is_short ? bpf_skb_load_bytes(skb, from, piece->data, in_short) :
+			    bpf_skb_load_bytes(skb, from, piece->data, in_long);
+	if (failed)
+		bpf_ringbuf_discard(piece, 0);
+	else
+		bpf_ringbuf_submit(piece, 0);
+	return !failed;
+}
+
+static __always_inline void emit_dns(struct __sk_buff *skb, struct dns_header *header, __u32 payload)
 {
 	for (int i = 0; i < DNS_CHUNKS; i++) {
 		__u32 offset = i * DNS_CHUNK;
-		__u32 len = dns->total - offset;
+		__u32 len = header->total - offset;
 
-		if (offset >= dns->total)
+		if (offset >= header->total)
 			return;
 		if (len > DNS_CHUNK)
 			len = DNS_CHUNK;
-		/* For the verifier of 5.10, which forgets the bound above: 1 to the size of a piece. */
-		len = ((len - 1) & (DNS_CHUNK - 1)) + 1;
-		dns->offset = offset;
-		dns->len = len;
-		if (bpf_skb_load_bytes(skb, payload + offset, dns->data, len))
+		header->offset = offset;
+		header->len = len;
+		if (!emit_piece(skb, header, payload + offset, len))
 			return;
-		if (bpf_ringbuf_output(&events, dns, DNS_HEADER + len, 0)) {
-			count_loss(BPFTK_LOSS_DNS);
-			return;
-		}
 	}
 }
 
@@ -102,33 +131,41 @@ static __always_inline bool find_payload(struct __sk_buff *skb, struct dns_trans
 	return skb->len > payload;
 }
 
-/* A record without its data; nothing if the packet is too short. */
-static __always_inline struct dns_piece *begin_piece(struct __sk_buff *skb, struct dns_transport *found, __u32 kind)
-{
-	__u32 zero = 0;
-	struct dns_piece *dns = bpf_map_lookup_elem(&dns_scratch, &zero);
+/* The network namespace whose names are wanted, by its inode number; 0: of every one. */
+const volatile __u32 dns_netns;
 
-	if (!dns)
-		return NULL;
-	dns->record = kind;
-	dns->tcp_seq = found->proto == IPPROTO_TCP ? bpf_ntohl(found->tcp.seq) : 0;
-	dns->tcp_flags = found->proto == IPPROTO_TCP ? found->tcp.flags : 0;
-	dns->total = skb->len - found->payload;
-	dns->sport = bpf_ntohs(found->tcp.source);
-	dns->dport = bpf_ntohs(found->tcp.dest);
-	dns->proto = found->proto;
-	dns->cookie = bpf_get_socket_cookie(skb);
+/* What a record says before its data. False if the packet is too short, or of a namespace that nobody wants to know about. */
+static __always_inline bool describe(struct __sk_buff *skb, struct dns_transport *found, __u32 kind, struct dns_header *header)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	header->record = kind;
+	header->tcp_seq = found->proto == IPPROTO_TCP ? bpf_ntohl(found->tcp.seq) : 0;
+	header->tcp_flags = found->proto == IPPROTO_TCP ? found->tcp.flags : 0;
+	header->total = skb->len - found->payload;
+	header->sport = bpf_ntohs(found->tcp.source);
+	header->dport = bpf_ntohs(found->tcp.dest);
+	header->proto = found->proto;
+	header->cookie = bpf_get_socket_cookie(skb);
+	if (sk) {
+		struct sock *kernel = (void *)socket_address(sk);
+		struct net *net = BPF_CORE_READ(kernel, __sk_common.skc_net.net);
+
+		header->netns = BPF_CORE_READ(net, ns.inum);
+		header->own_netns = BPF_CORE_READ(net, user_ns, ns.inum) != PROC_USER_INIT_INO;
+	}
+	if (dns_netns && dns_netns != header->netns)
+		return false;
 	if (found->version == 4) {
 		__be32 addr[2];
 
 		if (bpf_skb_load_bytes(skb, 12, addr, 8))
-			return NULL;
-		set_v4_mapped(dns->saddr, addr[0]);
-		set_v4_mapped(dns->daddr, addr[1]);
-	} else if (bpf_skb_load_bytes(skb, 8, dns->saddr, 16) || bpf_skb_load_bytes(skb, 24, dns->daddr, 16)) {
-		return NULL;
+			return false;
+		set_v4_mapped(header->saddr, addr[0]);
+		set_v4_mapped(header->daddr, addr[1]);
+		return true;
 	}
-	return dns;
+	return !bpf_skb_load_bytes(skb, 8, header->saddr, 16) && !bpf_skb_load_bytes(skb, 24, header->daddr, 16);
 }
 
 /*
@@ -139,14 +176,22 @@ SEC("cgroup_skb/ingress")
 int bpftk_dns(struct __sk_buff *skb)
 {
 	struct dns_transport found = {};
-	struct dns_piece *dns;
+	struct dns_header header = {};
 
 	if (!find_payload(skb, &found) || found.tcp.source != bpf_htons(53))
 		return 1;
-	dns = begin_piece(skb, &found, BPFTK_RECORD_DNS);
-	if (dns)
-		emit_dns(skb, dns, found.payload);
+	if (describe(skb, &found, BPFTK_RECORD_DNS, &header))
+		emit_dns(skb, &header, found.payload);
 	return 1;
+}
+
+/* The question, without which an answer is anybody's word. */
+static __always_inline void emit_question(struct __sk_buff *skb, struct dns_transport *found)
+{
+	struct dns_header header = {};
+
+	if (describe(skb, found, BPFTK_RECORD_QUESTION, &header))
+		emit_dns(skb, &header, found->payload);
 }
 
 #endif

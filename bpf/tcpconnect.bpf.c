@@ -24,6 +24,17 @@
 #include "tcpconnect_kprobe.bpf.h"
 #include "tcpconnect_tracepoint.bpf.h"
 
+/* --dns: what local sockets ask. It always lets the packet pass. */
+SEC("cgroup_skb/egress")
+int bpftk_question(struct __sk_buff *skb)
+{
+	struct dns_transport found = {};
+
+	if (find_payload(skb, &found) && found.tcp.dest == bpf_htons(53))
+		emit_question(skb, &found);
+	return 1;
+}
+
 /* For the skeleton: the records have no map whose BTF would name them. */
 struct tcpconnect_event _event;
 enum tcpconnect_verdict _verdict;

@@ -11,23 +11,26 @@ use anyhow::{Context, Result, anyhow};
 use libbpf_rs::Link;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
+use super::addr::canonical;
 use super::btf::BtfSource;
 use super::cgroup::Root;
-use super::dns::DnsPiece;
+use super::dns::{self, DnsPiece};
 use super::losses::Losses;
 use super::ring::EventRing;
 use super::skel::names::{NamesSkel, NamesSkelBuilder, RELOCATED_TYPES, types};
 use super::{attach, log};
+use crate::net::names::Netns;
 
 /// Connections whose beginning the kernel side follows.
 const MOST_OPENINGS: u32 = 32_768;
-const RING_BYTES: u32 = 4 << 20;
+/// The ring of rows, of which there are none. A page is the least.
+const NO_ROWS: u32 = 4096;
 
 /// What was heard.
 #[derive(Clone, Debug)]
 pub(crate) enum Heard {
-    /// A piece of an answer from port 53.
-    Answer(DnsPiece),
+    /// A piece of a question to port 53, or of an answer from there.
+    Dns(DnsPiece),
     /// A piece of how a connection begins.
     Opening(Opening),
 }
@@ -36,6 +39,7 @@ pub(crate) enum Heard {
 #[derive(Clone, Debug)]
 pub(crate) struct Opening {
     pub(crate) cookie: u64,
+    pub(crate) netns: Netns,
     /// Where they are sent to.
     pub(crate) addr: IpAddr,
     pub(crate) port: u16,
@@ -46,23 +50,22 @@ pub(crate) struct Opening {
 
 impl Heard {
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let kind = types::bpftk_record(u32::from_ne_bytes(*bytes.first_chunk()?));
-        let piece = DnsPiece::decode(bytes)?;
-        match kind {
-            types::bpftk_record::BPFTK_RECORD_DNS => Some(Self::Answer(piece)),
-            types::bpftk_record::BPFTK_RECORD_OPENING => {
-                let (_, addr, port) = piece.flow;
-                let seq = piece.seq.wrapping_add(piece.offset);
-                Some(Self::Opening(Opening {
-                    cookie: piece.cookie,
-                    addr,
-                    port,
-                    seq,
-                    data: piece.data,
-                }))
-            }
-            _ => None,
+        if let Some(piece) = DnsPiece::decode(bytes) {
+            return Some(Self::Dns(piece));
         }
+        let (header, data) = dns::split(bytes)?;
+        (types::bpftk_record(header.record) == types::bpftk_record::BPFTK_RECORD_OPENING).then(
+            || {
+                Self::Opening(Opening {
+                    cookie: header.cookie,
+                    netns: dns::netns_of(&header),
+                    addr: canonical(header.daddr),
+                    port: header.dport,
+                    seq: header.tcp_seq.wrapping_add(header.offset),
+                    data: data.to_vec(),
+                })
+            },
+        )
     }
 }
 
@@ -91,13 +94,13 @@ impl Ear {
         let mut open = builder
             .open(cell)
             .map_err(|error| anyhow!("cannot open the programs: {}", log::explain(error)))?;
-        open.maps.events.set_max_entries(RING_BYTES).context("cannot size the ring buffer")?;
+        open.maps.events.set_max_entries(NO_ROWS).context("cannot size the ring buffer")?;
         open.maps.openings.set_max_entries(MOST_OPENINGS).context("cannot size a table")?;
         log::clear();
         let skel = open
             .load()
             .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
-        let ring = EventRing::new(&skel.maps.events, Heard::decode)?;
+        let ring = EventRing::new(&skel.maps.dns_events, Heard::decode)?;
         let links = [&skel.progs.bpftk_dns, &skel.progs.bpftk_opening]
             .into_iter()
             .map(|program| attach::cgroup(program, &root))

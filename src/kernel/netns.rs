@@ -2,7 +2,7 @@
 
 //! Network namespaces, by the inode number that the kernel knows them by.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +26,11 @@ pub(crate) fn resolve(text: &Path) -> Result<u32> {
         Ok(meta) if is_net => Ok(meta.ino() as u32),
         _ => Err(usage(format!("--netns {}: not a network namespace; {expected}", text.display()))),
     }
+}
+
+/// The caller's own.
+pub(crate) fn current() -> io::Result<u32> {
+    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino() as u32)
 }
 
 /// Does `work` in the namespace that `file` is of, on a thread of its own: a thread that moved can't be trusted to

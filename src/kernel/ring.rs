@@ -4,24 +4,39 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use plain::Plain;
 
 use super::{log, sys};
 
 /// Records taken out at a time, so that a flood does not keep the loop from its other duties.
 const BATCH: usize = 1024;
+/// The same of a ring whose records come before another's: as many as it holds.
+const AHEAD_BATCH: usize = 65_536;
 
 #[derive(Debug)]
 pub(crate) struct EventRing<'a, T> {
     ring: RingBuffer<'a>,
-    queue: Rc<RefCell<VecDeque<T>>>,
+    queue: Queue<T>,
+    ahead: Option<Ahead<'a, T>>,
     undecodable: Rc<Cell<u64>>,
+}
+
+type Queue<T> = Rc<RefCell<VecDeque<T>>>;
+
+/// A ring whose records say what the other's mean.
+#[derive(Debug)]
+struct Ahead<'a, T> {
+    ring: RingBuffer<'a>,
+    queue: Queue<T>,
+    /// Readable when one of both has something.
+    both: Epoll,
 }
 
 /// What makes a record of bytes.
@@ -55,21 +70,40 @@ impl<'a, T: 'a> EventRing<'a, T> {
         let ring = builder.build().map_err(|error| {
             anyhow::anyhow!("cannot map the ring buffer: {}", log::explain(error))
         })?;
-        Ok(Self { ring, queue, undecodable })
+        Ok(Self { ring, queue, ahead: None, undecodable })
+    }
+
+    /// With a second ring, whose records come before all of this one's that are taken in the same batch, and so before those that were
+    /// reported after them.
+    pub(crate) fn with_ahead(
+        mut self,
+        map: &dyn MapCore,
+        decode: impl Fn(&[u8]) -> Option<T> + 'a,
+    ) -> Result<Self> {
+        let Self { ring, queue, .. } = Self::new(map, decode)?;
+        let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot wait for events")?;
+        for (data, one) in [&self.ring, &ring].into_iter().enumerate() {
+            // SAFETY: the ring owns the descriptor and outlives the borrow.
+            let fd = unsafe { sys::borrow(one.epoll_fd()) };
+            both.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data as u64))
+                .context("cannot wait for events")?;
+        }
+        self.ahead = Some(Ahead { ring, queue, both });
+        Ok(self)
     }
 
     /// Takes what has arrived, a batch at most. Returns whether there was anything.
     pub(crate) fn fill(&self) -> Result<bool> {
-        match self.ring.consume_raw_n(BATCH) {
-            n if n >= 0 => Ok(n > 0),
-            // Negative is -errno; a signal is for the loop to see.
-            n if -n == libc::EINTR => Ok(false),
-            n => bail!("cannot read the ring buffer: {}", std::io::Error::from_raw_os_error(-n)),
-        }
+        let more = consume(&self.ring, BATCH)?;
+        // Afterwards: what was reported before an event is known for it.
+        let ahead =
+            self.ahead.as_ref().map(|ahead| consume(&ahead.ring, AHEAD_BATCH)).transpose()?;
+        Ok(more || ahead == Some(true))
     }
 
     pub(crate) fn next(&self) -> Option<T> {
-        self.queue.borrow_mut().pop_front()
+        let ahead = self.ahead.as_ref().and_then(|ahead| ahead.queue.borrow_mut().pop_front());
+        ahead.or_else(|| self.queue.borrow_mut().pop_front())
     }
 
     /// Records that were not understood: each is one row missing.
@@ -79,8 +113,21 @@ impl<'a, T: 'a> EventRing<'a, T> {
 
     /// Readable when there is something to take.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        if let Some(ahead) = &self.ahead {
+            return ahead.both.0.as_fd();
+        }
         // SAFETY: the ring owns the descriptor and outlives the borrow.
         unsafe { sys::borrow(self.ring.epoll_fd()) }
+    }
+}
+
+/// Whether there was anything.
+fn consume(ring: &RingBuffer<'_>, most: usize) -> Result<bool> {
+    match ring.consume_raw_n(most) {
+        n if n >= 0 => Ok(n > 0),
+        // Negative is -errno; a signal is for the loop to see.
+        n if -n == libc::EINTR => Ok(false),
+        n => bail!("cannot read the ring buffer: {}", std::io::Error::from_raw_os_error(-n)),
     }
 }
 

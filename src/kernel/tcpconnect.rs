@@ -95,6 +95,8 @@ pub(crate) struct Tracer {
     links: Vec<Link>,
     /// Whether there are second copies of programs.
     preempted: bool,
+    /// Whether there are questions and answers beside rows.
+    dns: bool,
     skel: TcpconnectSkel<'static>,
 }
 
@@ -169,6 +171,7 @@ impl Tracer {
         rodata.min_latency_ns = config.min_latency_ns;
         rodata.filter_family = config.family;
         rodata.filter_netns = config.netns;
+        rodata.dns_netns = config.netns;
         rodata.filter_by_port = config.ports.is_some().into();
         rodata.filter_by_dst = (!config.dst.is_empty()).into();
         rodata.filter_by_exclude = (!config.exclude.is_empty()).into();
@@ -201,7 +204,7 @@ impl Tracer {
         for (map, needed) in [
             (&mut maps.checks, backend == Backend::Kprobe || preempted),
             (&mut maps.uring_requests, uring == Uring::BySubmission),
-            (&mut maps.dns_scratch, config.dns),
+            (&mut maps.dns_events, config.dns),
             (&mut maps.filter_ports, config.ports.is_some()),
             (&mut maps.filter_dst, !config.dst.is_empty()),
             (&mut maps.filter_exclude, !config.exclude.is_empty()),
@@ -229,7 +232,7 @@ impl Tracer {
             }
         }
 
-        let mut tracer = Self { links: Vec::new(), preempted, skel };
+        let mut tracer = Self { links: Vec::new(), preempted, dns: config.dns, skel };
         tracer.attach(backend, tracefs.as_ref(), uring, dns_root)?;
         Ok(tracer)
     }
@@ -244,6 +247,8 @@ impl Tracer {
         let progs = &self.skel.progs;
         let links = &mut self.links;
         if let Some(root) = dns_root {
+            // First what asks: an answer whose question wasn't seen names nothing.
+            links.push(attach::cgroup(&progs.bpftk_question, root)?);
             links.push(attach::cgroup(&progs.bpftk_dns, root)?);
         }
         // The end of an attempt before its beginning: what begins while we attach is either seen whole or not.
@@ -392,7 +397,11 @@ impl Tracing for Tracer {
     type Event = Event;
 
     fn events(&self) -> Result<EventRing<'_, Event>> {
-        EventRing::new(&self.skel.maps.events, decode)
+        let ring = EventRing::new(&self.skel.maps.events, decode)?;
+        if !self.dns {
+            return Ok(ring);
+        }
+        ring.with_ahead(&self.skel.maps.dns_events, |bytes| DnsPiece::decode(bytes).map(Event::Dns))
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -414,6 +423,7 @@ fn select_programs(
 ) {
     let progs = &mut open.progs;
     progs.bpftk_dns.set_autoload(dns);
+    progs.bpftk_question.set_autoload(dns);
     progs.bpftk_state2.set_autoload(preempted);
     progs.bpftk_state_btf.set_autoload(backend == Backend::Fentry);
     progs.bpftk_set_state.set_autoload(backend != Backend::Fentry);
@@ -518,17 +528,7 @@ const _: () = assert!(size_of::<types::tcpconnect_event>() == 104);
 const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 128);
 
 fn decode(bytes: &[u8]) -> Option<Event> {
-    match record_kind(bytes)? {
-        types::bpftk_record::BPFTK_RECORD_EVENT => {
-            Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()))
-        }
-        types::bpftk_record::BPFTK_RECORD_DNS => DnsPiece::decode(bytes).map(Event::Dns),
-        _ => None,
-    }
-}
-
-fn record_kind(bytes: &[u8]) -> Option<types::bpftk_record> {
-    Some(types::bpftk_record(u32::from_ne_bytes(*bytes.first_chunk()?)))
+    Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()))
 }
 
 impl From<types::tcpconnect_event> for Attempt {

@@ -1,20 +1,57 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! DNS answers: put together from what was received, and taken apart.
+//! DNS: questions and answers, put together from what was sent and received, and taken apart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use simple_dns::rdata::{RData, SVCB, SVCParam};
 use simple_dns::{CLASS, Packet, PacketFlag, RCODE};
 
-/// TCP connections to resolvers that are followed at a time.
+/// TCP connections to resolvers that are followed at a time, each way, and datagrams that come in pieces.
 const MAX_STREAMS: usize = 256;
+/// Bytes of them that are kept at a time; of the datagrams as many again.
+const MAX_BYTES: usize = 16 << 20;
 /// A DNS message over TCP is at most this long, with its length.
 const MAX_MESSAGE: usize = 65_535 + 2;
 /// Segments that wait for one before them. Processors that a sender changes between may deliver a whole window later.
 const MAX_EARLY: usize = 1024;
+/// Aliases that lead from a name to its address. Resolvers give up after a dozen or so.
+const MAX_CHAIN: usize = 32;
+/// Questions that are open at a time; the oldest go first.
+const MAX_QUESTIONS: usize = 16_384;
+/// How long an answer may take: longer than programs wait.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is asked for: what an answer has to repeat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Question {
+    id: u16,
+    name: String,
+    kind: u16,
+    class: u16,
+}
+
+/// A message's only question, and whether the message answers it. Nothing for what is no DNS message.
+fn question(packet: &Packet<'_>) -> Option<Question> {
+    let [question] = packet.questions.as_slice() else { return None };
+    Some(Question {
+        id: packet.id(),
+        name: key(&question.qname.to_string()),
+        kind: question.qtype.into(),
+        class: question.qclass.into(),
+    })
+}
+
+/// The question that a client asks with this message.
+pub(crate) fn asked(message: &[u8]) -> Option<Question> {
+    let packet = Packet::parse(message).ok()?;
+    if packet.has_flags(PacketFlag::RESPONSE) {
+        return None;
+    }
+    question(&packet)
+}
 
 /// An address that was given for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,19 +61,17 @@ pub(crate) struct Answer {
     pub(crate) ttl: Duration,
 }
 
-/// The addresses in an answer, each with the name that was asked: a chain of CNAMEs leads from it to them. Bytes that are
-/// no DNS answer have none.
-pub(crate) fn answers(message: &[u8]) -> Vec<Answer> {
-    let Ok(packet) = Packet::parse(message) else {
-        return Vec::new();
-    };
-    let [question] = packet.questions.as_slice() else {
-        return Vec::new();
-    };
-    if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
-        return Vec::new();
+/// The question that a message answers, and the addresses in it: a chain of CNAMEs leads from the name that was asked for to them.
+/// Nothing for bytes that are no DNS answer.
+pub(crate) fn answers(message: &[u8]) -> Option<(Question, Vec<Answer>)> {
+    let packet = Packet::parse(message).ok()?;
+    if !packet.has_flags(PacketFlag::RESPONSE) {
+        return None;
     }
-    let mut chain = vec![key(&question.qname.to_string())];
+    let question = question(&packet)?;
+    if packet.rcode() != RCODE::NoError {
+        return Some((question, Vec::new()));
+    }
     // Resolvers may send a chain in any order.
     let aliases: BTreeMap<String, String> = packet
         .answers
@@ -48,13 +83,15 @@ pub(crate) fn answers(message: &[u8]) -> Vec<Answer> {
             _ => None,
         })
         .collect();
-    while let Some(next) = chain.last().and_then(|last| aliases.get(last)) {
-        if chain.contains(next) {
-            break;
-        }
-        chain.push(next.clone());
+    let mut last = &question.name;
+    let mut chain = HashSet::from([last]);
+    while chain.len() < MAX_CHAIN
+        && let Some(next) = aliases.get(last)
+        && chain.insert(next)
+    {
+        last = next;
     }
-    let name = display(&question.qname.to_string());
+    let name = display(&question.name);
     let mut answers = Vec::new();
     for record in &packet.answers {
         if record.class != CLASS::IN || !chain.contains(&key(&record.name.to_string())) {
@@ -72,7 +109,52 @@ pub(crate) fn answers(message: &[u8]) -> Vec<Answer> {
             ttl: Duration::from_secs(record.ttl.into()),
         }));
     }
-    answers
+    Some((question, answers))
+}
+
+/// Who asks whom: a socket, the resolver's address and port, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    /// The inode number of the network namespace.
+    pub(crate) netns: u32,
+    pub(crate) cookie: u64,
+    pub(crate) client: (IpAddr, u16),
+    pub(crate) resolver: (IpAddr, u16),
+    pub(crate) tcp: bool,
+    /// From the client to the resolver.
+    pub(crate) question: bool,
+}
+
+/// Questions that were asked and not answered.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    open: HashMap<(Flow, Question), Instant>,
+    /// In the order in which they were asked.
+    order: VecDeque<(Instant, (Flow, Question))>,
+}
+
+impl Questions {
+    pub(crate) fn ask(&mut self, flow: Flow, question: Question, now: Instant) {
+        let key = (Flow { question: true, ..flow }, question);
+        self.open.insert(key.clone(), now);
+        self.order.push_back((now, key));
+        while let Some((then, _)) = self.order.front()
+            && (self.order.len() > MAX_QUESTIONS || now.saturating_duration_since(*then) > PATIENCE)
+            && let Some((then, key)) = self.order.pop_front()
+        {
+            // What was asked again since waits on.
+            if self.open.get(&key) == Some(&then) {
+                self.open.remove(&key);
+            }
+        }
+    }
+
+    /// Whether this was asked, by this socket of this resolver, a moment ago. An answer is taken once.
+    pub(crate) fn answer(&mut self, flow: Flow, question: Question, now: Instant) -> bool {
+        self.open
+            .remove(&(Flow { question: true, ..flow }, question))
+            .is_some_and(|then| now.saturating_duration_since(then) <= PATIENCE)
+    }
 }
 
 /// RFC 9460, 7.3: addresses that a client may use without asking for them.
@@ -103,14 +185,13 @@ fn display(name: &str) -> String {
     if name.is_empty() { ".".into() } else { name }
 }
 
-/// Which conversation a packet belongs to: resolver, client, client's port.
-pub(crate) type Flow = (IpAddr, IpAddr, u16);
-
 /// Puts messages together from the pieces in which packets and streams come.
 #[derive(Debug, Default)]
 pub(crate) struct Reassembly {
     datagrams: HashMap<Flow, Vec<u8>>,
     streams: HashMap<Flow, Stream>,
+    /// What the streams hold.
+    bytes: usize,
 }
 
 /// One direction of a TCP connection, from the first segment that we see.
@@ -121,6 +202,7 @@ struct Stream {
     ready: Vec<u8>,
     /// Segments that came before those in front of them, by sequence number.
     early: Vec<(u32, Vec<u8>)>,
+    early_bytes: usize,
 }
 
 impl Reassembly {
@@ -156,39 +238,52 @@ impl Reassembly {
 
     /// A piece of a TCP stream. Returns the messages that it completes.
     pub(crate) fn segment(&mut self, flow: Flow, seq: u32, data: &[u8]) -> Vec<Vec<u8>> {
-        if self.streams.len() >= MAX_STREAMS && !self.streams.contains_key(&flow) {
+        let many = self.streams.len() >= MAX_STREAMS && !self.streams.contains_key(&flow);
+        if many || self.bytes + data.len() > MAX_BYTES {
             self.streams.clear();
+            self.bytes = 0;
         }
         let stream =
             self.streams.entry(flow).or_insert_with(|| Stream { next: seq, ..Stream::default() });
+        self.bytes -= stream.bytes();
         // A new connection with the old one's ports: nothing near what was expected.
         if (seq.wrapping_sub(stream.next) as i32).unsigned_abs() > 1 << 20 {
             *stream = Stream { next: seq, ..Stream::default() };
         }
+        stream.early_bytes += data.len();
         stream.early.push((seq, data.to_vec()));
         stream.advance();
         let messages = stream.messages();
         if stream.ready.len() > MAX_MESSAGE || stream.early.len() > MAX_EARLY {
             self.streams.remove(&flow);
+        } else {
+            self.bytes += stream.bytes();
         }
         messages
     }
 
     /// The connection began or ended with this packet: what was open is no more, unless there is something to come that was before it.
     pub(crate) fn ended(&mut self, flow: Flow) {
-        if self.streams.get(&flow).is_some_and(|stream| stream.early.is_empty()) {
-            self.streams.remove(&flow);
+        if self.streams.get(&flow).is_some_and(|stream| stream.early.is_empty())
+            && let Some(stream) = self.streams.remove(&flow)
+        {
+            self.bytes -= stream.bytes();
         }
     }
 }
 
 impl Stream {
+    fn bytes(&self) -> usize {
+        self.ready.len() + self.early_bytes
+    }
+
     /// Moves what follows on to `ready`; what was there before (a retransmission) is dropped.
     fn advance(&mut self) {
         while let Some(at) =
             self.early.iter().position(|(seq, _)| self.next.wrapping_sub(*seq) as i32 >= 0)
         {
             let (seq, data) = self.early.swap_remove(at);
+            self.early_bytes -= data.len();
             let known = self.next.wrapping_sub(seq) as usize;
             if let Some(new) = data.get(known..) {
                 self.ready.extend_from_slice(new);
@@ -217,7 +312,7 @@ mod tests {
     use super::*;
     use crate::random::{rounds, seeded};
     use simple_dns::rdata::{A, AAAA, CNAME, HTTPS};
-    use simple_dns::{Name, QCLASS, QTYPE, Question, ResourceRecord, TYPE};
+    use simple_dns::{Name, QCLASS, QTYPE, ResourceRecord, TYPE};
 
     fn name(text: &str) -> Name<'_> {
         Name::new_unchecked(text)
@@ -225,7 +320,7 @@ mod tests {
 
     fn reply<'a>(asked: &'a str, records: Vec<(&'a str, RData<'a>)>) -> Vec<u8> {
         let mut packet = Packet::new_reply(7);
-        packet.questions.push(Question::new(
+        packet.questions.push(simple_dns::Question::new(
             name(asked),
             QTYPE::TYPE(TYPE::A),
             QCLASS::CLASS(CLASS::IN),
@@ -260,8 +355,23 @@ mod tests {
         RData::HTTPS(HTTPS(service))
     }
 
+    fn given(message: &[u8]) -> Vec<Answer> {
+        answers(message).map(|(_, answers)| answers).unwrap_or_default()
+    }
+
+    fn flow() -> Flow {
+        Flow {
+            netns: 1,
+            cookie: 7,
+            client: (addr("192.0.2.2"), 4000),
+            resolver: (addr("192.0.2.53"), 53),
+            tcp: false,
+            question: false,
+        }
+    }
+
     fn named(message: &[u8]) -> Vec<(IpAddr, String)> {
-        answers(message).into_iter().map(|answer| (answer.addr, answer.name)).collect()
+        given(message).into_iter().map(|answer| (answer.addr, answer.name)).collect()
     }
 
     #[test]
@@ -269,7 +379,7 @@ mod tests {
         let message = reply("late.example", vec![("late.example", a("192.0.2.7"))]);
         let mut wire = (message.len() as u16).to_be_bytes().to_vec();
         wire.extend(&message);
-        let flow = ([127, 0, 0, 1].into(), [127, 0, 0, 1].into(), 4000);
+        let flow = flow();
         let pieces: Vec<(u32, &[u8])> =
             wire.chunks(1).enumerate().map(|(at, piece)| (at as u32, piece)).collect();
         let (first, rest) = pieces.split_first().unwrap();
@@ -302,7 +412,7 @@ mod tests {
         );
         let www = "www.example.org".to_string();
         assert_eq!(named(&message), [(addr("192.0.2.1"), www.clone()), (addr("2001:db8::1"), www)]);
-        assert!(answers(&message).iter().all(|answer| answer.ttl == Duration::from_secs(60)));
+        assert!(given(&message).iter().all(|answer| answer.ttl == Duration::from_secs(60)));
     }
 
     #[test]
@@ -322,15 +432,103 @@ mod tests {
             "a.example",
             vec![("a.example", cname("b.example")), ("b.example", cname("a.example"))],
         );
-        assert!(answers(&message).is_empty());
+        assert!(given(&message).is_empty());
     }
 
     #[test]
     fn queries_and_junk_teach_nothing() {
         let mut query = reply("a.example", vec![("a.example", a("192.0.2.1"))]);
-        assert_eq!(answers(&query).len(), 1);
+        assert_eq!(given(&query).len(), 1);
         query[2] &= 0x7f;
-        assert!(answers(&query).is_empty());
+        assert!(answers(&query).is_none());
+        assert!(asked(&query).is_some());
+        assert!(asked(&query[..20]).is_none());
+    }
+
+    #[test]
+    fn an_answer_is_one_to_a_question_that_was_asked() {
+        let message = reply("A.example", vec![("a.example", a("192.0.2.1"))]);
+        let mut query = message.clone();
+        query[2] &= 0x7f;
+        let (answered, _) = answers(&message).unwrap();
+        let (now, later) = (Instant::now(), Duration::from_secs(1));
+        let asks = || {
+            let mut questions = Questions::default();
+            questions.ask(Flow { question: true, ..flow() }, asked(&query).unwrap(), now);
+            questions
+        };
+        assert!(asks().answer(flow(), answered.clone(), now + later));
+        // Once, in time, by the same socket, of the same resolver, with the same number, name and kind.
+        let mut questions = asks();
+        assert!(questions.answer(flow(), answered.clone(), now));
+        assert!(!questions.answer(flow(), answered.clone(), now));
+        assert!(!asks().answer(flow(), answered.clone(), now + PATIENCE + later));
+        for other in [
+            Flow { netns: 2, ..flow() },
+            Flow { cookie: 8, ..flow() },
+            Flow { client: (addr("192.0.2.2"), 4001), ..flow() },
+            Flow { resolver: (addr("192.0.2.54"), 53), ..flow() },
+            Flow { tcp: true, ..flow() },
+        ] {
+            assert!(!asks().answer(other, answered.clone(), now), "{other:?}");
+        }
+        for other in [
+            Question { id: 8, ..answered.clone() },
+            Question { name: "b.example".into(), ..answered.clone() },
+            Question { kind: 28, ..answered.clone() },
+            Question { class: 3, ..answered.clone() },
+        ] {
+            assert!(!asks().answer(flow(), other.clone(), now), "{other:?}");
+        }
+        assert!(!Questions::default().answer(flow(), answered.clone(), now));
+    }
+
+    #[test]
+    fn open_questions_are_bounded() {
+        let mut questions = Questions::default();
+        let (question, now) = (
+            asked(&{
+                let mut query = reply("a.example", vec![]);
+                query[2] &= 0x7f;
+                query
+            }),
+            Instant::now(),
+        );
+        for cookie in 0..MAX_QUESTIONS as u64 + 10 {
+            questions.ask(Flow { cookie, ..flow() }, question.clone().unwrap(), now);
+        }
+        assert_eq!((questions.open.len(), questions.order.len()), (MAX_QUESTIONS, MAX_QUESTIONS));
+        let later = now + 2 * PATIENCE;
+        questions.ask(flow(), question.clone().unwrap(), later);
+        assert_eq!((questions.open.len(), questions.order.len()), (1, 1));
+    }
+
+    /// As long a chain as a message holds, which is none that resolvers make.
+    #[test]
+    fn long_chains_are_not_walked_to_their_end() {
+        let names: Vec<String> = (0..3000).map(|i| format!("n{i}.e")).collect();
+        let mut records: Vec<(&str, RData<'_>)> =
+            names.windows(2).map(|pair| (pair[0].as_str(), cname(pair[1].as_str()))).collect();
+        records.push(("n20.e", a("192.0.2.20")));
+        records.push(("n2999.e", a("192.0.2.1")));
+        let message = reply("n0.e", records);
+        assert_eq!(named(&message), [(addr("192.0.2.20"), "n0.e".to_string())]);
+    }
+
+    #[test]
+    fn streams_hold_so_much_and_no_more() {
+        let mut reassembly = Reassembly::default();
+        let segment = vec![0; 60_000];
+        for cookie in 0..200 {
+            // What comes first is missing, so nothing is ever whole.
+            reassembly.segment(Flow { cookie, ..flow() }, 0, &[]);
+            for i in 0..10 {
+                reassembly.segment(Flow { cookie, ..flow() }, 100_000 + i * 60_000, &segment);
+                let held: usize = reassembly.streams.values().map(Stream::bytes).sum();
+                assert_eq!(held, reassembly.bytes);
+                assert!(held <= MAX_BYTES, "{held}");
+            }
+        }
     }
 
     /// Whatever it teaches, it must not panic, nor take for ever.
@@ -373,7 +571,7 @@ mod tests {
 
     #[test]
     fn streams_are_put_together_from_any_pieces() {
-        let flow = (addr("192.0.2.53"), addr("192.0.2.2"), 4000);
+        let flow = flow();
         let mut wire = Vec::new();
         for text in ["first", "second message"] {
             wire.extend_from_slice(&(text.len() as u16).to_be_bytes());
@@ -402,7 +600,7 @@ mod tests {
 
     #[test]
     fn datagrams_are_put_together() {
-        let flow = (addr("192.0.2.53"), addr("192.0.2.2"), 4000);
+        let flow = flow();
         let mut reassembly = Reassembly::default();
         assert_eq!(reassembly.datagram(flow, 0, 3, b"abc").unwrap(), b"abc");
         assert_eq!(reassembly.datagram(flow, 0, 5, b"abc"), None);

@@ -11,4 +11,5 @@ pub(crate) mod opening;
 pub(crate) mod packet;
 pub(crate) mod protos;
 pub(crate) mod ranges;
+pub(crate) mod resolv_conf;
 pub(crate) mod special;

@@ -105,7 +105,9 @@ impl TcEgress {
         let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 
         // Before the first packet is counted.
-        let named = btf.as_ref().filter(|_| names).map(Named::start).transpose()?;
+        let rules = blocking.is_some();
+        let named =
+            btf.as_ref().filter(|_| names).map(|btf| Named::start(btf, rules)).transpose()?;
         let owners = if shown.whose() {
             btf.clone().map(|btf| self.owners(btf)).transpose()?
         } else if direction == Direction::Egress && (events.is_some() || suggestions.is_some()) {

@@ -14,8 +14,10 @@ use crate::kernel::attach::tc::Direction;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::egress::{Event, Key};
 use crate::kernel::names::Ear;
+use crate::kernel::netns;
 use crate::kernel::owners::{Identity, Owner, Owners};
 use crate::net::names::{Asker, Name, Packet};
+use crate::net::resolv_conf;
 
 /// Pieces taken in at a time, so that a flood does not keep the loop from its other duties.
 const BATCH: usize = 65_536;
@@ -23,13 +25,21 @@ const BATCH: usize = 65_536;
 #[derive(Debug)]
 pub(super) struct Named {
     ear: Ear,
+    /// That of the interfaces: its inode number.
+    netns: u32,
+    /// Names that nobody could have made up are all that is wanted.
+    believed: bool,
     resolver: RefCell<Resolver>,
 }
 
 impl Named {
-    pub(super) fn start(btf: &BtfSource) -> Result<Self> {
+    /// Where rules are in force, what is told of them must hold: only names that nobody could have made up.
+    pub(super) fn start(btf: &BtfSource, rules: bool) -> Result<Self> {
+        let netns = netns::current().context("--names")?;
+        let resolvers = resolv_conf::nameservers();
         let ear = Ear::start(btf).context("--names")?;
-        Ok(Self { ear, resolver: RefCell::default() })
+        let resolver = RefCell::new(Resolver::believing(netns, resolvers));
+        Ok(Self { ear, netns, believed: rules, resolver })
     }
 
     /// Learns from what was heard since, without waiting. `owners` are asked who heard it, so they come first.
@@ -78,8 +88,20 @@ impl Named {
         key.addr.map_or_else(Vec::new, |addr| self.find(addr, key.port, asker))
     }
 
+    /// Names of a key's address that nobody could have made up.
+    pub(super) fn believed(&self, key: &Key) -> Vec<Name> {
+        let packet = |addr| Packet { believed: true, ..self.packet(addr, key.port, None) };
+        key.addr.map_or_else(Vec::new, |addr| self.resolver.borrow().of(&packet(addr)))
+    }
+
     fn find(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Vec<Name> {
-        self.resolver.borrow().of(&Packet { addr, port, cookie: 0, asker })
+        self.resolver.borrow().of(&self.packet(addr, port, asker))
+    }
+
+    fn packet(&self, addr: IpAddr, port: Option<u16>, asker: Option<Asker>) -> Packet {
+        // Whether a packet is passed on is known of few.
+        let (cookie, netns, passed_on, believed) = (0, self.netns, true, self.believed);
+        Packet { addr, port, cookie, asker, netns, passed_on, believed }
     }
 
     /// Readable when there is something to take.

@@ -217,7 +217,7 @@ impl<'a> Session<'a> {
         let row = |key: &Key| whose::row(key, owners, named, shown);
         if let Some(suggestions) = &mut self.suggestions {
             let owner = |key: &Key| whose::owner(key.socket, owners);
-            let names = |key: &Key| named.map(|named| named.of_key(key, None)).unwrap_or_default();
+            let names = |key: &Key| named.map(|named| named.believed(key)).unwrap_or_default();
             suggestions.add(&taken.keys, &taken.calls, owner, names);
         }
         self.book.add(taken.keys.into_iter(), taken.rows, now, row);

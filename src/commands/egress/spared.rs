@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use crate::net::ranges::Ranges;
+use crate::net::resolv_conf;
 
 /// What can be closed by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -27,30 +28,15 @@ pub(super) enum Closed {
     Ssh,
 }
 
-/// resolv.conf(5), and where stub resolvers on the loopback have their own.
-const RESOLV_CONF: [&str; 3] = [
-    "/etc/resolv.conf",
-    "/run/systemd/resolve/resolv.conf",
-    "/run/NetworkManager/no-stub-resolv.conf",
-];
-
 /// The resolvers in force, but for those on this machine, which no packet leaves for.
 pub(super) fn resolvers(given: &[IpAddr]) -> BTreeSet<IpAddr> {
-    let texts = RESOLV_CONF.iter().filter_map(|path| fs::read(path).ok());
-    let configured = texts.flat_map(|text| nameservers(&String::from_utf8_lossy(&text)));
     let outside = |addr: &IpAddr| !addr.is_loopback() && !addr.is_unspecified();
-    given.iter().map(IpAddr::to_canonical).chain(configured).filter(outside).collect()
-}
-
-fn nameservers(text: &str) -> Vec<IpAddr> {
-    let address = |line: &str| {
-        let mut words = line.split([' ', '\t']).filter(|word| !word.is_empty());
-        // The keyword begins the line, and an address may have a zone.
-        let keyword = line.starts_with("nameserver") && words.next() == Some("nameserver");
-        let word = words.next().filter(|_| keyword)?;
-        Some(word.split('%').next()?.parse::<IpAddr>().ok()?.to_canonical())
-    };
-    text.lines().filter_map(address).collect()
+    given
+        .iter()
+        .map(IpAddr::to_canonical)
+        .chain(resolv_conf::nameservers())
+        .filter(outside)
+        .collect()
 }
 
 /// The servers that gave the interfaces their leases, as systemd-networkd and dhclient keep them.
@@ -99,12 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resolv_conf_is_read_as_the_resolver_does() {
-        let text = "# nameserver 192.0.2.1\nnameserver\t192.0.2.2 \nnameserver 2001:db8::1%eth0\n\
-            nameservers 192.0.2.3\n nameserver 192.0.2.4\nsearch nameserver\nnameserver ::ffff:192.0.2.5\n";
-        let expected: [IpAddr; 3] =
-            ["192.0.2.2", "2001:db8::1", "192.0.2.5"].map(|it| it.parse().unwrap());
-        assert_eq!(nameservers(text), expected);
+    fn resolvers_on_this_machine_need_not_be_open() {
         let given: [IpAddr; 3] =
             ["127.0.0.53", "::1", "198.51.100.53"].map(|it| it.parse().unwrap());
         let found = resolvers(&given);

@@ -55,6 +55,8 @@ type Key = (Option<IpAddr>, IpAddr, u16);
 struct Tally {
     attempts: u64,
     failures: u64,
+    /// The latest one's network namespace.
+    netns: u32,
     /// In µs. Two significant digits: within 1 %.
     latency: Histogram<u64>,
 }
@@ -63,11 +65,12 @@ impl Tally {
     fn new() -> Self {
         let latency =
             Histogram::new(2).expect("two significant digits are within the library's 0 to 5");
-        Self { attempts: 0, failures: 0, latency }
+        Self { attempts: 0, failures: 0, netns: 0, latency }
     }
 
     fn add(&mut self, attempt: &Attempt) {
         self.attempts += 1;
+        self.netns = attempt.netns;
         match attempt.outcome {
             Outcome::Pending => return,
             Outcome::Ok => {}
@@ -124,7 +127,7 @@ fn write(
     let rows: Vec<Record> = sorted
         .into_iter()
         .map(|(&(saddr, daddr, dport), tally)| {
-            let names = resolver.names(daddr);
+            let names = resolver.names(daddr, tally.netns);
             Record::new(Kind::Row)
                 .with("time", now)
                 .with("scope", scope)

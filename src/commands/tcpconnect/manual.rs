@@ -47,7 +47,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ),
         ("USER", "With --print-user: the caller's real user."),
         ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
-        ("NAME", "With --dns: names that DNS answers gave this address, the latest first."),
+        ("NAME", "With --dns: names that DNS answers gave this address in the same network namespace, the latest first."),
         ("TIME", "With --timestamp: local time of the call."),
         (
             "ATTEMPTS FAILURES MEDIAN P99",
@@ -70,13 +70,13 @@ pub(crate) const MANUAL: Manual = Manual {
         "A seccomp filter refuses a connect() before any hook but the tracepoint at the system call's end. So the back end tracepoint has a row for it, without a latency; the others see nothing, nor does any see what a supervisor (SECCOMP_RET_USER_NOTIF) answers without an error.",
         "Linux skips a program for whatever comes to it while the same CPU is in the middle of it: an interrupt and, on preemptible kernels, every task that runs before the program goes on. On kernels whose preemption model is full or lazy (Linux 7 knows no others on x86_64) a second copy of the busiest programs does what the first was skipped for, and a call's end makes good what neither saw. What the last copy was skipped for is told as `skipped`; most of it was no attempt.",
         "Kernels without IPv6 trace IPv4. MPTCP sockets connect by TCP subflows, each of which is a row; additional subflows are the kernel's, and show its worker as caller.",
-        "--dns attaches a program to the root cgroup (v2) that copies what sockets receive from port 53, over UDP and TCP, IPv4 and IPv6, in any network namespace, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs or by the hints of an HTTPS record, led to it, for as long as the answer may be kept, and ten minutes at the least; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
+        "--dns attaches two programs to the root cgroup (v2) that copy what sockets ask of port 53 and are answered, over UDP and TCP, IPv4 and IPv6, stub resolvers on the loopback included. An address is called by the question whose answer, through its CNAMEs or by the hints of an HTTPS record, led to it, for as long as the answer may be kept, ten minutes at the least and a day at the most. An answer counts once, and only if the same socket had asked that resolver just this question, by number, name, type and class, within the last 30 seconds. A name is known only in the network namespace in which it was asked for. Any program may ask a resolver of its own, which may say anything: names are a help for reading, no proof. Copies have a ring buffer of their own (4 MiB): however many answers come, they take no room from rows; there is never a reverse look-up. DNS over TLS or HTTPS can't be seen.",
         "Filters run in the kernel. --dst, --exclude, --port, -4 and -6 look at the destination that the kernel connects to. What a filter leaves out takes no room in the tables, and is not counted.",
     ],
     overhead: &[
         "fentry and kprobe: proportional to the rate of connects and of TCP state changes, nothing else. `make bench` prints the time per connect beside other tools.",
         "tracepoint: two programs for each connect, sendto, sendmsg and sendmmsg call, of which all but connects and Fast Open end at once; and while any system call tracepoint is in use, Linux sends every system call of every process through its slow path, which costs each some tens of nanoseconds.",
-        "--dns: a program for each packet that a local socket receives; it reads a few header bytes of those that are not from port 53.",
+        "--dns: a program for each packet that a local socket sends or receives; it reads a few header bytes of those that are not to or from port 53.",
         "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "Memory in the kernel: room for 16384 attempts under way (about 3 MiB; --max-pending) and for 1 MiB of rows that wait for the reader, some 9000. What does not fit is counted, and told at the end.",
     ],
@@ -94,7 +94,7 @@ const SUMMARY: &[Field] = &[
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
     Field::new("lost_table_full", "because too much was under way"),
     Field::new("lost_missed_return", "because the kernel did not run the hook at a call's return"),
-    Field::new("lost_dns", "pieces of DNS answers: names may be missing, no rows"),
+    Field::new("lost_dns", "pieces of DNS questions and answers that did not fit in their ring buffer: names may be missing, no rows"),
     Field::new(
         "unseen",
         "ended without having been followed, since they were under way when bpftk started; not among the lost",

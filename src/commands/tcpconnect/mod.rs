@@ -375,7 +375,7 @@ impl Session<'_> {
             Outcome::Pending => (Some("pending".into()), None),
         };
         let latency = attempt.latency_ns().map(|ns| ns as f64 / 1000.0);
-        let names = self.resolver.names(attempt.daddr);
+        let names = self.resolver.names(attempt.daddr, attempt.netns);
         Record::new(Kind::Event)
             .with("time", wall_time(attempt.start_ns))
             .with("pid", attempt.pid)

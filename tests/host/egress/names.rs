@@ -186,6 +186,38 @@ fn flows_are_named_and_tables_show_it() {
 }
 
 #[test]
+fn rules_and_lists_have_no_name_that_could_be_made_up() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(file("resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
+    // In a mount namespace of its own, where this is the machine's resolver.
+    let script = "[ -e /etc/resolv.conf ] || : >/etc/resolv.conf; mount --bind \"$1\" /etc/resolv.conf && \
+        exec \"$0\" tc-egress near -v --format json --names --block 198.51.100.0/24 --suggest \"$2\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(crate::support::bpftk_path());
+    command.args([file("resolv.conf"), file("list")]);
+    let run = wire.near.run(|| Running::spawn(&mut command));
+    run.until_told("armed");
+    wire.near.run(|| {
+        ask("127.0.0.53", "true.example", "203.0.113.7");
+        // A resolver of the program's own may say anything.
+        ask("127.0.0.1", "false.example", "203.0.113.7");
+        send("203.0.113.7:9".parse().unwrap(), 3);
+    });
+    settle();
+    let run = run.stop();
+    assert_eq!(names_of(&run, "203.0.113.7"), named(&[("true.example", "dns")]), "{}", run.stdout);
+    let list = std::fs::read_to_string(file("list")).unwrap();
+    let line = list.lines().find(|line| line.starts_with("203.0.113.7/32"));
+    let line = line.unwrap_or_else(|| panic!("{list}"));
+    assert!(line.contains("true.example") && !line.contains("false.example"), "{line}");
+}
+
+#[test]
 fn names_need_addresses() {
     let output = output(&["tc-egress", "lo", "--names", "--by", "proto"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));

@@ -2,11 +2,12 @@
 
 //! `--dns`: names from answers that were received, by a resolver of the test's own.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::with_backends;
+use super::{MANY, with_backends};
 use crate::support::dns::{Record, message, over_tcp, over_udp};
 use crate::support::{Netns, Running, Tcp, bpftk_path};
 
@@ -104,6 +105,67 @@ fn names_come_from_the_answers_to_questions() {
         assert_eq!(names_of(&rows, "127.0.1.9"), list(&["t4.example"]));
         assert_eq!(names_of(&rows, "127.0.1.7"), Value::Null);
         assert_eq!(names_of(&rows, "127.0.1.8"), Value::Null);
+    });
+}
+
+#[test]
+fn a_name_is_an_answer_to_a_question_of_the_same_namespace() {
+    if !cgroup2() {
+        return;
+    }
+    let a = |name: &str, ip: &str| message(name, &[Record::A(name, ip.parse().unwrap())], 0);
+    with_backends(|traced| {
+        let other = Netns::new();
+        let ((), rows, _) = traced.trace(&["--dns"], || {
+            // What any host may send, to a socket that asked for nothing.
+            let client = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+            let anybody = UdpSocket::bind(("127.0.0.1", 53)).unwrap();
+            let forged = a("forged.example", "127.0.1.1");
+            anybody.send_to(&forged, client.local_addr().unwrap()).unwrap();
+            client.recv(&mut [0; 512]).unwrap();
+            drop(anybody);
+            connect("127.0.1.1");
+            // What was asked elsewhere, where another machine may have this address.
+            other.run(|| over_udp("127.0.0.1", &a("other.example", "127.0.1.2")));
+            connect("127.0.1.2");
+            over_udp("127.0.0.1", &a("own.example", "127.0.1.3"));
+            connect("127.0.1.3");
+        });
+        assert_eq!(names_of(&rows, "127.0.1.1"), Value::Null);
+        assert_eq!(names_of(&rows, "127.0.1.2"), Value::Null);
+        assert_eq!(names_of(&rows, "127.0.1.3"), Value::from(vec!["own.example"]));
+    });
+}
+
+#[test]
+fn a_flood_of_answers_loses_no_connect() {
+    if !cgroup2() {
+        return;
+    }
+    with_backends(|traced| {
+        let running = traced.start(&["--dns"]);
+        running.signal(Signal::SIGSTOP);
+        traced.netns.run(|| {
+            let client = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+            let anybody = UdpSocket::bind(("127.0.0.1", 53)).unwrap();
+            // More than the ring of answers holds, and several times the ring of rows.
+            let (answer, mut heard) = (vec![0; 50_000], vec![0; 65_536]);
+            for _ in 0..120 {
+                anybody.send_to(&answer, client.local_addr().unwrap()).unwrap();
+                client.recv(&mut heard).unwrap();
+            }
+            for _ in 0..MANY {
+                let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+            }
+        });
+        running.signal(Signal::SIGCONT);
+        let run = running.stop();
+        let summary = run.summary();
+        assert_eq!((run.events().len(), &summary["lost"]), (MANY, &0.into()), "{summary}");
+        assert!(
+            summary["lost_dns"].as_u64() > Some(0),
+            "the test did not fill the ring: {summary}"
+        );
     });
 }
 
