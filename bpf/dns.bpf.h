@@ -27,46 +27,49 @@ struct {
 
 /*
  * Straight into the ring: at egress a program may be interrupted by one at ingress, or by another task's, so no memory of the processor's
- * own would do.
+ * own would do. @room is a constant, as the size of a reservation has to be; a power of two, for the verifier of 5.10, which forgets that
+ * @len is no more.
  */
-static __always_inline bool emit_piece(struct __sk_buff *skb, const struct dns_header *header, __u32 from, __u32 len)
+static __always_inline bool emit_piece(struct __sk_buff *skb, const struct dns_header *header, __u32 from, const __u32 room)
 {
-	struct dns_piece *piece;
-	__u32 in_short = ((len - 1) & (DNS_SHORT - 1)) + 1, in_long = ((len - 1) & (DNS_CHUNK - 1)) + 1;
-	bool is_short = len <= DNS_SHORT, failed;
+	struct dns_piece *piece = bpf_ringbuf_reserve(&dns_events, sizeof(struct dns_header) + room, 0);
+	__u32 len = ((header->len - 1) & (room - 1)) + 1;
 
-	/* The size of a reservation is a constant; the masks are for the verifier of 5.10, which forgets a bound. */
-	if (is_short)
-		piece = bpf_ringbuf_reserve(&dns_events, sizeof(struct dns_header) + DNS_SHORT, 0);
-	else
-		piece = bpf_ringbuf_reserve(&dns_events, sizeof(struct dns_piece), 0);
 	if (!piece) {
 		count_loss(BPFTK_LOSS_DNS);
 		return false;
 	}
 	__builtin_memcpy(&piece->header, header, sizeof(*header));
-	failed = is_short ? bpf_skb_load_bytes(skb, from, piece->data, in_short) :
-			    bpf_skb_load_bytes(skb, from, piece->data, in_long);
-	if (failed)
+	if (bpf_skb_load_bytes(skb, from, piece->data, len)) {
 		bpf_ringbuf_discard(piece, 0);
-	else
-		bpf_ringbuf_submit(piece, 0);
-	return !failed;
+		return false;
+	}
+	bpf_ringbuf_submit(piece, 0);
+	return true;
 }
 
+/* Records of three sizes: most questions and many answers are short, and few are of several pieces. */
 static __always_inline void emit_dns(struct __sk_buff *skb, struct dns_header *header, __u32 payload)
 {
+	header->len = header->total;
+	if (header->total <= DNS_SHORT) {
+		emit_piece(skb, header, payload, DNS_SHORT);
+		return;
+	}
+	if (header->total <= DNS_MIDDLE) {
+		emit_piece(skb, header, payload, DNS_MIDDLE);
+		return;
+	}
 	for (int i = 0; i < DNS_CHUNKS; i++) {
 		__u32 offset = i * DNS_CHUNK;
-		__u32 len = header->total - offset;
 
 		if (offset >= header->total)
 			return;
-		if (len > DNS_CHUNK)
-			len = DNS_CHUNK;
 		header->offset = offset;
-		header->len = len;
-		if (!emit_piece(skb, header, payload + offset, len))
+		header->len = header->total - offset;
+		if (header->len > DNS_CHUNK)
+			header->len = DNS_CHUNK;
+		if (!emit_piece(skb, header, payload + offset, DNS_CHUNK))
 			return;
 	}
 }
@@ -138,22 +141,24 @@ const volatile __u32 dns_netns;
 static __always_inline bool describe(struct __sk_buff *skb, struct dns_transport *found, __u32 kind, struct dns_header *header)
 {
 	struct bpf_sock *sk = skb->sk;
+	struct sock *kernel;
+	struct net *net;
 
+	if (!sk)
+		return false;
+	kernel = (void *)socket_address(sk);
+	net = BPF_CORE_READ(kernel, __sk_common.skc_net.net);
+	header->netns = BPF_CORE_READ(net, ns.inum);
+	header->own_netns = is_set(BPF_CORE_READ(net, user_ns, ns.inum) ^ PROC_USER_INIT_INO);
 	header->record = kind;
-	header->tcp_seq = found->proto == IPPROTO_TCP ? bpf_ntohl(found->tcp.seq) : 0;
-	header->tcp_flags = found->proto == IPPROTO_TCP ? found->tcp.flags : 0;
+	/* Of UDP, other fields: nobody looks at them. Each branch less is half the way for the verifier. */
+	header->tcp_seq = bpf_ntohl(found->tcp.seq);
+	header->tcp_flags = found->tcp.flags;
 	header->total = skb->len - found->payload;
 	header->sport = bpf_ntohs(found->tcp.source);
 	header->dport = bpf_ntohs(found->tcp.dest);
 	header->proto = found->proto;
 	header->cookie = bpf_get_socket_cookie(skb);
-	if (sk) {
-		struct sock *kernel = (void *)socket_address(sk);
-		struct net *net = BPF_CORE_READ(kernel, __sk_common.skc_net.net);
-
-		header->netns = BPF_CORE_READ(net, ns.inum);
-		header->own_netns = BPF_CORE_READ(net, user_ns, ns.inum) != PROC_USER_INIT_INO;
-	}
 	if (dns_netns && dns_netns != header->netns)
 		return false;
 	if (found->version == 4) {

@@ -5,13 +5,14 @@
 #include "common.h"
 
 /* Payload bytes of one DNS record; a longer message comes in several. A power of two: the verifier follows a mask. */
-#define DNS_CHUNK 2048
-#define DNS_CHUNKS 32
+#define DNS_CHUNK 4096
+#define DNS_CHUNKS 16
 /* Some 12 000 questions, or 2 000 answers of more than a line. */
 #define DNS_RING_BYTES (4 * 1024 * 1024)
 
-/* What most questions and many answers fit in: their records take no more room. */
+/* What most questions and many answers fit in, and most of the rest: their records take no more room. */
 #define DNS_SHORT 256
+#define DNS_MIDDLE 2048
 
 /* What of a packet a record tells, before the bytes themselves. */
 struct dns_header {
@@ -33,8 +34,8 @@ struct dns_header {
 };
 
 /*
- * A piece of a question to port 53 or of an answer from there, or of how a connection begins (names.bpf.c). A record of a short piece
- * ends after DNS_SHORT bytes of data.
+ * A piece of a question to port 53 or of an answer from there, or of how a connection begins (names.bpf.c). The record
+ * of a shorter message ends after DNS_SHORT or DNS_MIDDLE bytes of data.
  */
 struct dns_piece {
 	struct dns_header header;
