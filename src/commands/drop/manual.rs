@@ -3,6 +3,7 @@
 //! What the manual pages say of `xdp-drop` and `tc-drop`.
 
 use super::{FIELDS, SAMPLE_FIELDS};
+use crate::commands::lapses::{LAPSED_BYTES, LAPSED_PACKETS, LAPSED_S};
 use crate::commands::man::Manual;
 use crate::output::Field;
 
@@ -10,7 +11,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("IFACE DIRECTION", "Where, if there are several interfaces or both directions."),
     (
         "RULE",
-        "The rule; passed for what none matched, or was within its rate; excepted for what --except kept from being dropped; malformed for IP packets whose headers can't be followed, which pass as well.",
+        "The rule; passed for what none matched, or was within its rate; excepted for what --except kept from being dropped; malformed for IP packets whose headers can't be followed, which pass as well; lapsed for what a rule matched while the heartbeat of a clsact filter had lapsed, so that it passed.",
     ),
     (
         "PROTO",
@@ -132,6 +133,9 @@ const SUMMARY: &[Field] = &[
     Field::new("passed_bytes", "their bytes"),
     Field::new("excepted_packets", "packets that --except kept from being dropped, or would have"),
     Field::new("malformed_packets", "packets whose headers could not be followed; they passed too"),
+    LAPSED_S,
+    LAPSED_PACKETS,
+    LAPSED_BYTES,
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
 ];

@@ -23,6 +23,7 @@ pub(crate) use self::xdp::XdpDrop;
 use super::common::{
     interval, losses_sentence, note, refuse_without, take_signals, tell, tell_all,
 };
+use super::lapses::{Lapses, lapses_sentence, with_lapses};
 use super::lists::Rereading;
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
@@ -127,6 +128,7 @@ impl DropArgs {
             sample: self.sample,
             by: self.by,
             duration: self.duration,
+            fail_closed: false,
         };
         Ok(Prepared { config, named, interfaces, expressions })
     }
@@ -192,21 +194,32 @@ impl DropArgs {
         if self.sample.is_some() {
             sink.start()?;
         }
-        let interfaces = dropper.places().iter().map(|place| &place.interface);
-        let mut following = Following::new(interfaces, self.follow, self.duration);
+        tell_all(&dropper.take_remarks());
+        let places = dropper.places().iter().zip(dropper.modes());
+        let places = places.map(|(place, (mode, _))| (place.interface.clone(), mode));
+        let mut following = Following::new(places, self.follow, self.duration)?;
         let mut session = Session {
             args: self,
             tables,
             samples: 0,
             undecodable: 0,
             rereading: Rereading::default(),
+            lapses: Lapses::default(),
         };
-        let Attaching { mode, order } = attaching;
         let ended = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
-                dropper.attach_again(at, interface.clone(), mode, order)?;
+                dropper.attach_again(at, interface.clone(), attaching.mode)?;
                 tell_all(&dropper.take_remarks());
+                Ok(())
+            }
+            Step::Detach { at } => {
+                dropper.detach_from(at);
+                Ok(())
+            }
+            Step::Rename { index, name } => {
+                dropper.rename(index, name);
+                session.tables.retitle(&dropper);
                 Ok(())
             }
         });
@@ -226,6 +239,8 @@ struct Session<'a> {
     undecodable: u64,
     /// What SIGHUP has read again.
     rereading: Rereading<(NewSet, String)>,
+    /// What was told of times without a heartbeat.
+    lapses: Lapses,
 }
 
 impl Session<'_> {
@@ -247,11 +262,12 @@ impl Session<'_> {
                 if self.args.sample.is_none() {
                     self.tables.interval(dropper, sink)?;
                 }
-                following.tick()
+                Ok(Flow::Continue)
             }
             Turn::Look => {
                 self.take_reread(dropper);
-                Ok(Flow::Continue)
+                self.tell_lapse(dropper)?;
+                Ok(following.look(|| dropper.lost()))
             }
             Turn::Reopen => {
                 sink.reopen()?;
@@ -284,6 +300,11 @@ impl Session<'_> {
             Ok(entries) => tell(&format!("read again: {entries}")),
             Err(error) => tell(&format!("the block list stays as it was: {error:#}")),
         }
+    }
+
+    fn tell_lapse(&mut self, dropper: &Dropper) -> Result<()> {
+        let passed = || Ok(self.tables.totals(dropper)?.lapsed.packets);
+        self.lapses.tell(dropper.lapsed(), self.args.dry_run, passed)
     }
 
     fn sample(&mut self, sample: &Sample, dropper: &Dropper, sink: &mut Sink) -> Result<Flow> {
@@ -327,6 +348,8 @@ impl Session<'_> {
             .with("passed_bytes", totals.passed.bytes)
             .with("excepted_packets", totals.excepted.packets)
             .with("malformed_packets", totals.malformed.packets);
+        let lapsed = dropper.lapsed();
+        let record = with_lapses(record, lapsed, totals.lapsed);
         // Of the causes that other commands have, samples know but this one.
         let record = record
             .with("lost", losses.rows() + undecodable)
@@ -338,9 +361,16 @@ impl Session<'_> {
         let sentence = format!(
             "{} packets {verb}, {} passed, {} of them malformed{lost}",
             totals.dropped.packets,
-            totals.passed.packets + totals.excepted.packets + totals.malformed.packets,
+            totals.passed.packets
+                + totals.excepted.packets
+                + totals.malformed.packets
+                + totals.lapsed.packets,
             totals.malformed.packets
         );
+        let sentence = match lapses_sentence(lapsed, totals.lapsed) {
+            Some(lapses) => format!("{sentence}; {lapses}"),
+            None => sentence,
+        };
         sink.summary(&record, &sentence)
     }
 }

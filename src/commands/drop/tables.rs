@@ -25,7 +25,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("direction", "ingress or egress; null as above"),
     Field::new(
         "rule",
-        "the rule; passed, excepted (--except) or malformed, which all passed; null as above",
+        "the rule; passed, excepted (--except), malformed, or lapsed (a rule matched while the heartbeat had lapsed), which all passed; null as above",
     ),
     Field::new(
         "proto",
@@ -121,6 +121,8 @@ pub(super) struct Totals {
     pub(super) passed: Count,
     pub(super) excepted: Count,
     pub(super) malformed: Count,
+    /// What rules matched, and passed while the heartbeat had lapsed.
+    pub(super) lapsed: Count,
 }
 
 pub(super) struct Tables {
@@ -141,16 +143,11 @@ impl Tables {
     pub(super) fn new(dropper: &Dropper, prepared: &Prepared, dry_run: bool, draws: bool) -> Self {
         let places = dropper.places();
         let mut named = prepared.named.clone();
-        for (row, name) in [(Row::PASSED, "passed"), (Row::MALFORMED, "malformed")] {
+        let fixed =
+            [(Row::PASSED, "passed"), (Row::MALFORMED, "malformed"), (Row::LAPSED, "lapsed")];
+        for (row, name) in fixed {
             named.push(Named { row, name: name.into(), proto: String::new() });
         }
-        let modes = dropper.modes();
-        let mut title: Vec<String> = places
-            .iter()
-            .zip(&modes)
-            .map(|(place, (mode, _))| format!("{}, {mode}", place.interface.name))
-            .collect();
-        title.dedup();
         let now = Instant::now();
         Self {
             named,
@@ -162,8 +159,13 @@ impl Tables {
             begin: now,
             last: now,
             before: HashMap::new(),
-            title: title.join("; "),
+            title: title(dropper),
         }
+    }
+
+    /// After an interface was renamed.
+    pub(super) fn retitle(&mut self, dropper: &Dropper) {
+        self.title = title(dropper);
     }
 
     pub(super) fn columns(&self) -> Vec<Column> {
@@ -198,7 +200,14 @@ impl Tables {
     fn counts(&self, dropper: &Dropper) -> Result<Vec<(Key, Count)>> {
         let rows: Vec<Row> = self.named.iter().map(|named| named.row).collect();
         match self.by {
-            By::Rule => dropper.rows(&rows),
+            // Most never lapse.
+            By::Rule => Ok(dropper
+                .rows(&rows)?
+                .into_iter()
+                .filter(|(key, count)| {
+                    !matches!(key, Key::Row(_, Row::LAPSED)) || count.packets > 0
+                })
+                .collect()),
             By::Proto => dropper.protos(),
             By::Src => dropper.sources(),
             By::Cpu => dropper.cpus(&rows),
@@ -339,8 +348,20 @@ impl Tables {
             passed: sum(&|row| row == Row::PASSED),
             excepted: sum(&|row| row == Row::EXCEPTED),
             malformed: sum(&|row| row == Row::MALFORMED),
+            lapsed: sum(&|row| row == Row::LAPSED),
         })
     }
+}
+
+fn title(dropper: &Dropper) -> String {
+    let mut title: Vec<String> = dropper
+        .places()
+        .iter()
+        .zip(dropper.modes())
+        .map(|(place, (mode, _))| format!("{}, {mode}", place.interface.name))
+        .collect();
+    title.dedup();
+    title.join("; ")
 }
 
 fn rounded(value: &Value) -> String {

@@ -3,6 +3,7 @@
 //! What the manual page says of `tc-egress`.
 
 use super::{EVENT_FIELDS, FIELDS};
+use crate::commands::lapses::{LAPSED_BYTES, LAPSED_PACKETS, LAPSED_S};
 use crate::commands::man::Manual;
 use crate::output::Field;
 
@@ -163,6 +164,9 @@ const SUMMARY: &[Field] = &[
     Field::new("events", "rows of --events"),
     Field::new("lost", "rows of --events missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+    LAPSED_S,
+    LAPSED_PACKETS,
+    LAPSED_BYTES,
     Field::new(
         "lost_names",
         "with --names: pieces of answers and connections that were not heard: names may be missing, no packets; else null",

@@ -30,7 +30,7 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note, refuse_without, take_signals, tell, tell_all};
+use super::common::{closed_backend, interval, note, refuse_without, take_signals, tell, tell_all};
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
@@ -84,6 +84,12 @@ impl TcEgress {
             })
             .transpose()?;
         let blocking = self.blocks.resolve(direction, &interfaces)?;
+        if self.fail_closed && blocking.is_none() {
+            return Err(usage(
+                "--fail-closed: nothing is blocked; expected --block, --block-file, --block-match or --allow-only with it",
+            ));
+        }
+        let forced = closed_backend(self.fail_closed, self.backend)?;
         let audits = blocking.is_some() && self.output.format == Format::Json;
         let events = match (self.events || audits, self.all_packets) {
             (false, _) => None,
@@ -126,10 +132,11 @@ impl TcEgress {
             counts: !self.events || suggestions.is_some(),
             rules: blocking.as_ref().map(|blocking| blocking.rules.clone()),
             btf: owners.as_ref().map(|(_, btf)| btf.clone()),
+            fail_closed: self.fail_closed,
         };
         debug_assert!(!(self.first && self.last));
         let order = if self.last { Order::Last } else { Order::First };
-        let chosen = self.arm(&config, &interfaces, order, blocking.as_ref())?;
+        let chosen = self.arm(&config, &interfaces, (order, forced), blocking.as_ref())?;
         for (backend, reason) in &chosen.passed_over {
             note(self.verbose, || format!("not {backend}: {reason}"));
         }
@@ -153,8 +160,9 @@ impl TcEgress {
         };
         let view = View { interval: true, sort: self.sort, top, excludes };
         let owners = owners.map(|(owners, _)| owners);
+        let dry_run = blocking.as_ref().is_some_and(|blocking| blocking.rules.dry_run);
         let mut session = Session {
-            title: title(&counter, direction, backend, blocking.as_ref()),
+            title: title(&counter, direction, backend, dry_run),
             names: blocking.map(|blocking| blocking.names),
             owners: owners.as_ref(),
             named: named.as_ref(),
@@ -164,13 +172,24 @@ impl TcEgress {
             interval,
             ..Session::new(&self, view)
         };
-        let places = counter.interfaces().iter();
-        let mut following = Following::new(places, self.follow, self.duration);
+        let attached = format!("tc {direction} by {backend}");
+        let places = counter.interfaces().iter().cloned();
+        let places = places.map(|interface| (interface, attached.clone()));
+        let mut following = Following::new(places, self.follow, self.duration)?;
         let outcome = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
-                counter.attach_again(at, interface.clone(), order)?;
+                counter.attach_again(at, interface.clone())?;
                 tell_all(&counter.take_remarks());
+                Ok(())
+            }
+            Step::Detach { at } => {
+                counter.detach_from(at);
+                Ok(())
+            }
+            Step::Rename { index, name } => {
+                counter.rename(index, name);
+                session.title = title(&counter, direction, backend, dry_run);
                 Ok(())
             }
         });
@@ -257,12 +276,12 @@ impl TcEgress {
         &self,
         config: &Config,
         interfaces: &[Interface],
-        order: Order,
+        (order, forced): (Order, Option<TcBackend>),
         blocking: Option<&Blocking>,
     ) -> Result<Chosen<TcBackend, Counter>> {
         // What the rules would do is no matter of the back end: asked once, and not taken for a reason to try the next.
         let mut refused = None;
-        let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
+        let chosen = backend::choose(&TcBackend::ORDER, forced, |backend| {
             let mut counter = Counter::load(config, backend, interfaces.to_vec())?;
             if blocking.is_some_and(|blocking| blocking.guarded)
                 && refused.is_none()
@@ -308,15 +327,9 @@ impl TcEgress {
     }
 }
 
-fn title(
-    counter: &Counter,
-    direction: Direction,
-    backend: TcBackend,
-    blocking: Option<&Blocking>,
-) -> String {
+fn title(counter: &Counter, direction: Direction, backend: TcBackend, dry_run: bool) -> String {
     let names: Vec<&str> =
         counter.interfaces().iter().map(|interface| interface.name.as_str()).collect();
-    let dry_run = blocking.is_some_and(|blocking| blocking.rules.dry_run);
     let dry_run = if dry_run { ", dry run" } else { "" };
     format!("{}, tc {direction} by {backend}{dry_run}", names.join(", "))
 }

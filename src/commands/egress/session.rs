@@ -16,6 +16,7 @@ use super::rows::{self, About, Style};
 use super::suggest::Suggestions;
 use super::whose::{self, RowKey, Sources, Whose};
 use crate::commands::common::{clock, tell};
+use crate::commands::lapses::Lapses;
 use crate::commands::lists::Rereading;
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
@@ -52,6 +53,8 @@ pub(super) struct Session<'a> {
     pub(super) undecodable: u64,
     /// What SIGHUP has read again, and how much is in each file.
     pub(super) rereading: Rereading<(NewLists, Vec<String>)>,
+    /// What was told of times without a heartbeat.
+    pub(super) lapses: Lapses,
 }
 
 impl<'a> Session<'a> {
@@ -75,6 +78,7 @@ impl<'a> Session<'a> {
             lost: (0, None),
             undecodable: 0,
             rereading: Rereading::default(),
+            lapses: Lapses::default(),
         }
     }
 
@@ -98,11 +102,14 @@ impl<'a> Session<'a> {
                 if let Err(error) = counter.follow_routes() {
                     tell(&format!("a change of routes is not followed: {error:#}"));
                 }
-                following.tick()
+                Ok(Flow::Continue)
             }
             Turn::Look => {
                 self.take_reread(counter);
-                Ok(Flow::Continue)
+                let harmless = self.names.is_none() || self.args.blocks.is_dry_run();
+                let passed = || Ok(counter.passed_lapsed()?.packets);
+                self.lapses.tell(counter.lapsed(), harmless, passed)?;
+                Ok(following.look(|| counter.lost()))
             }
             Turn::Reopen => {
                 sink.reopen()?;

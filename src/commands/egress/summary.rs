@@ -9,6 +9,7 @@ use super::named::Named;
 use super::session::Session;
 use super::whose;
 use crate::commands::common::{losses_sentence, note, tell};
+use crate::commands::lapses::{lapses_sentence, with_lapses};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Key};
@@ -80,6 +81,8 @@ impl Session<'_> {
             .with("lost", losses.rows() + undecodable)
             .with("lost_ring_full", losses.ring_full)
             .with("lost_names", self.named.map(Named::lost).transpose()?);
+        let lapsed = counter.lapsed();
+        let record = with_lapses(record, lapsed, rows.lapsed);
         let mut parts = vec![format!(
             "{} packets: {} counted, {} excluded, {} not IP, {} malformed",
             rows.total.packets,
@@ -97,6 +100,9 @@ impl Session<'_> {
             } else {
                 format!("{packets} of them dropped, and {calls} calls of processes refused")
             });
+        }
+        if blocks && !dry_run {
+            parts.extend(lapses_sentence(lapsed, rows.lapsed));
         }
         let not_stored = rows.not_stored().packets;
         if not_stored > 0 {

@@ -68,7 +68,7 @@ fn a_clean_end_removes_filter_and_qdisc() {
     }
 }
 
-fn has_clsact() -> bool {
+pub(super) fn has_clsact() -> bool {
     let has = backends().contains(&"clsact");
     if !has {
         println!("SKIP this kernel has no clsact");
@@ -76,7 +76,7 @@ fn has_clsact() -> bool {
     has
 }
 
-fn qdiscs(wire: &Wire) -> String {
+pub(super) fn qdiscs(wire: &Wire) -> String {
     let show = || {
         let mut tc = std::process::Command::new("tc");
         tc.args(["qdisc", "show", "dev", "near"]).output().unwrap()

@@ -3,6 +3,7 @@
 //! `xdp-drop` and `tc-drop`, between two network namespaces: ours, and a peer's that sends to it.
 
 mod attach;
+mod faults;
 mod lifecycle;
 mod rules;
 
