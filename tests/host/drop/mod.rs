@@ -4,7 +4,9 @@
 
 mod attach;
 mod faults;
+mod lapses;
 mod lifecycle;
+mod removed;
 mod rules;
 
 use std::thread;

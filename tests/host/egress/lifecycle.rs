@@ -153,3 +153,36 @@ fn interfaces_go_and_come() {
         adds_up(&run);
     }
 }
+
+/// A stopped bpftk blocks nothing after a while; all of it is counted, and told of.
+#[test]
+fn what_goes_while_the_heartbeat_lapses_is_counted() {
+    if !root() || !backends().contains(&"clsact") {
+        return;
+    }
+    let wire = wire();
+    let to = SocketAddr::from(([10, 0, 0, 1], 9));
+    let args = ["tc-egress", "near", "--backend", "clsact", "--block-match", "udp port 9"];
+    let run = wire.start(&args);
+    wire.near.run(|| send(to, 5));
+    run.signal(nix::sys::signal::Signal::SIGSTOP);
+    // Longer than a heartbeat lasts.
+    thread::sleep(Duration::from_secs(5));
+    wire.near.run(|| send(to, 10));
+    settle();
+    run.signal(nix::sys::signal::Signal::SIGCONT);
+    run.until_told(": 10 packets that rules match passed meanwhile");
+    // From then on it beats.
+    wire.near.run(|| send(to, 3));
+    settle();
+    let run = run.stop();
+    adds_up(&run);
+    let summary = run.summary();
+    assert_eq!(summary["blocked_packets"], 8, "{summary}");
+    assert_eq!(summary["lapsed_packets"], 10, "{summary}");
+    let rows = totals(&run);
+    let row = |rule: &str| rows.iter().find(|row| row["rule"] == rule).unwrap();
+    let lapsed = row("lapsed");
+    assert_eq!((&lapsed["verdict"], &lapsed["packets_total"]), (&"pass".into(), &10.into()));
+    assert_eq!(row("match udp port 9")["packets_total"], 8);
+}
