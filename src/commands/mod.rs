@@ -16,4 +16,5 @@ pub(crate) mod resolver;
 pub(crate) mod sockredir;
 pub(crate) mod tcpconnect;
 pub(crate) mod tracing;
-pub(crate) mod watch;
+pub(crate) mod unseen;
+mod watch;

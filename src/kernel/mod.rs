@@ -47,4 +47,5 @@ mod sys;
 pub(crate) mod task_filter;
 pub(crate) mod tcpconnect;
 pub(crate) mod tracefs;
+pub(crate) mod unseen;
 pub(crate) mod watcher;

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 pub(crate) use self::socket::Netlink;
 use self::socket::Request;
+use super::count::Count;
 
 /// What is there already is an error.
 const NLM_F_EXCL: u16 = 0x200;
@@ -41,6 +42,8 @@ pub(crate) struct Interface {
     /// Set up, and with a carrier.
     pub(crate) running: bool,
     pub(super) xdp: Vec<(u32, u32)>,
+    /// What it says that it sent.
+    pub(super) sent: Count,
 }
 
 impl Interface {
@@ -113,6 +116,7 @@ impl Netlink {
         const IFLA_MTU: u16 = 4;
         const IFLA_LINKINFO: u16 = 18;
         const IFLA_INFO_KIND: u16 = 1;
+        const IFLA_STATS64: u16 = 23;
         const IFLA_XDP: u16 = 43;
         /// IFF_UP, IFF_RUNNING.
         const RUNNING: u32 = 0x41;
@@ -134,6 +138,14 @@ impl Netlink {
                 for (kind, value) in Attributes(message.get(16..)?) {
                     match kind {
                         IFLA_IFNAME => interface.name = crate::output::bytes_to_string(value),
+                        // struct rtnl_link_stats64: packets in and out, bytes in and out.
+                        IFLA_STATS64 => {
+                            let word = |at: usize| {
+                                let bytes = value.get(at..at + 8)?.try_into().ok()?;
+                                Some(u64::from_ne_bytes(bytes))
+                            };
+                            interface.sent = Count { packets: word(8)?, bytes: word(24)? };
+                        }
                         IFLA_MTU => interface.mtu = number(value).unwrap_or(0),
                         IFLA_LINKINFO => {
                             interface.kind = Attributes(value)
@@ -287,6 +299,31 @@ impl Netlink {
             let (_, kind) = attributes.find(|(kind, _)| it && *kind == TCA_KIND)?;
             Some(crate::output::bytes_to_string(kind))
         }))
+    }
+
+    /// Packets that wait in the qdiscs of an interface.
+    pub(super) fn queued(&self, ifindex: i32) -> io::Result<u64> {
+        const TCA_STATS2: u16 = 7;
+        const TCA_STATS_QUEUE: u16 = 3;
+        /// Of a large packet, the shortest piece that there is reason to expect.
+        const PIECE: u64 = 512;
+        let asked = FilterKey { ifindex, ..FilterKey::default() };
+        let mut queued = 0;
+        for message in self.dump(RTM_GETQDISC, &tcmsg(asked))? {
+            // Old kernels list the qdiscs of all interfaces.
+            if message.get(4..8).and_then(number) != Some(ifindex as u32) {
+                continue;
+            }
+            let stats = Attributes(message.get(20..).unwrap_or(&[]));
+            for (_, stats) in stats.filter(|(kind, _)| *kind == TCA_STATS2) {
+                // struct gnet_stats_queue: packets, bytes.
+                for (_, queue) in Attributes(stats).filter(|(kind, _)| *kind == TCA_STATS_QUEUE) {
+                    let word = |at: usize| queue.get(at..at + 4).and_then(number).unwrap_or(0);
+                    queued += u64::from(word(0)).max(u64::from(word(4)) / PIECE);
+                }
+            }
+        }
+        Ok(queued)
     }
 
     /// EEXIST if there is one, or a qdisc `ingress`.

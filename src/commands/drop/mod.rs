@@ -25,11 +25,12 @@ use super::common::{
 };
 use super::lapses::{Lapses, lapses_sentence, with_lapses};
 use super::lists::Rereading;
+use super::unseen::{unseen_sentence, with_unseen};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::addrset::NewSet;
-use crate::kernel::attach::tc::Order;
+use crate::kernel::attach::tc::{Direction, Order};
 use crate::kernel::attach::xdp::XdpMode;
 use crate::kernel::caps;
 use crate::kernel::drop::{By, Config, Dropper, How, Sample};
@@ -40,6 +41,7 @@ use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
+use crate::kernel::unseen::{Excess, Unseen};
 use crate::output::{Kind, Record, Sink};
 use crate::values::parse_duration;
 
@@ -205,6 +207,7 @@ impl DropArgs {
             undecodable: 0,
             rereading: Rereading::default(),
             lapses: Lapses::default(),
+            unseen: begin_unseen(how, &dropper)?,
         };
         let ended = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
@@ -223,11 +226,22 @@ impl DropArgs {
                 Ok(())
             }
         });
+        session.look_at_sent(&dropper)?;
         dropper.detach();
         let ended = ended?;
         session.finish(command, how, &dropper, &mut sink)?;
         ended.status()
     }
+}
+
+fn egress_interfaces(dropper: &Dropper) -> impl Iterator<Item = &Interface> + Clone {
+    let places = dropper.places().iter().filter(|place| place.direction == Direction::Egress);
+    places.map(|place| &place.interface)
+}
+
+fn begin_unseen(how: How, dropper: &Dropper) -> Result<Option<Unseen>> {
+    let egress = how != How::Xdp && egress_interfaces(dropper).next().is_some();
+    if egress { Unseen::begin(egress_interfaces(dropper)) } else { Ok(None) }
 }
 
 struct Session<'a> {
@@ -241,6 +255,8 @@ struct Session<'a> {
     rereading: Rereading<(NewSet, String)>,
     /// What was told of times without a heartbeat.
     lapses: Lapses,
+    /// At egress, where the interfaces' own counts can be compared with.
+    unseen: Option<Unseen>,
 }
 
 impl Session<'_> {
@@ -260,7 +276,9 @@ impl Session<'_> {
             Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => {
                 if self.args.sample.is_none() {
-                    self.tables.interval(dropper, sink)?;
+                    self.look_at_sent(dropper)?;
+                    let excess = self.excess(dropper)?;
+                    self.tables.interval(dropper, excess, sink)?;
                 }
                 Ok(Flow::Continue)
             }
@@ -302,6 +320,21 @@ impl Session<'_> {
         }
     }
 
+    /// What the interfaces say that they sent: before counts are read, and at the end before detaching.
+    fn look_at_sent(&mut self, dropper: &Dropper) -> Result<()> {
+        match &mut self.unseen {
+            Some(unseen) => unseen.look(egress_interfaces(dropper)),
+            None => Ok(()),
+        }
+    }
+
+    fn excess(&mut self, dropper: &Dropper) -> Result<Option<Excess>> {
+        match &mut self.unseen {
+            Some(unseen) => Ok(Some(unseen.excess(self.tables.went_on(dropper)?))),
+            None => Ok(None),
+        }
+    }
+
     fn tell_lapse(&mut self, dropper: &Dropper) -> Result<()> {
         let passed = || Ok(self.tables.totals(dropper)?.lapsed.packets);
         self.lapses.tell(dropper.lapsed(), self.args.dry_run, passed)
@@ -331,9 +364,11 @@ impl Session<'_> {
                 self.sample(&sample, dropper, sink)?;
             }
         }
+        let unseen = self.excess(dropper)?;
         if self.args.sample.is_none() {
-            self.tables.total(dropper, sink)?;
+            self.tables.total(dropper, unseen, sink)?;
         }
+        let unseen = unseen.map(|unseen| unseen.total);
         let losses = dropper.losses()?;
         let totals = self.tables.totals(dropper)?;
         let undecodable = self.undecodable + ring.undecodable();
@@ -349,7 +384,7 @@ impl Session<'_> {
             .with("excepted_packets", totals.excepted.packets)
             .with("malformed_packets", totals.malformed.packets);
         let lapsed = dropper.lapsed();
-        let record = with_lapses(record, lapsed, totals.lapsed);
+        let record = with_unseen(with_lapses(record, lapsed, totals.lapsed), unseen);
         // Of the causes that other commands have, samples know but this one.
         let record = record
             .with("lost", losses.rows() + undecodable)
@@ -367,10 +402,9 @@ impl Session<'_> {
                 + totals.lapsed.packets,
             totals.malformed.packets
         );
-        let sentence = match lapses_sentence(lapsed, totals.lapsed) {
-            Some(lapses) => format!("{sentence}; {lapses}"),
-            None => sentence,
-        };
+        let more = [lapses_sentence(lapsed, totals.lapsed), unseen_sentence(unseen)];
+        let sentence =
+            more.into_iter().flatten().fold(sentence, |all, more| format!("{all}; {more}"));
         sink.summary(&record, &sentence)
     }
 }

@@ -11,9 +11,11 @@ use jiff::Timestamp;
 use super::Prepared;
 use super::rules::Named;
 use crate::commands::common::{TIME_COLUMN, amount, clock};
+use crate::kernel::attach::tc::Direction;
 use crate::kernel::clock::wall_time;
 use crate::kernel::count::Count;
 use crate::kernel::drop::{By, Dropper, Key, Row, Sample};
+use crate::kernel::unseen::Excess;
 use crate::net::protos;
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -25,7 +27,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("direction", "ingress or egress; null as above"),
     Field::new(
         "rule",
-        "the rule; passed, excepted (--except), malformed, or lapsed (a rule matched while the heartbeat had lapsed), which all passed; null as above",
+        "the rule; passed, excepted (--except), malformed, or lapsed (a rule matched while the heartbeat had lapsed), which all passed; or unseen: what left without passing tc; null as above",
     ),
     Field::new(
         "proto",
@@ -215,7 +217,12 @@ impl Tables {
     }
 
     /// Writes what came since the last time.
-    pub(super) fn interval(&mut self, dropper: &Dropper, sink: &mut Sink) -> Result<()> {
+    pub(super) fn interval(
+        &mut self,
+        dropper: &Dropper,
+        unseen: Option<Excess>,
+        sink: &mut Sink,
+    ) -> Result<()> {
         let counts = self.counts(dropper)?;
         let now = Instant::now();
         let seconds = now.duration_since(self.last).as_secs_f64().max(1e-9);
@@ -230,17 +237,28 @@ impl Tables {
             }
             rows.push((total, record));
         }
+        if let Some(Excess { new, total }) = unseen.filter(|unseen| unseen.total.packets > 0) {
+            rows.push((total, self.unseen("interval", new, total, seconds)));
+        }
         self.last = now;
         let title = format!("{}, {}", self.title, clock(now.duration_since(self.begin)));
         sink.interval(&title, &self.sorted(rows))
     }
 
     /// Writes the table of the whole run.
-    pub(super) fn total(&mut self, dropper: &Dropper, sink: &mut Sink) -> Result<()> {
+    pub(super) fn total(
+        &mut self,
+        dropper: &Dropper,
+        unseen: Option<Excess>,
+        sink: &mut Sink,
+    ) -> Result<()> {
         let seconds = self.begin.elapsed().as_secs_f64().max(1e-9);
         let mut rows = Vec::new();
         for (key, total) in self.counts(dropper)? {
             rows.push((total, self.record("total", dropper, key, total, total, seconds)));
+        }
+        if let Some(Excess { total, .. }) = unseen.filter(|unseen| unseen.total.packets > 0) {
+            rows.push((total, self.unseen("total", total, total, seconds)));
         }
         self.trends = None;
         sink.settle();
@@ -288,7 +306,7 @@ impl Tables {
             Key::Cpu(cpu) => Some(cpu as u32),
             _ => None,
         };
-        Record::new(Kind::Row)
+        let record = Record::new(Kind::Row)
             .with("time", Timestamp::now())
             .with("scope", scope)
             .with("iface", place.map(|place| place.interface.name.clone()))
@@ -297,13 +315,37 @@ impl Tables {
             .with("proto", proto)
             .with("saddr", saddr)
             .with("cpu", cpu)
-            .with("verdict", self.verdict(drops))
-            .with("packets", new.packets)
-            .with("bytes", new.bytes)
-            .with("packets_per_s", new.packets as f64 / seconds)
-            .with("bytes_per_s", new.bytes as f64 / seconds)
-            .with("packets_total", total.packets)
-            .with("bytes_total", total.bytes)
+            .with("verdict", self.verdict(drops));
+        with_counts(record, new, total, seconds)
+    }
+
+    /// What left past tc, at all interfaces together.
+    fn unseen(&self, scope: &str, new: Count, total: Count, seconds: f64) -> Record {
+        let record = Record::new(Kind::Row)
+            .with("time", Timestamp::now())
+            .with("scope", scope)
+            .with("iface", None::<&str>)
+            .with("direction", "egress")
+            .with("rule", "unseen")
+            .with("proto", None::<&str>)
+            .with("saddr", None::<&str>)
+            .with("cpu", None::<u32>)
+            .with("verdict", self.verdict(false));
+        with_counts(record, new, total, seconds)
+    }
+
+    /// Packets that went on at egress.
+    pub(super) fn went_on(&self, dropper: &Dropper) -> Result<Count> {
+        let rows: Vec<Row> = self.named.iter().map(|named| named.row).collect();
+        let egress = |place: usize| dropper.places()[place].direction == Direction::Egress;
+        let counts = dropper.rows(&rows)?.into_iter();
+        Ok(counts
+            .filter(|(key, _)| match key {
+                Key::Row(place, row) => egress(*place) && (self.dry_run || !row.drops()),
+                _ => false,
+            })
+            .map(|(_, count)| count)
+            .sum())
     }
 
     fn verdict(&self, drops: bool) -> &'static str {
@@ -351,6 +393,16 @@ impl Tables {
             lapsed: sum(&|row| row == Row::LAPSED),
         })
     }
+}
+
+fn with_counts(record: Record, new: Count, total: Count, seconds: f64) -> Record {
+    record
+        .with("packets", new.packets)
+        .with("bytes", new.bytes)
+        .with("packets_per_s", new.packets as f64 / seconds)
+        .with("bytes_per_s", new.bytes as f64 / seconds)
+        .with("packets_total", total.packets)
+        .with("bytes_total", total.bytes)
 }
 
 fn title(dropper: &Dropper) -> String {

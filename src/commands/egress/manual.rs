@@ -5,6 +5,7 @@
 use super::{EVENT_FIELDS, FIELDS};
 use crate::commands::lapses::{LAPSED_BYTES, LAPSED_PACKETS, LAPSED_S};
 use crate::commands::man::Manual;
+use crate::commands::unseen::{UNSEEN, UNSEEN_BYTES, UNSEEN_PACKETS};
 use crate::output::Field;
 
 pub(crate) const MANUAL: Manual = Manual {
@@ -55,7 +56,7 @@ pub(crate) const MANUAL: Manual = Manual {
     columns: &[
         (
             "DESTINATION, SOURCE",
-            "Where packets go; with --direction ingress, where they come from. An address, or with --by net/N its network. other is what is beyond --top, had no room in the kernel's table, or was silent for so long that it was forgotten; malformed, what says that it is IP and isn't; not-ip, ARP and the like; excluded, what --exclude and its like leave out.",
+            "Where packets go; with --direction ingress, where they come from. An address, or with --by net/N its network. other is what is beyond --top, had no room in the kernel's table, or was silent for so long that it was forgotten; malformed, what says that it is IP and isn't; not-ip, ARP and the like; excluded, what --exclude and its like leave out; unseen, what left without passing tc.",
         ),
         ("ROW", "Where rows have no address and no protocol: key, or one of the names above."),
         (
@@ -117,6 +118,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "--suggest FILE: at the end, FILE is replaced by a list that --allow-only takes: each destination that packets went to (with --by net/N its network), and as comments its names (with --names), the programs that sent there, and how many packets. What was blocked is a comment. What --exclude left out is not in it, which the list says.",
         "JSON lines of type event are an audit log: one for each flow and decision, and one for each socket whose call is refused. seq counts them, those that were lost included, so that a gap shows; lost says how many that are so far. With --block and its like they are there beside the rows, without --events too. What is blocked without being of a flow (ARP with --strict, what can't be understood) has no line, and is counted in the rows.",
         "A bpftk that is stopped (SIGSTOP, a frozen cgroup) has no heartbeat: 4 seconds later its clsact filter blocks nothing, but counts on. What would have been blocked then has the rule lapsed; for how long it was and how many packets passed is told when it beats again, and at the end. While a machine is suspended that time stands still. Links, and refused calls, need no heartbeat. --fail-closed takes clsact and no heartbeat: the filter blocks until the run ends in order, whatever becomes of bpftk. The risk: after a crash or kill -9 the machine stays cut off from what is blocked, with an allow list from nearly everything, until `bpftk doctor --cleanup`, a reboot, or another start with --fail-closed, which puts its own filter in force first.",
+        UNSEEN,
         "--by name: rows are of names, the most likely one of each address, whatever its other names are.",
         "--events prints the first packet of each flow: the same addresses, ports and protocol. 65536 flows are remembered, and the longest unseen makes room for a new one; a flow that was forgotten so is printed again with its next packet. A row that did not fit in the ring buffer is counted as lost, and the next packet of the flow is printed instead.",
         "A key that nothing is sent to for ten minutes is forgotten, and so is the longest silent one if there are more than a million: its counts go on as a part of other.",
@@ -165,6 +167,8 @@ const SUMMARY: &[Field] = &[
     Field::new("events", "rows of --events"),
     Field::new("lost", "rows of --events missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+    UNSEEN_PACKETS,
+    UNSEEN_BYTES,
     LAPSED_S,
     LAPSED_PACKETS,
     LAPSED_BYTES,

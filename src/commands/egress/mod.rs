@@ -44,6 +44,7 @@ use crate::kernel::interfaces::{interfaces_and_expression, link_of};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::owners::{Options, Owners, SendersBy};
+use crate::kernel::unseen::Unseen;
 use crate::output::{Format, Sink};
 
 /// Rows of a table, if nothing else is asked for: what a terminal holds.
@@ -176,6 +177,9 @@ impl TcEgress {
         let places = counter.interfaces().iter().cloned();
         let places = places.map(|interface| (interface, attached.clone()));
         let mut following = Following::new(places, self.follow, self.duration)?;
+        if direction == Direction::Egress {
+            session.unseen = Unseen::begin(counter.interfaces().iter())?;
+        }
         let outcome = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
@@ -193,6 +197,7 @@ impl TcEgress {
                 Ok(())
             }
         });
+        session.look_at_sent(&counter)?;
         counter.detach()?;
         let ended = outcome?;
         session.finish(backend, &counter, &mut sink)?;

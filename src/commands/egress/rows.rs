@@ -27,7 +27,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("direction", "egress or ingress"),
     Field::new(
         "row",
-        "key: what the other fields say; other: what is beyond --top, had no room in the kernel's table, or was forgotten; excluded; not-ip; or malformed",
+        "key: what the other fields say; other: what is beyond --top, had no room in the kernel's table, or was forgotten; excluded; not-ip; malformed; or unseen: what left without passing tc, which is beside what rows add up to",
     ),
     Field::new("daddr", "at egress, by dst: where it goes; else null"),
     Field::new("saddr", "at ingress, by src: where it comes from; else null"),
@@ -124,6 +124,7 @@ fn name<K>(what: &What<K>) -> &'static str {
         What::MalformedBlocked => "malformed",
         What::NotIpBlocked => "not-ip",
         What::Excluded => "excluded",
+        What::Unseen => "unseen",
     }
 }
 
@@ -328,7 +329,7 @@ fn decision(
     let blocked = match what {
         What::Row(row) => row.key.rule.is_some_and(Rule::blocks),
         What::MalformedBlocked | What::NotIpBlocked => true,
-        What::Malformed | What::NotIp | What::Excluded => false,
+        What::Malformed | What::NotIp | What::Excluded | What::Unseen => false,
         // Of packets, both are in it.
         What::Other if style.hook != RuleHook::Tc => true,
         What::Other => return (None, None),

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::args::TcEgress;
 use super::block::RuleNames;
-use super::book::{Book, View};
+use super::book::{Book, Line, View, What};
 use super::by::Columns;
 use super::named::Named;
 use super::rows::{self, About, Style};
@@ -20,10 +20,12 @@ use crate::commands::lapses::Lapses;
 use crate::commands::lists::Rereading;
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
+use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Event, Key, NewLists, RuleHook};
 use crate::kernel::owners::{Owner, Owners};
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
+use crate::kernel::unseen::{Excess, Unseen};
 use crate::output::{Record, Sink};
 
 /// The kernel is asked no more often than this how many events it lost.
@@ -55,6 +57,9 @@ pub(super) struct Session<'a> {
     pub(super) rereading: Rereading<(NewLists, Vec<String>)>,
     /// What was told of times without a heartbeat.
     pub(super) lapses: Lapses,
+    /// Where the interfaces' own counts can be compared with.
+    pub(super) unseen: Option<Unseen>,
+    pub(super) excess: Excess,
 }
 
 impl<'a> Session<'a> {
@@ -79,6 +84,8 @@ impl<'a> Session<'a> {
             undecodable: 0,
             rereading: Rereading::default(),
             lapses: Lapses::default(),
+            unseen: None,
+            excess: Excess::default(),
         }
     }
 
@@ -200,6 +207,7 @@ impl<'a> Session<'a> {
         if self.args.events && self.suggestions.is_none() {
             return Ok(());
         }
+        self.look_at_sent(counter)?;
         self.take(counter)?;
         if self.args.events {
             return Ok(());
@@ -227,7 +235,21 @@ impl<'a> Session<'a> {
         }
         self.book.add(taken.keys.into_iter(), taken.rows, now, row);
         self.calls.add(taken.calls.into_iter(), Default::default(), now, row);
+        if let Some(unseen) = &mut self.unseen {
+            let rows = self.book.rows();
+            let stopped =
+                if self.args.blocks.is_dry_run() { Count::default() } else { rows.blocked };
+            self.excess = unseen.excess(rows.total + rows.unmatched - stopped);
+        }
         Ok(())
+    }
+
+    /// What the interfaces say that they sent: before what was counted is taken, and at the end before detaching.
+    pub(super) fn look_at_sent(&mut self, counter: &Counter) -> Result<()> {
+        match &mut self.unseen {
+            Some(unseen) => unseen.look(counter.interfaces().iter()),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn row(&self, key: &Key) -> RowKey {
@@ -239,7 +261,22 @@ impl<'a> Session<'a> {
         // They are no packets, of which something may be excluded.
         let calls = View { excludes: false, ..view };
         records.extend(self.records(&self.calls, calls, true, sink.is_table()));
+        let Excess { new, total } = self.excess;
+        if (if view.interval { new } else { total }).packets > 0 {
+            let line = Line { what: What::Unseen, new, total };
+            records.push(rows::record(&line, self.style(view, false), None));
+        }
         sink.interval(title, &records)
+    }
+
+    fn style(&self, view: View, calls: bool) -> Style<'_> {
+        Style {
+            shown: self.shown,
+            direction: self.direction,
+            interval: view.interval,
+            rules: self.names.as_ref(),
+            hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
+        }
     }
 
     fn records(
@@ -249,13 +286,7 @@ impl<'a> Session<'a> {
         calls: bool,
         table: bool,
     ) -> Vec<Record> {
-        let style = Style {
-            shown: self.shown,
-            direction: self.direction,
-            interval: view.interval,
-            rules: self.names.as_ref(),
-            hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
-        };
+        let style = self.style(view, calls);
         book.lines(view, |key| self.row(key))
             .iter()
             .map(|line| {

@@ -10,6 +10,7 @@ use super::session::Session;
 use super::whose;
 use crate::commands::common::{losses_sentence, note, tell};
 use crate::commands::lapses::{lapses_sentence, with_lapses};
+use crate::commands::unseen::{unseen_sentence, with_unseen};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Key};
@@ -83,6 +84,8 @@ impl Session<'_> {
             .with("lost_names", self.named.map(Named::lost).transpose()?);
         let lapsed = counter.lapsed();
         let record = with_lapses(record, lapsed, rows.lapsed);
+        let unseen = self.unseen.as_ref().map(|_| self.excess.total);
+        let record = with_unseen(record, unseen);
         let mut parts = vec![format!(
             "{} packets: {} counted, {} excluded, {} not IP, {} malformed",
             rows.total.packets,
@@ -104,6 +107,7 @@ impl Session<'_> {
         if blocks && !dry_run {
             parts.extend(lapses_sentence(lapsed, rows.lapsed));
         }
+        parts.extend(unseen_sentence(unseen));
         let not_stored = rows.not_stored().packets;
         if not_stored > 0 {
             parts.push(format!(
