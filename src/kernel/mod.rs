@@ -7,6 +7,7 @@ pub(crate) mod addrset;
 pub(crate) mod attach;
 pub(crate) mod backend;
 pub(crate) mod btf;
+pub(crate) mod bypass;
 pub(crate) mod caps;
 pub(crate) mod cgroup;
 pub(crate) mod clock;

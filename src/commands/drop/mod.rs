@@ -25,13 +25,14 @@ use super::common::{
 };
 use super::lapses::{Lapses, lapses_sentence, with_lapses};
 use super::lists::Rereading;
-use super::unseen::{unseen_sentence, with_unseen};
+use super::unseen::{bypass_sentence, refuse_bypass, unseen_sentence, with_unseen};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::addrset::NewSet;
 use crate::kernel::attach::tc::{Direction, Order};
 use crate::kernel::attach::xdp::XdpMode;
+use crate::kernel::bypass::Bypass;
 use crate::kernel::caps;
 use crate::kernel::drop::{By, Config, Dropper, How, Sample};
 use crate::kernel::filter::inject::xdp_may_miss_tags;
@@ -192,6 +193,8 @@ impl DropArgs {
                 format!("the block list takes {mebibytes:.1} MiB in the kernel")
             });
         }
+        let drops = drops_at_egress(how, &dropper) && !self.dry_run;
+        let bypass = if drops { refuse_bypass() } else { None };
         note(self.verbose, || format!("armed, back end {how}"));
         if self.sample.is_some() {
             sink.start()?;
@@ -208,6 +211,7 @@ impl DropArgs {
             rereading: Rereading::default(),
             lapses: Lapses::default(),
             unseen: begin_unseen(how, &dropper)?,
+            bypass,
         };
         let ended = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
@@ -226,6 +230,7 @@ impl DropArgs {
                 Ok(())
             }
         });
+        session.tell_bypasses()?;
         session.look_at_sent(&dropper)?;
         dropper.detach();
         let ended = ended?;
@@ -239,9 +244,12 @@ fn egress_interfaces(dropper: &Dropper) -> impl Iterator<Item = &Interface> + Cl
     places.map(|place| &place.interface)
 }
 
+fn drops_at_egress(how: How, dropper: &Dropper) -> bool {
+    how != How::Xdp && egress_interfaces(dropper).next().is_some()
+}
+
 fn begin_unseen(how: How, dropper: &Dropper) -> Result<Option<Unseen>> {
-    let egress = how != How::Xdp && egress_interfaces(dropper).next().is_some();
-    if egress { Unseen::begin(egress_interfaces(dropper)) } else { Ok(None) }
+    if drops_at_egress(how, dropper) { Unseen::begin(egress_interfaces(dropper)) } else { Ok(None) }
 }
 
 struct Session<'a> {
@@ -257,6 +265,8 @@ struct Session<'a> {
     lapses: Lapses,
     /// At egress, where the interfaces' own counts can be compared with.
     unseen: Option<Unseen>,
+    /// What refuses to let packets past tc.
+    bypass: Option<Bypass>,
 }
 
 impl Session<'_> {
@@ -285,6 +295,7 @@ impl Session<'_> {
             Turn::Look => {
                 self.take_reread(dropper);
                 self.tell_lapse(dropper)?;
+                self.tell_bypasses()?;
                 Ok(following.look(|| dropper.lost()))
             }
             Turn::Reopen => {
@@ -326,6 +337,12 @@ impl Session<'_> {
             Some(unseen) => unseen.look(egress_interfaces(dropper)),
             None => Ok(()),
         }
+    }
+
+    fn tell_bypasses(&self) -> Result<()> {
+        let refusals = self.bypass.as_ref().map(Bypass::refusals).transpose()?;
+        refusals.into_iter().flatten().for_each(|refusal| tell(&bypass_sentence(&refusal)));
+        Ok(())
     }
 
     fn excess(&mut self, dropper: &Dropper) -> Result<Option<Excess>> {

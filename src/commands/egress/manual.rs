@@ -151,6 +151,10 @@ const SUMMARY: &[Field] = &[
     Field::new("blocked_packets", "likewise: packets that were dropped, or would have been"),
     Field::new("blocked_bytes", "likewise: their bytes"),
     Field::new("refused_calls", "likewise: calls that were refused, or would have been"),
+    Field::new(
+        "refused_options",
+        "likewise: socket options for a way past tc that processes did not get",
+    ),
     Field::new("unmatched_packets", "packets that the expression did not match: not looked at"),
     Field::new("no_room_full", "packets counted as other, since the kernel's table was full"),
     Field::new("no_room_busy", "since the table was locked"),

@@ -31,6 +31,7 @@ use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
 use super::common::{closed_backend, interval, note, refuse_without, take_signals, tell, tell_all};
+use super::unseen::refuse_bypass;
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
@@ -143,6 +144,8 @@ impl TcEgress {
         }
         let (backend, mut counter) = (chosen.backend, chosen.armed);
         self.refuse_calls(&mut counter, &config);
+        let dry_run = config.rules.as_ref().is_none_or(|rules| rules.dry_run);
+        let bypass = if dry_run { None } else { refuse_bypass() };
         note(self.verbose, || format!("armed, back end {backend}"));
         let blocks = blocking.is_some();
         sink.set_columns(if self.events {
@@ -171,6 +174,7 @@ impl TcEgress {
             shown,
             direction,
             interval,
+            bypass,
             ..Session::new(&self, view)
         };
         let attached = format!("tc {direction} by {backend}");
@@ -197,6 +201,7 @@ impl TcEgress {
                 Ok(())
             }
         });
+        session.tell_bypasses(&mut sink)?;
         session.look_at_sent(&counter)?;
         counter.detach()?;
         let ended = outcome?;

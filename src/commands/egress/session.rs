@@ -18,15 +18,17 @@ use super::whose::{self, RowKey, Sources, Whose};
 use crate::commands::common::{clock, tell};
 use crate::commands::lapses::Lapses;
 use crate::commands::lists::Rereading;
+use crate::commands::unseen::bypass_sentence;
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
+use crate::kernel::bypass::Bypass;
 use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Event, Key, NewLists, RuleHook};
 use crate::kernel::owners::{Owner, Owners};
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::kernel::unseen::{Excess, Unseen};
-use crate::output::{Record, Sink};
+use crate::output::{Format, Record, Sink};
 
 /// The kernel is asked no more often than this how many events it lost.
 const LOSSES_ARE_FRESH: Duration = Duration::from_millis(20);
@@ -60,6 +62,9 @@ pub(super) struct Session<'a> {
     /// Where the interfaces' own counts can be compared with.
     pub(super) unseen: Option<Unseen>,
     pub(super) excess: Excess,
+    /// What refuses to let packets past tc, and how often it did.
+    pub(super) bypass: Option<Bypass>,
+    pub(super) bypasses: u64,
 }
 
 impl<'a> Session<'a> {
@@ -86,6 +91,8 @@ impl<'a> Session<'a> {
             lapses: Lapses::default(),
             unseen: None,
             excess: Excess::default(),
+            bypass: None,
+            bypasses: 0,
         }
     }
 
@@ -116,6 +123,7 @@ impl<'a> Session<'a> {
                 let harmless = self.names.is_none() || self.args.blocks.is_dry_run();
                 let passed = || Ok(counter.passed_lapsed()?.packets);
                 self.lapses.tell(counter.lapsed(), harmless, passed)?;
+                self.tell_bypasses(sink)?;
                 Ok(following.look(|| counter.lost()))
             }
             Turn::Reopen => {
@@ -125,6 +133,21 @@ impl<'a> Session<'a> {
             }
         })?;
         self.undecodable += ring.undecodable();
+        Ok(())
+    }
+
+    /// Of socket options that were refused, a line each.
+    pub(super) fn tell_bypasses(&mut self, sink: &mut Sink) -> Result<()> {
+        let refusals = self.bypass.as_ref().map(Bypass::refusals).transpose()?;
+        for refusal in refusals.into_iter().flatten() {
+            tell(&bypass_sentence(&refusal));
+            self.bypasses += 1;
+            if self.args.output.format == Format::Json {
+                self.events += 1;
+                let seq = self.events + self.lost.0;
+                sink.event(&rows::bypass(&refusal, seq, self.lost.0))?;
+            }
+        }
         Ok(())
     }
 

@@ -68,6 +68,7 @@ impl Session<'_> {
             .with("blocked_packets", blocks.then_some(rows.blocked.packets))
             .with("blocked_bytes", blocks.then_some(rows.blocked.bytes))
             .with("refused_calls", blocks.then_some(rows.calls))
+            .with("refused_options", blocks.then_some(self.bypasses))
             .with("unmatched_packets", rows.unmatched.packets)
             .with("no_room_full", rows.full.packets)
             .with("no_room_busy", rows.busy.packets)

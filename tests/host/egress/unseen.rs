@@ -22,7 +22,7 @@ fn what_goes_past_tc_is_told() {
     };
     for command in [
         &["tc-egress", "near", "-i", "100ms"][..],
-        &["tc-drop", "near", "--direction", "both", "--proto", "tcp", "-i", "100ms"],
+        &["tc-drop", "near", "--direction", "both", "--proto", "tcp", "--dry-run", "-i", "100ms"],
     ] {
         let run = wire.start(command);
         wire.near.run(|| {
@@ -48,4 +48,50 @@ fn what_goes_past_tc_is_told() {
     // At ingress there is nothing to compare with.
     let run = wire.start(&["tc-egress", "near", "--direction", "ingress"]).stop();
     assert_eq!(run.summary()["unseen_packets"], Value::Null);
+}
+
+/// While something is blocked, a socket doesn't get the option; in another namespace it does, and so does who turns it off.
+#[test]
+fn ways_past_tc_are_refused_while_something_is_blocked() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    for command in [
+        &["tc-egress", "near", "--block", "10.9.0.0/16"][..],
+        &["tc-drop", "near", "--direction", "egress", "--proto", "tcp"],
+    ] {
+        let run = wire.start(command);
+        let refused = |netns: &Netns, value| netns.run(|| bypass::socket(Some(value)).is_err());
+        assert!(refused(&wire.near, 1), "{command:?}");
+        assert!(!refused(&wire.near, 0), "{command:?}");
+        assert!(!refused(&wire.far, 1), "{command:?}");
+        // Others, of any length, are as they were.
+        wire.near.run(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let value = vec![0_u8; 70_000];
+            // SAFETY: the value is as long as is stated.
+            let status = unsafe {
+                libc::setsockopt(
+                    std::os::fd::AsRawFd::as_raw_fd(&socket),
+                    libc::SOL_SOCKET,
+                    libc::SO_RCVBUF,
+                    value.as_ptr().cast(),
+                    value.len() as u32,
+                )
+            };
+            assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+        });
+        run.until_told("was refused PACKET_QDISC_BYPASS, a way past tc");
+        let run = run.stop();
+        assert!(run.status.success(), "{}", run.stderr);
+        if command[0] == "tc-egress" {
+            let events = run.events();
+            let event = events.iter().find(|event| event["hook"] == "setsockopt").unwrap();
+            assert_eq!(event["pid"], std::process::id());
+            assert_eq!(event["rule"], "PACKET_QDISC_BYPASS");
+            assert_eq!(run.summary()["refused_options"], 1);
+        }
+        assert!(!refused(&wire.near, 1), "{command:?}");
+    }
 }
