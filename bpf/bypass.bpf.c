@@ -33,15 +33,11 @@ static __always_inline bool goes_past_tc(struct bpf_sockopt *ctx)
 	return (void *)(value + 1) > ctx->optval_end || *value;
 }
 
-static __always_inline int refused(struct bpf_sockopt *ctx)
+static __always_inline int refused(struct bpf_sockopt *ctx, struct bypass_record *record)
 {
-	struct bypass_record record = {};
-
-	record.time_ns = bpf_ktime_get_boot_ns();
-	record.tgid = bpf_get_current_pid_tgid() >> 32;
-	record.level = ctx->level;
-	bpf_get_current_comm(record.comm, sizeof(record.comm));
-	emit_record(&record, sizeof(record));
+	record->time_ns = bpf_ktime_get_boot_ns();
+	record->level = ctx->level;
+	emit_record(record, sizeof(*record));
 	return 0;
 }
 
@@ -56,15 +52,20 @@ static __always_inline int allowed(struct bpf_sockopt *ctx)
 SEC("cgroup/setsockopt")
 int bpftk_bypass(struct bpf_sockopt *ctx)
 {
-	if (goes_past_tc(ctx) && bpf_get_netns_cookie(ctx) == netns_cookie)
-		return refused(ctx);
-	return allowed(ctx);
+	struct bypass_record record = {};
+
+	if (!goes_past_tc(ctx) || bpf_get_netns_cookie(ctx) != netns_cookie)
+		return allowed(ctx);
+	record.tgid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(record.comm, sizeof(record.comm));
+	return refused(ctx, &record);
 }
 
-/* Before: by the caller's, which nearly always is the same. */
+/* Before: by the caller's, which nearly always is the same; who that is can't be asked for by helpers either. */
 SEC("cgroup/setsockopt")
 int bpftk_bypass_by(struct bpf_sockopt *ctx)
 {
+	struct bypass_record record = {};
 	struct task_struct *task;
 
 	if (!goes_past_tc(ctx))
@@ -72,5 +73,7 @@ int bpftk_bypass_by(struct bpf_sockopt *ctx)
 	task = (void *)bpf_get_current_task();
 	if (BPF_CORE_READ(task, nsproxy, net_ns, ns.inum) != netns_inode)
 		return allowed(ctx);
-	return refused(ctx);
+	record.tgid = BPF_CORE_READ(task, tgid);
+	bpf_core_read(record.comm, sizeof(record.comm), &task->comm);
+	return refused(ctx, &record);
 }

