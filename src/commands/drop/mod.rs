@@ -195,6 +195,7 @@ impl DropArgs {
         }
         let drops = drops_at_egress(how, &dropper) && !self.dry_run;
         let bypass = if drops { refuse_bypass() } else { None };
+        let unseen = begin_unseen(how, &dropper)?;
         note(self.verbose, || format!("armed, back end {how}"));
         if self.sample.is_some() {
             sink.start()?;
@@ -210,7 +211,7 @@ impl DropArgs {
             undecodable: 0,
             rereading: Rereading::default(),
             lapses: Lapses::default(),
-            unseen: begin_unseen(how, &dropper)?,
+            unseen,
             bypass,
         };
         let ended = following.run(|following, step| match step {

@@ -146,6 +146,9 @@ impl TcEgress {
         self.refuse_calls(&mut counter, &config);
         let dry_run = config.rules.as_ref().is_none_or(|rules| rules.dry_run);
         let bypass = if dry_run { None } else { refuse_bypass() };
+        // Before anybody is told that it has begun.
+        let egress = direction == Direction::Egress;
+        let unseen = if egress { Unseen::begin(counter.interfaces().iter())? } else { None };
         note(self.verbose, || format!("armed, back end {backend}"));
         let blocks = blocking.is_some();
         sink.set_columns(if self.events {
@@ -175,15 +178,13 @@ impl TcEgress {
             direction,
             interval,
             bypass,
+            unseen,
             ..Session::new(&self, view)
         };
         let attached = format!("tc {direction} by {backend}");
         let places = counter.interfaces().iter().cloned();
         let places = places.map(|interface| (interface, attached.clone()));
         let mut following = Following::new(places, self.follow, self.duration)?;
-        if direction == Direction::Egress {
-            session.unseen = Unseen::begin(counter.interfaces().iter())?;
-        }
         let outcome = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
