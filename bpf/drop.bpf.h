@@ -371,12 +371,20 @@ static __always_inline bool drop_verdict(const struct packet *packet, __u32 plac
 					 __u64 bytes)
 {
 	bool matched = row >= DROP_BLOCKLIST;
-	__u64 until = lifetime_until;
+	__u64 until = lifetime.until;
 
 	if (!until && probing)
 		return matched;
-	if (!matched || lifetime_over(until) || drop_allowed(row, packets)) {
-		drop_count_row(place, matched ? DROP_PASSED : row, packets, bytes);
+	if (!matched) {
+		drop_count_row(place, row, packets, bytes);
+		return false;
+	}
+	if (lifetime_over(until) && !(dry_run && lifetime_lapsed(until))) {
+		drop_count_row(place, lifetime_lapsed(until) ? DROP_LAPSED : DROP_PASSED, packets, bytes);
+		return false;
+	}
+	if (drop_allowed(row, packets)) {
+		drop_count_row(place, DROP_PASSED, packets, bytes);
 		return false;
 	}
 	drop_count_row(place, row, packets, bytes);

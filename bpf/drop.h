@@ -14,6 +14,8 @@ enum drop_row {
 	DROP_PASSED,
 	DROP_EXCEPTED,
 	DROP_MALFORMED,
+	/* A rule matched, and nothing was dropped, since the heartbeat had lapsed. */
+	DROP_LAPSED,
 	DROP_BLOCKLIST,
 	/* The options that are combined: --proto, --src and the like. */
 	DROP_COMBINED,

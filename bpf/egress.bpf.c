@@ -353,7 +353,8 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 		tc_parse(skb, l3, true, true, true, packet);
 		return egress_packet_rule(skb, packet, l3) >= EGRESS_RULE_BLOCKED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	}
-	if (lifetime_ends && lifetime_over(lifetime_until))
+	/* Not yet, or not any more. Without a heartbeat it goes on counting, and only blocks nothing. */
+	if (lifetime_ends && !lifetime.until)
 		return TC_ACT_UNSPEC;
 	fixed = bpf_map_lookup_elem(&rows, &now);
 	if (!fixed)
@@ -374,6 +375,10 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	egress_add(&fixed->row[EGRESS_TOTAL], packets, bytes);
 	if (blocks && out) {
 		rule = egress_packet_rule(skb, packet, l3);
+		if (rule >= EGRESS_RULE_BLOCKED && !dry_run && lifetime_ends && lifetime_over(lifetime.until)) {
+			rule = EGRESS_RULE_LAPSED;
+			egress_add(&fixed->row[EGRESS_LAPSED], packets, bytes);
+		}
 		blocked = rule >= EGRESS_RULE_BLOCKED;
 		if (blocked) {
 			egress_add(&fixed->row[EGRESS_BLOCKED], packets, bytes);

@@ -28,6 +28,8 @@ enum egress_row {
 	EGRESS_BLOCKED,
 	/* Calls that were refused, which are no packets: their number. */
 	EGRESS_CALLS,
+	/* What would have been blocked, and went on, since the heartbeat had lapsed: counted by key as well. */
+	EGRESS_LAPSED,
 	EGRESS_ROWS,
 };
 
@@ -43,6 +45,8 @@ enum egress_rule {
 	EGRESS_RULE_DNS,
 	EGRESS_RULE_DHCP,
 	EGRESS_RULE_SSH,
+	/* It would be blocked, and goes on, since the heartbeat has lapsed. */
+	EGRESS_RULE_LAPSED,
 	/* From here on it is blocked. The block list has the address. */
 	EGRESS_RULE_BLOCKED,
 	/* There is an allow list, and nothing allows it. */

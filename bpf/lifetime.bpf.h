@@ -13,16 +13,26 @@
 /* Whether that time will ever come. */
 const volatile bool lifetime_ends;
 
-/*
- * Nanoseconds of CLOCK_MONOTONIC until when to act; 0 is not yet, or not any more. In a map of its own, which a thread can write
- * to that has nothing else of the program.
- */
-volatile __u64 lifetime_until SEC(".data.lifetime");
+struct lifetime {
+	/* Nanoseconds of CLOCK_MONOTONIC until when to act; 0 is not yet, or not any more. */
+	__u64 until;
+	/* Until when at the most, however long it beats. */
+	__u64 deadline;
+};
 
-/* @until: what lifetime_until was. */
+/* In a map of its own, which a thread can write to that has nothing else of the program. */
+volatile struct lifetime lifetime SEC(".data.lifetime");
+
+/* @until: what lifetime.until was. */
 static __always_inline bool lifetime_over(__u64 until)
 {
 	return !until || (lifetime_ends && bpf_ktime_get_ns() >= until);
+}
+
+/* Of what is over: whether it should have gone on, and does not because nothing has set the time anew. */
+static __always_inline bool lifetime_lapsed(__u64 until)
+{
+	return until && until < lifetime.deadline;
 }
 
 #endif

@@ -13,6 +13,7 @@ use jiff::tz::TimeZone;
 
 use crate::cli::OutputArgs;
 use crate::error::usage;
+use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::cgroup;
 use crate::kernel::losses::Losses;
 use crate::kernel::signals::Signals;
@@ -138,6 +139,20 @@ pub(crate) fn refuse_without(needed: &str, present: bool, options: &[(bool, &str
             "{option}: means nothing without {needed}, which contradicts another option"
         ))),
         None => Ok(()),
+    }
+}
+
+/// The back end of --fail-closed, which a link, that goes with its process, can't be.
+pub(crate) fn closed_backend(
+    fail_closed: bool,
+    asked: Option<TcBackend>,
+) -> Result<Option<TcBackend>> {
+    match (fail_closed, asked) {
+        (true, Some(TcBackend::Tcx)) => Err(usage(
+            "--fail-closed: tcx links go with their process, and with them what they stop; expected --backend clsact, or none",
+        )),
+        (true, _) => Ok(Some(TcBackend::Clsact)),
+        (false, asked) => Ok(asked),
     }
 }
 

@@ -12,17 +12,20 @@ use anyhow::{Context, Result, anyhow};
 use super::common::tell;
 use crate::kernel::netlink::{Interface, Netlink};
 use crate::kernel::run::{Flow, Timing};
+use crate::kernel::watcher::Watcher;
 
 /// What is new of the interface `at`, by the name that it was asked for by.
 #[derive(Clone, Debug)]
 enum Change {
-    Gone(String),
+    /// By name and index.
+    Gone(String, i32),
     /// One of the same name is there, which isn't the same.
     Back {
         at: usize,
         interface: Interface,
     },
-    Renamed(String, String),
+    /// From, to, and the index.
+    Renamed(String, String, i32),
     Up(String),
     Down(String),
     Mtu(String, u32, u32),
@@ -31,9 +34,11 @@ enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gone(name) => write!(f, "{name} is gone, and with it what was attached to it"),
+            Self::Gone(name, _) => {
+                write!(f, "{name} is gone from here, and has nothing of bpftk attached any more")
+            }
             Self::Back { interface, .. } => write!(f, "there is a new {}", interface.name),
-            Self::Renamed(from, to) => write!(f, "{from} is called {to} now; it goes on"),
+            Self::Renamed(from, to, _) => write!(f, "{from} is called {to} now; it goes on"),
             Self::Up(name) => write!(f, "{name}: link is up"),
             Self::Down(name) => write!(f, "{name}: link is down"),
             Self::Mtu(name, from, to) => write!(f, "{name}: MTU {from} is now {to}"),
@@ -49,13 +54,14 @@ struct Watch {
     known: Vec<Option<Interface>>,
     /// A new one of the same name that was told of, by index.
     told: Vec<i32>,
+    netlink: Netlink,
 }
 
 impl Watch {
-    fn new<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Self {
-        let asked: Vec<Interface> = interfaces.cloned().collect();
+    fn new(asked: Vec<Interface>) -> Result<Self> {
         let known: Vec<_> = asked.iter().cloned().map(Some).collect();
-        Self { told: vec![0; asked.len()], known, asked }
+        let netlink = Netlink::open().context("cannot list the interfaces")?;
+        Ok(Self { told: vec![0; asked.len()], known, asked, netlink })
     }
 
     fn all_gone(&self) -> bool {
@@ -78,6 +84,11 @@ impl Watch {
         Ok(!changes.is_empty())
     }
 
+    /// Places at the interface.
+    fn places(&self, index: i32) -> impl Iterator<Item = usize> {
+        (0..self.asked.len()).filter(move |at| self.asked[*at].index == index)
+    }
+
     fn look(&mut self) -> Result<Vec<Change>> {
         let (changes, known, told) = self.compare()?;
         self.known = known;
@@ -87,9 +98,7 @@ impl Watch {
 
     #[expect(clippy::type_complexity, reason = "what `look` keeps of it")]
     fn compare(&self) -> Result<(Vec<Change>, Vec<Option<Interface>>, Vec<i32>)> {
-        let all = Netlink::open()
-            .and_then(|netlink| netlink.interfaces())
-            .context("cannot list the interfaces")?;
+        let all = self.netlink.interfaces().context("cannot list the interfaces")?;
         let mut changes = Vec::new();
         let mut known = self.known.clone();
         let mut told = self.told.clone();
@@ -106,7 +115,7 @@ impl Watch {
             match (before.as_ref(), same) {
                 (Some(before), Some(now)) => {
                     if before.name != now.name {
-                        tell(Change::Renamed(before.name.clone(), now.name.clone()));
+                        tell(Change::Renamed(before.name.clone(), now.name.clone(), now.index));
                     }
                     if before.running != now.running {
                         let name = now.name.clone();
@@ -116,7 +125,7 @@ impl Watch {
                         tell(Change::Mtu(now.name.clone(), before.mtu, now.mtu));
                     }
                 }
-                (Some(before), None) => tell(Change::Gone(before.name.clone())),
+                (Some(before), None) => tell(Change::Gone(before.name.clone(), before.index)),
                 (None, _) => {}
             }
             *before = same.filter(|_| before.is_some()).cloned();
@@ -135,17 +144,23 @@ impl Watch {
 /// What `Following` has its command do.
 #[derive(Debug)]
 pub(crate) enum Step<'a> {
-    /// Follow, with `kernel::run::follow`, until that ends. At each tick there comes `Following::tick`.
+    /// Follow, with `kernel::run::follow`, until that ends. At each look there comes `Following::look`.
     Follow,
+    /// The interface of the place `at` is gone from here, perhaps to another network namespace: nothing of ours goes along.
+    Detach { at: usize },
+    /// The interface of this index is called so.
+    Rename { index: i32, name: &'a str },
     /// Attach again, at the place `at`. Why that failed is told, and ends nothing.
     Attach { at: usize, interface: &'a Interface },
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     AsAsked,
     AllGone,
+    /// Somebody else has taken away what was attached.
+    Removed(String),
 }
 
 impl Ended {
@@ -154,6 +169,9 @@ impl Ended {
         match self {
             Self::AsAsked => Ok(ExitCode::SUCCESS),
             Self::AllGone => Err(anyhow!("every interface is gone")),
+            Self::Removed(what) => {
+                Err(anyhow!("{what} is not there any more; --follow attaches it again"))
+            }
         }
     }
 }
@@ -162,23 +180,42 @@ impl Ended {
 #[derive(Debug)]
 pub(crate) struct Following {
     watch: Watch,
-    /// Whether to attach to new interfaces of the same name.
+    /// What is attached at each place, in words.
+    attached: Vec<String>,
+    /// Whether to attach again.
     again: bool,
     end: Option<Instant>,
     /// Something is to be changed in the kernel; then it goes on.
     due: bool,
     /// Interfaces that came back and could not be attached to: place, index, and why, as it was said.
     refused: Vec<(usize, i32, String)>,
+    /// Places from which what was attached is gone, and what was said about it.
+    lost: Vec<(usize, Option<String>)>,
+    /// Why the last look brought nothing.
+    blind: Option<String>,
+    _watcher: Watcher,
 }
 
 impl Following {
-    pub(crate) fn new<'a>(
-        interfaces: impl Iterator<Item = &'a Interface>,
+    /// `places`: interfaces, and in words what is attached there.
+    pub(crate) fn new(
+        places: impl Iterator<Item = (Interface, String)>,
         again: bool,
         duration: Option<Duration>,
-    ) -> Self {
+    ) -> Result<Self> {
         let end = duration.map(|duration| Instant::now() + duration);
-        Self { watch: Watch::new(interfaces), again, end, due: false, refused: Vec::new() }
+        let (asked, attached) = places.unzip();
+        Ok(Self {
+            watch: Watch::new(asked)?,
+            attached,
+            again,
+            end,
+            due: false,
+            refused: Vec::new(),
+            lost: Vec::new(),
+            blind: None,
+            _watcher: Watcher::start()?,
+        })
     }
 
     /// Of what is left of the run.
@@ -188,10 +225,29 @@ impl Following {
         Timing { duration, interval: Some(interval), look: false, to_stdout, gather: false }
     }
 
-    /// Leaves the loop when an interface has changed.
-    pub(crate) fn tick(&mut self) -> Result<Flow> {
-        self.due = self.watch.changed()?;
-        Ok(if self.due { Flow::Stop } else { Flow::Continue })
+    /// Leaves the loop when an interface has changed, or something is not attached any more: `lost` tells where. That it
+    /// could not be looked is told, and ends nothing.
+    pub(crate) fn look(&mut self, lost: impl FnOnce() -> Result<Vec<usize>>) -> Flow {
+        let looked = self.watch.changed().and_then(|changed| Ok((changed, lost()?)));
+        match looked {
+            Ok((changed, lost)) => {
+                for at in lost {
+                    if !self.lost.iter().any(|(known, _)| *known == at) {
+                        self.lost.push((at, None));
+                    }
+                }
+                self.due = changed || !self.lost.is_empty();
+                self.blind = None;
+            }
+            Err(error) => {
+                let text = format!("whether everything is attached still can't be seen: {error:#}");
+                if self.blind.as_ref() != Some(&text) {
+                    tell(&text);
+                }
+                self.blind = Some(text);
+            }
+        }
+        if self.due { Flow::Stop } else { Flow::Continue }
     }
 
     /// Follows, with changes in between, to the end.
@@ -205,7 +261,10 @@ impl Following {
                 return Ok(Ended::AsAsked);
             }
             for change in self.watch.look()? {
-                self.change(&change, &mut step);
+                self.change(&change, &mut step)?;
+            }
+            if let Some(ended) = self.mend(&mut step) {
+                return Ok(ended);
             }
             if self.watch.all_gone() && !self.again {
                 return Ok(Ended::AllGone);
@@ -213,13 +272,57 @@ impl Following {
         }
     }
 
+    /// Attaches again where it is to be, or tells how the run ends.
+    fn mend(&mut self, step: &mut impl FnMut(&mut Self, Step<'_>) -> Result<()>) -> Option<Ended> {
+        for (at, said) in std::mem::take(&mut self.lost) {
+            // With its interface it is gone for another reason.
+            let Some(interface) = self.watch.known[at].clone() else { continue };
+            let what = format!("{}: {}", interface.name, self.attached[at]);
+            if said.is_none() {
+                tell(&format!("{what} is not there any more: somebody else has taken it away"));
+            }
+            if !self.again {
+                return Some(Ended::Removed(what));
+            }
+            match step(self, Step::Attach { at, interface: &interface }) {
+                Ok(()) => tell(&format!("{}: attached again", interface.name)),
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if said.as_ref() != Some(&text) {
+                        tell(&text);
+                    }
+                    self.lost.push((at, Some(text)));
+                }
+            }
+        }
+        None
+    }
+
     fn change(
         &mut self,
         change: &Change,
         step: &mut impl FnMut(&mut Self, Step<'_>) -> Result<()>,
-    ) {
-        let Change::Back { at, interface } = change else { return tell(&change.to_string()) };
-        let at = *at;
+    ) -> Result<()> {
+        let (at, interface) = match change {
+            Change::Back { at, interface } => (*at, interface),
+            Change::Gone(_, index) => {
+                let places: Vec<usize> = self.watch.places(*index).collect();
+                for at in places {
+                    step(self, Step::Detach { at })?;
+                }
+                tell(&change.to_string());
+                return Ok(());
+            }
+            Change::Renamed(_, name, index) => {
+                step(self, Step::Rename { index: *index, name })?;
+                tell(&change.to_string());
+                return Ok(());
+            }
+            _ => {
+                tell(&change.to_string());
+                return Ok(());
+            }
+        };
         let before = self.refused.iter().position(|refused| refused.0 == at);
         let before = before.map(|place| self.refused.swap_remove(place));
         let before = before.filter(|(_, index, _)| *index == interface.index);
@@ -227,7 +330,7 @@ impl Following {
             tell(&change.to_string());
         }
         if !self.again {
-            return;
+            return Ok(());
         }
         match step(self, Step::Attach { at, interface }) {
             Ok(()) => {
@@ -244,5 +347,6 @@ impl Following {
                 self.watch.tell_again(at);
             }
         }
+        Ok(())
     }
 }

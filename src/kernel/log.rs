@@ -32,6 +32,12 @@ fn print_and_keep(level: PrintLevel, message: String) {
     keep(level, message);
 }
 
+/// Says what a caller can't be told any more, such as what went wrong as something was taken away.
+pub(super) fn tell(text: &str) {
+    // Nobody may be listening.
+    let _ = writeln!(std::io::stderr(), "bpftk: {text}");
+}
+
 /// Forgets what was collected, before something whose failure is to be explained.
 pub(crate) fn clear() {
     if let Ok(mut warnings) = WARNINGS.lock() {

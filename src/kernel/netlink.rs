@@ -3,28 +3,21 @@
 //! As much of rtnetlink as it takes to see what is attached to interfaces, and to put a filter there and take it away. Answers are
 //! read attribute by attribute: what other people configured must not make ours unreadable.
 
+mod socket;
+
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
-};
 
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
+pub(crate) use self::socket::Netlink;
+use self::socket::Request;
+use super::count::Count;
+
 /// What is there already is an error.
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
-/// What was dumped changed meanwhile, and may be incomplete.
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const HEADER: usize = 16;
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETADDR: u16 = 22;
@@ -35,10 +28,6 @@ const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
-
-/// A socket in the network namespace of the thread that opens it.
-#[derive(Debug)]
-pub(crate) struct Netlink(OwnedFd);
 
 /// An interface, and the XDP programs on it by mode flag (XDP_FLAGS_*_MODE).
 #[derive(Clone, Debug, Default)]
@@ -53,6 +42,8 @@ pub(crate) struct Interface {
     /// Set up, and with a carrier.
     pub(crate) running: bool,
     pub(super) xdp: Vec<(u32, u32)>,
+    /// What it says that it sent.
+    pub(super) sent: Count,
 }
 
 impl Interface {
@@ -122,20 +113,12 @@ pub(super) const INGRESS: u32 = 0xffff_fff2;
 pub(super) const EGRESS: u32 = 0xffff_fff3;
 
 impl Netlink {
-    pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self(socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?))
-    }
-
     pub(crate) fn interfaces(&self) -> io::Result<Vec<Interface>> {
         const IFLA_IFNAME: u16 = 3;
         const IFLA_MTU: u16 = 4;
         const IFLA_LINKINFO: u16 = 18;
         const IFLA_INFO_KIND: u16 = 1;
+        const IFLA_STATS64: u16 = 23;
         const IFLA_XDP: u16 = 43;
         /// IFF_UP, IFF_RUNNING.
         const RUNNING: u32 = 0x41;
@@ -157,6 +140,14 @@ impl Netlink {
                 for (kind, value) in Attributes(message.get(16..)?) {
                     match kind {
                         IFLA_IFNAME => interface.name = crate::output::bytes_to_string(value),
+                        // struct rtnl_link_stats64: packets in and out, bytes in and out.
+                        IFLA_STATS64 => {
+                            let word = |at: usize| {
+                                let bytes = value.get(at..at + 8)?.try_into().ok()?;
+                                Some(u64::from_ne_bytes(bytes))
+                            };
+                            interface.sent = Count { packets: word(8)?, bytes: word(24)? };
+                        }
                         IFLA_MTU => interface.mtu = number(value).unwrap_or(0),
                         IFLA_LINKINFO => {
                             interface.kind = Attributes(value)
@@ -217,25 +208,14 @@ impl Netlink {
 
     /// A socket that is told of every change of a route or an interface.
     pub(super) fn of_changes() -> io::Result<Self> {
-        /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE.
-        const GROUPS: u32 = 1 | 0x10 | 0x40 | 0x100 | 0x400;
-        let netlink = Self::open()?;
-        bind(netlink.0.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        Ok(netlink)
+        // RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE.
+        Self::of_groups(1 | 0x10 | 0x40 | 0x100 | 0x400)
     }
 
-    /// Whether anything was told since the last time, more than fits included.
-    pub(super) fn changed(&self) -> io::Result<bool> {
-        let mut changed = false;
-        let mut buffer = [0; 8192];
-        loop {
-            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(_) | Err(Errno::ENOBUFS) => changed = true,
-                Err(Errno::EAGAIN) => return Ok(changed),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+    /// A socket that is told of every change of an interface, and of its qdiscs and filters.
+    pub(super) fn of_attachments() -> io::Result<Self> {
+        // RTMGRP_LINK, RTMGRP_TC.
+        Self::of_groups(1 | 8)
     }
 
     /// The cls_bpf filters at a hook of an interface.
@@ -288,26 +268,26 @@ impl Netlink {
         let mut payload = tcmsg(key);
         put(&mut payload, TCA_KIND, b"bpf\0");
         put(&mut payload, TCA_CHAIN, &key.chain.to_ne_bytes());
-        self.ask(RTM_DELTFILTER, NLM_F_ACK, &payload)?;
-        // The acknowledgement is an error of 0.
-        self.receive().map(drop)
+        self.change(&[Request::new(RTM_DELTFILTER, 0, payload)]).swap_remove(0)
     }
 
     /// Adds a filter that runs a program and does what that says (direct action). EEXIST if there is one by that key.
     pub(super) fn add_filter(&self, key: FilterKey, program: RawFd, name: &str) -> io::Result<()> {
-        const TCA_BPF_FD: u16 = 6;
-        const TCA_BPF_NAME: u16 = 7;
-        const TCA_BPF_FLAGS: u16 = 8;
-        const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
-        let mut options = Vec::new();
-        put(&mut options, TCA_BPF_FD, &program.to_ne_bytes());
-        put(&mut options, TCA_BPF_NAME, &[name.as_bytes(), b"\0"].concat());
-        put(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
-        let mut payload = tcmsg(key);
-        put(&mut payload, TCA_KIND, b"bpf\0");
-        put(&mut payload, TCA_OPTIONS, &options);
-        self.ask(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &payload)?;
-        self.receive().map(drop)
+        self.change(&[new_filter(key, program, name)]).swap_remove(0)
+    }
+
+    /// The same in a clsact that is made with it: the kernel works on both before it looks at signals, so that nobody
+    /// is killed between the two. What became of each.
+    pub(super) fn add_clsact_with(
+        &self,
+        key: FilterKey,
+        program: RawFd,
+        name: &str,
+    ) -> (io::Result<()>, io::Result<()>) {
+        let both = [new_clsact(key.ifindex), new_filter(key, program, name)];
+        let mut answers = self.change(&both);
+        let filter = answers.remove(1);
+        (answers.remove(0), filter)
     }
 
     /// The qdisc of an interface that has the tc hooks: `clsact` or `ingress`.
@@ -323,80 +303,68 @@ impl Netlink {
         }))
     }
 
+    /// Packets that wait in the qdiscs of an interface.
+    pub(super) fn queued(&self, ifindex: i32) -> io::Result<u64> {
+        const TCA_STATS2: u16 = 7;
+        const TCA_STATS_QUEUE: u16 = 3;
+        /// Of a large packet, the shortest piece that there is reason to expect.
+        const PIECE: u64 = 512;
+        let asked = FilterKey { ifindex, ..FilterKey::default() };
+        let mut queued = 0;
+        for message in self.dump(RTM_GETQDISC, &tcmsg(asked))? {
+            // Old kernels list the qdiscs of all interfaces.
+            if message.get(4..8).and_then(number) != Some(ifindex as u32) {
+                continue;
+            }
+            let stats = Attributes(message.get(20..).unwrap_or(&[]));
+            for (_, stats) in stats.filter(|(kind, _)| *kind == TCA_STATS2) {
+                // struct gnet_stats_queue: packets, bytes.
+                for (_, queue) in Attributes(stats).filter(|(kind, _)| *kind == TCA_STATS_QUEUE) {
+                    let word = |at: usize| queue.get(at..at + 4).and_then(number).unwrap_or(0);
+                    queued += u64::from(word(0)).max(u64::from(word(4)) / PIECE);
+                }
+            }
+        }
+        Ok(queued)
+    }
+
     /// EEXIST if there is one, or a qdisc `ingress`.
+    #[cfg(test)]
     pub(super) fn add_clsact(&self, ifindex: i32) -> io::Result<()> {
-        self.change_clsact(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, ifindex)
+        self.change(&[new_clsact(ifindex)]).swap_remove(0)
     }
 
     /// With all filters in it.
     pub(super) fn remove_clsact(&self, ifindex: i32) -> io::Result<()> {
-        self.change_clsact(RTM_DELQDISC, 0, ifindex)
+        self.change(&[clsact(RTM_DELQDISC, 0, ifindex)]).swap_remove(0)
     }
+}
 
-    fn change_clsact(&self, request: u16, flags: u16, ifindex: i32) -> io::Result<()> {
-        const TC_H_CLSACT: u32 = 0xffff_fff1;
-        let key =
-            FilterKey { ifindex, handle: INGRESS_HANDLE, parent: TC_H_CLSACT, info: 0, chain: 0 };
-        let mut payload = tcmsg(key);
-        put(&mut payload, TCA_KIND, b"clsact\0");
-        self.ask(request, NLM_F_ACK | flags, &payload)?;
-        self.receive().map(drop)
-    }
+fn new_filter(key: FilterKey, program: RawFd, name: &str) -> Request {
+    const TCA_BPF_FD: u16 = 6;
+    const TCA_BPF_NAME: u16 = 7;
+    const TCA_BPF_FLAGS: u16 = 8;
+    const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+    let mut options = Vec::new();
+    put(&mut options, TCA_BPF_FD, &program.to_ne_bytes());
+    put(&mut options, TCA_BPF_NAME, &[name.as_bytes(), b"\0"].concat());
+    put(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+    let mut payload = tcmsg(key);
+    put(&mut payload, TCA_KIND, b"bpf\0");
+    put(&mut payload, TCA_OPTIONS, &options);
+    Request::new(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, payload)
+}
 
-    fn ask(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
-        let mut message = Vec::with_capacity(HEADER + payload.len());
-        message.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());
-        message.extend_from_slice(&kind.to_ne_bytes());
-        message.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
-        message.extend_from_slice(&[0; 8]);
-        message.extend_from_slice(payload);
-        send(self.0.as_raw_fd(), &message, MsgFlags::empty())?;
-        Ok(())
-    }
+fn new_clsact(ifindex: i32) -> Request {
+    clsact(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, ifindex)
+}
 
-    fn dump(&self, kind: u16, payload: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-        let mut tries = 0;
-        loop {
-            self.ask(kind, NLM_F_DUMP, payload)?;
-            let (messages, interrupted) = self.receive()?;
-            tries += 1;
-            if !interrupted || tries == 5 {
-                return Ok(messages);
-            }
-        }
-    }
-
-    /// What comes until the answer is complete, and whether the kernel says that it may not be.
-    fn receive(&self) -> io::Result<(Vec<Vec<u8>>, bool)> {
-        let mut messages = Vec::new();
-        let mut interrupted = false;
-        // The kernel's own limit of a piece of a dump is 32 KiB; one interface with many functions may be more.
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = &buffer[..length];
-            while let Some(size) = rest.get(..4).and_then(number) {
-                let Some(message) = rest.get(..size as usize).filter(|m| m.len() >= HEADER) else {
-                    return Err(io::Error::from(io::ErrorKind::InvalidData));
-                };
-                let kind = u16::from_ne_bytes([message[4], message[5]]);
-                let flags = u16::from_ne_bytes([message[6], message[7]]);
-                interrupted |= flags & NLM_F_DUMP_INTR != 0;
-                let payload = &message[HEADER..];
-                match kind {
-                    NLMSG_DONE => return Ok((messages, interrupted)),
-                    NLMSG_ERROR => {
-                        return match payload.get(..4).and_then(number).unwrap_or(0) as i32 {
-                            0 => Ok((messages, interrupted)),
-                            errno => Err(io::Error::from_raw_os_error(-errno)),
-                        };
-                    }
-                    _ => messages.push(payload.to_vec()),
-                }
-                rest = rest.get((size as usize).next_multiple_of(4)..).unwrap_or(&[]);
-            }
-        }
-    }
+fn clsact(request: u16, flags: u16, ifindex: i32) -> Request {
+    const TC_H_CLSACT: u32 = 0xffff_fff1;
+    let key = FilterKey { ifindex, handle: INGRESS_HANDLE, parent: TC_H_CLSACT, info: 0, chain: 0 };
+    let mut payload = tcmsg(key);
+    put(&mut payload, TCA_KIND, b"clsact\0");
+    Request::new(request, flags, payload)
 }
 
 /// struct rtmsg and what is behind it. Nothing of what is no route of its own, and of routes that refuse.
@@ -509,92 +477,4 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_walked_and_a_short_one_ends_them() {
-        let mut bytes = Vec::new();
-        for (size, kind, value) in [(5_u16, 3_u16, *b"a\0\0\0"), (8, 0x8000 | 7, *b"bcde")] {
-            bytes.extend_from_slice(&size.to_ne_bytes());
-            bytes.extend_from_slice(&kind.to_ne_bytes());
-            bytes.extend_from_slice(&value);
-        }
-        let all: Vec<_> = Attributes(&bytes).collect();
-        assert_eq!(all, [(3, &b"a"[..]), (7, &b"bcde"[..])]);
-        bytes.truncate(bytes.len() - 1);
-        assert_eq!(Attributes(&bytes).count(), 1);
-        assert_eq!(Attributes(&[0; 8]).count(), 0);
-    }
-
-    #[test]
-    fn the_loopback_is_found() {
-        let interfaces = Netlink::open().unwrap().interfaces().unwrap();
-        assert!(interfaces.iter().any(|i| i.name == "lo" && i.index == 1));
-    }
-
-    #[test]
-    fn the_loopback_has_its_address() {
-        let addresses = Netlink::open().unwrap().addresses().unwrap();
-        assert!(addresses.contains(&IpAddr::from([127, 0, 0, 1])), "{addresses:?}");
-    }
-
-    #[test]
-    fn routes_are_understood() {
-        let attribute = |kind: u16, value: &[u8]| {
-            let mut bytes = Vec::new();
-            put(&mut bytes, kind, value);
-            bytes
-        };
-        let message = |family: u8, length: u8, kind: u8, rest: &[Vec<u8>]| {
-            let mut bytes = vec![family, length, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0];
-            bytes.extend(rest.concat());
-            bytes
-        };
-        let unicast = message(
-            2,
-            8,
-            1,
-            &[
-                attribute(1, &[10, 0, 0, 0]),
-                attribute(4, &7_u32.to_ne_bytes()),
-                attribute(6, &100_u32.to_ne_bytes()),
-                attribute(15, &1000_u32.to_ne_bytes()),
-            ],
-        );
-        let found = route(&unicast).unwrap();
-        assert_eq!((found.table, found.metric, found.devices), (1000, 100, vec![7]));
-        assert_eq!(found.net.to_string(), "10.0.0.0/8");
-        let hop = |device: u32| {
-            let mut bytes = vec![16, 0, 0, 0];
-            bytes.extend(device.to_ne_bytes());
-            bytes.extend([8, 0, 5, 0, 192, 0, 2, 1]);
-            bytes
-        };
-        let several = message(2, 0, 1, &[attribute(9, &[hop(3), hop(4)].concat())]);
-        let found = route(&several).unwrap();
-        assert_eq!((found.table, found.net.to_string()), (254, "0.0.0.0/0".into()));
-        assert_eq!(found.devices, [3, 4]);
-        // This machine's own, and what is refused.
-        let own = message(2, 32, 2, &[unicast[12..].to_vec()]);
-        assert!(route(&own).unwrap().devices.is_empty());
-        assert!(route(&message(2, 0, 7, &[])).is_none());
-        for cut in 0..12 {
-            assert!(route(&unicast[..cut]).is_none(), "{cut}");
-        }
-        let lo = Netlink::open().unwrap().routes().unwrap();
-        let own: IpAddr = [127, 0, 0, 1].into();
-        assert!(lo.iter().any(|route| route.net.contains(&own) && route.devices.is_empty()));
-    }
-
-    #[test]
-    fn filters_are_listed_and_what_is_not_there_is_not_removed() {
-        let netlink = Netlink::open().unwrap();
-        assert!(netlink.filters(1, EGRESS).is_ok());
-        // What isn't there is an error, and not success.
-        let error = netlink
-            .remove_filter(FilterKey { ifindex: i32::MAX, ..FilterKey::default() })
-            .unwrap_err();
-        assert!(error.raw_os_error().is_some(), "{error}");
-    }
-}
+mod tests;

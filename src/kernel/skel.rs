@@ -27,6 +27,7 @@ macro_rules! skeletons {
 }
 
 skeletons!(
+    bypass,
     clone_trace,
     drop,
     egress,

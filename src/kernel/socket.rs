@@ -98,7 +98,8 @@ impl Interface {
         packet::bind(socket.as_fd(), self.index).context("cannot bind a packet socket")?;
         Ok(Capture {
             socket,
-            name: self.name,
+            name: self.name.into(),
+            renamed: RefCell::default(),
             index: self.index,
             down: Cell::new(false),
             gone: Cell::new(false),
@@ -168,7 +169,9 @@ pub(crate) struct Packet {
 #[derive(Debug)]
 pub(crate) struct Capture {
     socket: OwnedFd,
-    name: String,
+    /// As it is called now.
+    name: RefCell<String>,
+    renamed: RefCell<Vec<(String, String)>>,
     index: i32,
     /// The interface was told to be down.
     down: Cell<bool>,
@@ -198,19 +201,32 @@ impl Capture {
         filter::attach_classic(self.socket.as_fd(), &nothing).context("cannot end the capture")
     }
 
-    fn is_there(&self) -> bool {
-        let found = packet::interface(self.socket.as_fd(), &self.name);
-        found.is_ok_and(|found| found.index == self.index)
-    }
-
     /// An interface goes down before it goes away, and of that the kernel says nothing more (net/packet/af_packet.c,
     /// packet_notifier): so who has been told the one looks for the other now and then.
     pub(crate) fn look_for_it(&self) -> Result<()> {
-        if !self.down.get() || self.is_there() {
-            return Ok(());
+        match packet::interface_name(self.socket.as_fd(), self.index) {
+            // A name may be another interface's by now; its index is its own.
+            Ok(name) if name != *self.name.borrow() => {
+                let before = self.name.replace(name.clone());
+                self.renamed.borrow_mut().push((before, name));
+                Ok(())
+            }
+            Err(error) if self.down.get() && error.raw_os_error() == Some(libc::ENODEV) => {
+                self.gone.set(true);
+                bail!("interface {} is gone", self.name.borrow())
+            }
+            // What can't be seen now is seen at the next look.
+            Ok(_) | Err(_) => Ok(()),
         }
-        self.gone.set(true);
-        bail!("interface {} is gone", self.name)
+    }
+
+    /// Names that it had, and has, since the last time.
+    pub(crate) fn take_renamed(&self) -> Vec<(String, String)> {
+        self.renamed.take()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.borrow().clone()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -264,6 +280,10 @@ impl Source for Capture {
     type Event = Packet;
 
     fn fill(&self) -> Result<bool> {
+        // Rows have the name that it has as they come.
+        if !self.gone.get() {
+            self.look_for_it()?;
+        }
         let mut buffer = self.buffer.borrow_mut();
         for _ in 0..BATCH {
             match packet::receive(self.socket.as_fd(), &mut buffer) {

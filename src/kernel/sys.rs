@@ -268,6 +268,16 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<i32> {
 
 /// The kernel's number of a socket, which it gives out once.
 pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    cookie(socket, libc::SO_COOKIE)
+}
+
+/// The kernel's number of a socket's network namespace (Linux 5.14).
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    cookie(socket, SO_NETNS_COOKIE)
+}
+
+fn cookie(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut size = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes no more than `size` bytes, which is what there is room for.
@@ -275,7 +285,7 @@ pub(super) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_COOKIE,
+            option,
             (&raw mut cookie).cast(),
             &raw mut size,
         )

@@ -94,13 +94,13 @@ const COMMANDS: &[Command] = &[
         name: "tc-drop",
         needs: caps::PACKETS,
         trial_needs: &[Cap::SysAdmin],
-        arm: |_| in_new_namespace(|| works(drop::arm_tc())),
+        arm: |_| in_new_namespace(|| works(drop::arm_tc()).map(past_tc)),
     },
     Command {
         name: "tc-egress",
         needs: caps::PACKETS,
         trial_needs: &[Cap::SysAdmin],
-        arm: |_| in_new_namespace(|| works(egress::arm())),
+        arm: |_| in_new_namespace(|| works(egress::arm()).map(past_tc)),
     },
     Command {
         name: "sockredir",
@@ -126,6 +126,12 @@ const COMMANDS: &[Command] = &[
 /// On the loopback of a network namespace that nobody else sees.
 fn in_new_namespace(arm: fn() -> Result<Works>) -> Result<Works> {
     netns::within_new(arm).context("cannot make a network namespace to try it in")?
+}
+
+/// What no back end of tc's sees.
+fn past_tc(mut works: Works) -> Works {
+    works.remarks.push("what leaves past tc (PACKET_QDISC_BYPASS, AF_XDP) is only counted".into());
+    works
 }
 
 /// Disarms what a command armed.

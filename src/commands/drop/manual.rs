@@ -3,14 +3,16 @@
 //! What the manual pages say of `xdp-drop` and `tc-drop`.
 
 use super::{FIELDS, SAMPLE_FIELDS};
+use crate::commands::lapses::{LAPSED_BYTES, LAPSED_PACKETS, LAPSED_S};
 use crate::commands::man::Manual;
+use crate::commands::unseen::{UNSEEN, UNSEEN_BYTES, UNSEEN_PACKETS};
 use crate::output::Field;
 
 const COLUMNS: &[(&str, &str)] = &[
     ("IFACE DIRECTION", "Where, if there are several interfaces or both directions."),
     (
         "RULE",
-        "The rule; passed for what none matched, or was within its rate; excepted for what --except kept from being dropped; malformed for IP packets whose headers can't be followed, which pass as well.",
+        "The rule; passed for what none matched, or was within its rate; excepted for what --except kept from being dropped; malformed for IP packets whose headers can't be followed, which pass as well; lapsed for what a rule matched while the heartbeat of a clsact filter had lapsed, so that it passed; unseen for what left without passing tc.",
     ),
     (
         "PROTO",
@@ -59,7 +61,7 @@ const fn page(
 }
 
 macro_rules! mechanism {
-    ($($own:literal),* $(,)?) => { &[RULES, EXPRESSIONS, BLOCKLIST, RATE, SAFETY, $($own),*] };
+    ($($own:expr),* $(,)?) => { &[RULES, EXPRESSIONS, BLOCKLIST, RATE, SAFETY, $($own),*] };
 }
 
 pub(crate) const XDP_MANUAL: Manual = page(
@@ -86,7 +88,7 @@ pub(crate) const XDP_MANUAL: Manual = page(
     mechanism![
         "The program is attached by a link, which the kernel removes when bpftk ends, however it ends. Native mode (in the driver) is tried first, then generic mode (behind it); which one it is, and why, is printed. Virtual devices (veth, bridge and the like) get generic mode: native XDP on veth turns segmentation offload off, which makes TCP between containers several times slower. --mode insists. Programs say that they can do with packets in several buffers where the kernel knows that (Linux 5.18), so that a large MTU is no obstacle.",
         "A program of somebody else on the interface is named, and stays; bpftk ends. Packets that are dropped here are seen by no capture and no packet filter of this machine. An interface that hands VLAN tags over beside the packet is no matter: only what the packet carries is looked at.",
-        "An interface that goes away takes what is attached with it: that is told, and --follow attaches again to a new one of the same name. When all are gone, and without --follow, bpftk ends with status 1.",
+        "An interface that goes away, or moves to another network namespace, takes nothing of bpftk along: that is told, and --follow attaches again to a new one of the same name, or when it comes back. When all are gone, and without --follow, bpftk ends with status 1. Whether the program still is attached is looked at whenever something changes at an interface, and once a second: if somebody else has detached it, that is told at once, and --follow attaches it again; otherwise bpftk ends with its account and status 1. An interface that is renamed goes on under its new name.",
     ],
 );
 
@@ -105,8 +107,11 @@ pub(crate) const TC_MANUAL: Manual = page(
         ("bpftk tc-drop wg0 --src 10.9.0.0/16", "An interface without Ethernet headers."),
     ],
     mechanism![
-        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Its priority is the first or the last; where filters of another kind have that, the next one, and it is told. Names of filters in such a qdisc end in +clsact. A filter outlives a bpftk that is killed, but drops nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one.",
+        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Its priority is the first or the last; where filters of another kind have that, the next one, and it is told. Names of filters in such a qdisc end in +clsact. A filter outlives a bpftk that is killed, but drops nothing any more 4 seconds later, since it needs a heartbeat; the next start of tc-drop or tc-egress at the interface removes it, and tells, and so does `bpftk doctor --cleanup`. Only what no process has open is removed. -v says which it is, --backend insists on one.",
+        "A bpftk that is stopped (SIGSTOP, a frozen cgroup) has no heartbeat either: after 4 seconds its clsact filter lets everything pass. What rules match then is counted as lapsed; for how long it was and how many packets passed is told when it beats again, and at the end. While a machine is suspended that time stands still. --fail-closed takes clsact and no heartbeat: the filter drops until the run ends in order, whatever becomes of bpftk. The risk: after a crash or kill -9 what the rules match stays cut off, across logins and for whoever has no other way to the machine, until `bpftk doctor --cleanup`, a reboot, or another start with --fail-closed, which puts its own filter in force first.",
         "The programs of others stay where they are, and bpftk's stands before them (--first) or behind (--last). What passes goes on to the next one. tcx programs run before filters. Behind a program that accepts a packet for good (TC_ACT_OK), bpftk does not see it.",
+        UNSEEN,
+        "Whether the programs still are attached is looked at whenever an interface, a qdisc or a filter changes, and once a second. If somebody else has taken one away (tc qdisc del dev IFACE clsact, bpftool link detach), that is told at once, and --follow attaches it again; otherwise bpftk ends with its account and status 1. An interface that goes away, or moves to another network namespace, takes nothing of bpftk along; --follow attaches again when it, or a new one of its name, is there. One that is renamed goes on under its new name.",
         "Packets and bytes are those on the wire: what the kernel handles as one large packet (GSO, GRO) is counted as its segments. At ingress the kernel does not keep the length of the headers that GRO took away, so bytes are a little too few there.",
     ],
 );
@@ -132,6 +137,11 @@ const SUMMARY: &[Field] = &[
     Field::new("passed_bytes", "their bytes"),
     Field::new("excepted_packets", "packets that --except kept from being dropped, or would have"),
     Field::new("malformed_packets", "packets whose headers could not be followed; they passed too"),
+    UNSEEN_PACKETS,
+    UNSEEN_BYTES,
+    LAPSED_S,
+    LAPSED_PACKETS,
+    LAPSED_BYTES,
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
 ];

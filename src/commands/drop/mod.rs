@@ -23,13 +23,16 @@ pub(crate) use self::xdp::XdpDrop;
 use super::common::{
     interval, losses_sentence, note, refuse_without, take_signals, tell, tell_all,
 };
+use super::lapses::{Lapses, lapses_sentence, with_lapses};
 use super::lists::Rereading;
+use super::unseen::{bypass_sentence, refuse_bypass, unseen_sentence, with_unseen};
 use super::watch::{Following, Step};
 use crate::cli::OutputArgs;
 use crate::error::usage;
 use crate::kernel::addrset::NewSet;
-use crate::kernel::attach::tc::Order;
+use crate::kernel::attach::tc::{Direction, Order};
 use crate::kernel::attach::xdp::XdpMode;
+use crate::kernel::bypass::Bypass;
 use crate::kernel::caps;
 use crate::kernel::drop::{By, Config, Dropper, How, Sample};
 use crate::kernel::filter::inject::xdp_may_miss_tags;
@@ -39,6 +42,7 @@ use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
+use crate::kernel::unseen::{Excess, Unseen};
 use crate::output::{Kind, Record, Sink};
 use crate::values::parse_duration;
 
@@ -127,6 +131,7 @@ impl DropArgs {
             sample: self.sample,
             by: self.by,
             duration: self.duration,
+            fail_closed: false,
         };
         Ok(Prepared { config, named, interfaces, expressions })
     }
@@ -188,33 +193,64 @@ impl DropArgs {
                 format!("the block list takes {mebibytes:.1} MiB in the kernel")
             });
         }
+        let drops = drops_at_egress(how, &dropper) && !self.dry_run;
+        let bypass = if drops { refuse_bypass() } else { None };
+        let unseen = begin_unseen(how, &dropper)?;
         note(self.verbose, || format!("armed, back end {how}"));
         if self.sample.is_some() {
             sink.start()?;
         }
-        let interfaces = dropper.places().iter().map(|place| &place.interface);
-        let mut following = Following::new(interfaces, self.follow, self.duration);
+        tell_all(&dropper.take_remarks());
+        let places = dropper.places().iter().zip(dropper.modes());
+        let places = places.map(|(place, (mode, _))| (place.interface.clone(), mode));
+        let mut following = Following::new(places, self.follow, self.duration)?;
         let mut session = Session {
             args: self,
             tables,
             samples: 0,
             undecodable: 0,
             rereading: Rereading::default(),
+            lapses: Lapses::default(),
+            unseen,
+            bypass,
         };
-        let Attaching { mode, order } = attaching;
         let ended = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &dropper, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
-                dropper.attach_again(at, interface.clone(), mode, order)?;
+                dropper.attach_again(at, interface.clone(), attaching.mode)?;
                 tell_all(&dropper.take_remarks());
                 Ok(())
             }
+            Step::Detach { at } => {
+                dropper.detach_from(at);
+                Ok(())
+            }
+            Step::Rename { index, name } => {
+                dropper.rename(index, name);
+                session.tables.retitle(&dropper);
+                Ok(())
+            }
         });
+        session.tell_bypasses()?;
+        session.look_at_sent(&dropper)?;
         dropper.detach();
         let ended = ended?;
         session.finish(command, how, &dropper, &mut sink)?;
         ended.status()
     }
+}
+
+fn egress_interfaces(dropper: &Dropper) -> impl Iterator<Item = &Interface> + Clone {
+    let places = dropper.places().iter().filter(|place| place.direction == Direction::Egress);
+    places.map(|place| &place.interface)
+}
+
+fn drops_at_egress(how: How, dropper: &Dropper) -> bool {
+    how != How::Xdp && egress_interfaces(dropper).next().is_some()
+}
+
+fn begin_unseen(how: How, dropper: &Dropper) -> Result<Option<Unseen>> {
+    if drops_at_egress(how, dropper) { Unseen::begin(egress_interfaces(dropper)) } else { Ok(None) }
 }
 
 struct Session<'a> {
@@ -226,6 +262,12 @@ struct Session<'a> {
     undecodable: u64,
     /// What SIGHUP has read again.
     rereading: Rereading<(NewSet, String)>,
+    /// What was told of times without a heartbeat.
+    lapses: Lapses,
+    /// At egress, where the interfaces' own counts can be compared with.
+    unseen: Option<Unseen>,
+    /// What refuses to let packets past tc.
+    bypass: Option<Bypass>,
 }
 
 impl Session<'_> {
@@ -245,13 +287,17 @@ impl Session<'_> {
             Turn::Rest => Ok(Flow::Continue),
             Turn::Tick => {
                 if self.args.sample.is_none() {
-                    self.tables.interval(dropper, sink)?;
+                    self.look_at_sent(dropper)?;
+                    let excess = self.excess(dropper)?;
+                    self.tables.interval(dropper, excess, sink)?;
                 }
-                following.tick()
+                Ok(Flow::Continue)
             }
             Turn::Look => {
                 self.take_reread(dropper);
-                Ok(Flow::Continue)
+                self.tell_lapse(dropper)?;
+                self.tell_bypasses()?;
+                Ok(following.look(|| dropper.lost()))
             }
             Turn::Reopen => {
                 sink.reopen()?;
@@ -286,6 +332,32 @@ impl Session<'_> {
         }
     }
 
+    /// What the interfaces say that they sent: before counts are read, and at the end before detaching.
+    fn look_at_sent(&mut self, dropper: &Dropper) -> Result<()> {
+        match &mut self.unseen {
+            Some(unseen) => unseen.look(egress_interfaces(dropper)),
+            None => Ok(()),
+        }
+    }
+
+    fn tell_bypasses(&self) -> Result<()> {
+        let refusals = self.bypass.as_ref().map(Bypass::refusals).transpose()?;
+        refusals.into_iter().flatten().for_each(|refusal| tell(&bypass_sentence(&refusal)));
+        Ok(())
+    }
+
+    fn excess(&mut self, dropper: &Dropper) -> Result<Option<Excess>> {
+        match &mut self.unseen {
+            Some(unseen) => Ok(Some(unseen.excess(self.tables.went_on(dropper)?))),
+            None => Ok(None),
+        }
+    }
+
+    fn tell_lapse(&mut self, dropper: &Dropper) -> Result<()> {
+        let passed = || Ok(self.tables.totals(dropper)?.lapsed.packets);
+        self.lapses.tell(dropper.lapsed(), self.args.dry_run, passed)
+    }
+
     fn sample(&mut self, sample: &Sample, dropper: &Dropper, sink: &mut Sink) -> Result<Flow> {
         let full = |samples| self.args.max_events.is_some_and(|most| samples >= most);
         if full(self.samples) {
@@ -310,9 +382,11 @@ impl Session<'_> {
                 self.sample(&sample, dropper, sink)?;
             }
         }
+        let unseen = self.excess(dropper)?;
         if self.args.sample.is_none() {
-            self.tables.total(dropper, sink)?;
+            self.tables.total(dropper, unseen, sink)?;
         }
+        let unseen = unseen.map(|unseen| unseen.total);
         let losses = dropper.losses()?;
         let totals = self.tables.totals(dropper)?;
         let undecodable = self.undecodable + ring.undecodable();
@@ -327,6 +401,8 @@ impl Session<'_> {
             .with("passed_bytes", totals.passed.bytes)
             .with("excepted_packets", totals.excepted.packets)
             .with("malformed_packets", totals.malformed.packets);
+        let lapsed = dropper.lapsed();
+        let record = with_unseen(with_lapses(record, lapsed, totals.lapsed), unseen);
         // Of the causes that other commands have, samples know but this one.
         let record = record
             .with("lost", losses.rows() + undecodable)
@@ -338,9 +414,15 @@ impl Session<'_> {
         let sentence = format!(
             "{} packets {verb}, {} passed, {} of them malformed{lost}",
             totals.dropped.packets,
-            totals.passed.packets + totals.excepted.packets + totals.malformed.packets,
+            totals.passed.packets
+                + totals.excepted.packets
+                + totals.malformed.packets
+                + totals.lapsed.packets,
             totals.malformed.packets
         );
+        let more = [lapses_sentence(lapsed, totals.lapsed), unseen_sentence(unseen)];
+        let sentence =
+            more.into_iter().flatten().fold(sentence, |all, more| format!("{all}; {more}"));
         sink.summary(&record, &sentence)
     }
 }

@@ -11,9 +11,11 @@ use jiff::Timestamp;
 use super::Prepared;
 use super::rules::Named;
 use crate::commands::common::{TIME_COLUMN, amount, clock};
+use crate::kernel::attach::tc::Direction;
 use crate::kernel::clock::wall_time;
 use crate::kernel::count::Count;
 use crate::kernel::drop::{By, Dropper, Key, Row, Sample};
+use crate::kernel::unseen::Excess;
 use crate::net::protos;
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
 
@@ -25,7 +27,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("direction", "ingress or egress; null as above"),
     Field::new(
         "rule",
-        "the rule; passed, excepted (--except) or malformed, which all passed; null as above",
+        "the rule; passed, excepted (--except), malformed, or lapsed (a rule matched while the heartbeat had lapsed), which all passed; or unseen: what left without passing tc; null as above",
     ),
     Field::new(
         "proto",
@@ -121,6 +123,8 @@ pub(super) struct Totals {
     pub(super) passed: Count,
     pub(super) excepted: Count,
     pub(super) malformed: Count,
+    /// What rules matched, and passed while the heartbeat had lapsed.
+    pub(super) lapsed: Count,
 }
 
 pub(super) struct Tables {
@@ -141,16 +145,11 @@ impl Tables {
     pub(super) fn new(dropper: &Dropper, prepared: &Prepared, dry_run: bool, draws: bool) -> Self {
         let places = dropper.places();
         let mut named = prepared.named.clone();
-        for (row, name) in [(Row::PASSED, "passed"), (Row::MALFORMED, "malformed")] {
+        let fixed =
+            [(Row::PASSED, "passed"), (Row::MALFORMED, "malformed"), (Row::LAPSED, "lapsed")];
+        for (row, name) in fixed {
             named.push(Named { row, name: name.into(), proto: String::new() });
         }
-        let modes = dropper.modes();
-        let mut title: Vec<String> = places
-            .iter()
-            .zip(&modes)
-            .map(|(place, (mode, _))| format!("{}, {mode}", place.interface.name))
-            .collect();
-        title.dedup();
         let now = Instant::now();
         Self {
             named,
@@ -162,8 +161,13 @@ impl Tables {
             begin: now,
             last: now,
             before: HashMap::new(),
-            title: title.join("; "),
+            title: title(dropper),
         }
+    }
+
+    /// After an interface was renamed.
+    pub(super) fn retitle(&mut self, dropper: &Dropper) {
+        self.title = title(dropper);
     }
 
     pub(super) fn columns(&self) -> Vec<Column> {
@@ -198,7 +202,14 @@ impl Tables {
     fn counts(&self, dropper: &Dropper) -> Result<Vec<(Key, Count)>> {
         let rows: Vec<Row> = self.named.iter().map(|named| named.row).collect();
         match self.by {
-            By::Rule => dropper.rows(&rows),
+            // Most never lapse.
+            By::Rule => Ok(dropper
+                .rows(&rows)?
+                .into_iter()
+                .filter(|(key, count)| {
+                    !matches!(key, Key::Row(_, Row::LAPSED)) || count.packets > 0
+                })
+                .collect()),
             By::Proto => dropper.protos(),
             By::Src => dropper.sources(),
             By::Cpu => dropper.cpus(&rows),
@@ -206,7 +217,12 @@ impl Tables {
     }
 
     /// Writes what came since the last time.
-    pub(super) fn interval(&mut self, dropper: &Dropper, sink: &mut Sink) -> Result<()> {
+    pub(super) fn interval(
+        &mut self,
+        dropper: &Dropper,
+        unseen: Option<Excess>,
+        sink: &mut Sink,
+    ) -> Result<()> {
         let counts = self.counts(dropper)?;
         let now = Instant::now();
         let seconds = now.duration_since(self.last).as_secs_f64().max(1e-9);
@@ -221,17 +237,28 @@ impl Tables {
             }
             rows.push((total, record));
         }
+        if let Some(Excess { new, total }) = unseen.filter(|unseen| unseen.total.packets > 0) {
+            rows.push((total, self.unseen("interval", new, total, seconds)));
+        }
         self.last = now;
         let title = format!("{}, {}", self.title, clock(now.duration_since(self.begin)));
         sink.interval(&title, &self.sorted(rows))
     }
 
     /// Writes the table of the whole run.
-    pub(super) fn total(&mut self, dropper: &Dropper, sink: &mut Sink) -> Result<()> {
+    pub(super) fn total(
+        &mut self,
+        dropper: &Dropper,
+        unseen: Option<Excess>,
+        sink: &mut Sink,
+    ) -> Result<()> {
         let seconds = self.begin.elapsed().as_secs_f64().max(1e-9);
         let mut rows = Vec::new();
         for (key, total) in self.counts(dropper)? {
             rows.push((total, self.record("total", dropper, key, total, total, seconds)));
+        }
+        if let Some(Excess { total, .. }) = unseen.filter(|unseen| unseen.total.packets > 0) {
+            rows.push((total, self.unseen("total", total, total, seconds)));
         }
         self.trends = None;
         sink.settle();
@@ -279,7 +306,7 @@ impl Tables {
             Key::Cpu(cpu) => Some(cpu as u32),
             _ => None,
         };
-        Record::new(Kind::Row)
+        let record = Record::new(Kind::Row)
             .with("time", Timestamp::now())
             .with("scope", scope)
             .with("iface", place.map(|place| place.interface.name.clone()))
@@ -288,13 +315,37 @@ impl Tables {
             .with("proto", proto)
             .with("saddr", saddr)
             .with("cpu", cpu)
-            .with("verdict", self.verdict(drops))
-            .with("packets", new.packets)
-            .with("bytes", new.bytes)
-            .with("packets_per_s", new.packets as f64 / seconds)
-            .with("bytes_per_s", new.bytes as f64 / seconds)
-            .with("packets_total", total.packets)
-            .with("bytes_total", total.bytes)
+            .with("verdict", self.verdict(drops));
+        with_counts(record, new, total, seconds)
+    }
+
+    /// What left past tc, at all interfaces together.
+    fn unseen(&self, scope: &str, new: Count, total: Count, seconds: f64) -> Record {
+        let record = Record::new(Kind::Row)
+            .with("time", Timestamp::now())
+            .with("scope", scope)
+            .with("iface", None::<&str>)
+            .with("direction", "egress")
+            .with("rule", "unseen")
+            .with("proto", None::<&str>)
+            .with("saddr", None::<&str>)
+            .with("cpu", None::<u32>)
+            .with("verdict", self.verdict(false));
+        with_counts(record, new, total, seconds)
+    }
+
+    /// Packets that went on at egress.
+    pub(super) fn went_on(&self, dropper: &Dropper) -> Result<Count> {
+        let rows: Vec<Row> = self.named.iter().map(|named| named.row).collect();
+        let egress = |place: usize| dropper.places()[place].direction == Direction::Egress;
+        let counts = dropper.rows(&rows)?.into_iter();
+        Ok(counts
+            .filter(|(key, _)| match key {
+                Key::Row(place, row) => egress(*place) && (self.dry_run || !row.drops()),
+                _ => false,
+            })
+            .map(|(_, count)| count)
+            .sum())
     }
 
     fn verdict(&self, drops: bool) -> &'static str {
@@ -339,8 +390,30 @@ impl Tables {
             passed: sum(&|row| row == Row::PASSED),
             excepted: sum(&|row| row == Row::EXCEPTED),
             malformed: sum(&|row| row == Row::MALFORMED),
+            lapsed: sum(&|row| row == Row::LAPSED),
         })
     }
+}
+
+fn with_counts(record: Record, new: Count, total: Count, seconds: f64) -> Record {
+    record
+        .with("packets", new.packets)
+        .with("bytes", new.bytes)
+        .with("packets_per_s", new.packets as f64 / seconds)
+        .with("bytes_per_s", new.bytes as f64 / seconds)
+        .with("packets_total", total.packets)
+        .with("bytes_total", total.bytes)
+}
+
+fn title(dropper: &Dropper) -> String {
+    let mut title: Vec<String> = dropper
+        .places()
+        .iter()
+        .zip(dropper.modes())
+        .map(|(place, (mode, _))| format!("{}, {mode}", place.interface.name))
+        .collect();
+    title.dedup();
+    title.join("; ")
 }
 
 fn rounded(value: &Value) -> String {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::{Attaching, DropArgs};
-use crate::commands::common::{note, tell_all};
+use crate::commands::common::{closed_backend, note};
 use crate::error::usage;
 use crate::kernel::attach::tc::{Direction, Order, TcBackend};
 use crate::kernel::backend;
@@ -42,6 +42,10 @@ pub(crate) struct TcDrop {
     #[arg(long, help_heading = "Kernel")]
     last: bool,
 
+    /// Go on dropping when bpftk is killed or stopped, until `bpftk doctor --cleanup` or another start with this option: takes the back end clsact
+    #[arg(long, help_heading = "Safety", conflicts_with = "dry_run")]
+    fail_closed: bool,
+
     /// Use this way of attaching, instead of the first that works here
     #[arg(long, value_name = "BACKEND", help_heading = "Kernel")]
     backend: Option<TcBackend>,
@@ -52,7 +56,9 @@ pub(crate) struct TcDrop {
 
 impl TcDrop {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let prepared = self.common.prepare(&self.interfaces)?;
+        let forced = closed_backend(self.fail_closed, self.backend)?;
+        let mut prepared = self.common.prepare(&self.interfaces)?;
+        prepared.config.fail_closed = self.fail_closed;
         let directions: &[Direction] = match self.direction {
             Directions::Ingress => &[Direction::Ingress],
             Directions::Egress => &[Direction::Egress],
@@ -77,7 +83,7 @@ impl TcDrop {
         self.common.run("tc-drop", attaching, &prepared, |args| {
             // What the rules would do is no matter of the back end: asked once, and not taken for a reason to try the next.
             let mut refused = None;
-            let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
+            let chosen = backend::choose(&TcBackend::ORDER, forced, |backend| {
                 let mut dropper =
                     Dropper::load(&prepared.config, How::Tc(backend), places.clone())?;
                 if refused.is_none() {
@@ -87,7 +93,6 @@ impl TcDrop {
                     anyhow::bail!("refused");
                 }
                 dropper.attach(None, order)?;
-                tell_all(&dropper.take_remarks());
                 Ok(dropper)
             });
             if let Some(refused) = refused {

@@ -65,6 +65,10 @@ pub(crate) struct TcEgress {
     #[command(flatten)]
     pub(super) blocks: BlockArgs,
 
+    /// Go on dropping when bpftk is killed or stopped, until `bpftk doctor --cleanup` or another start with this option: takes the back end clsact
+    #[arg(long, help_heading = "Blocking", conflicts_with = "dry_run")]
+    pub(super) fail_closed: bool,
+
     /// At the end, write where packets went to FILE, as a list that --allow-only takes, with who sent them
     #[arg(long, value_name = "FILE", help_heading = "Blocking")]
     pub(super) suggest: Option<PathBuf>,

@@ -282,6 +282,7 @@ impl RuleNames {
             Rule::Dns => "dns".into(),
             Rule::Dhcp => "dhcp".into(),
             Rule::Ssh => "ssh".into(),
+            Rule::Lapsed => "lapsed".into(),
             Rule::Default => "default".into(),
             Rule::Blocked => {
                 let addr = addr.map(|addr| addr.to_canonical());

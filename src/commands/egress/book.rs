@@ -77,6 +77,8 @@ pub(super) enum What<R> {
     MalformedBlocked,
     NotIpBlocked,
     Excluded,
+    /// What the interfaces sent, and no program of tc's saw: beside what the rows add up to.
+    Unseen,
 }
 
 impl<R> What<R> {

@@ -3,7 +3,9 @@
 //! What the manual page says of `tc-egress`.
 
 use super::{EVENT_FIELDS, FIELDS};
+use crate::commands::lapses::{LAPSED_BYTES, LAPSED_PACKETS, LAPSED_S};
 use crate::commands::man::Manual;
+use crate::commands::unseen::{UNSEEN, UNSEEN_BYTES, UNSEEN_PACKETS};
 use crate::output::Field;
 
 pub(crate) const MANUAL: Manual = Manual {
@@ -54,7 +56,7 @@ pub(crate) const MANUAL: Manual = Manual {
     columns: &[
         (
             "DESTINATION, SOURCE",
-            "Where packets go; with --direction ingress, where they come from. An address, or with --by net/N its network. other is what is beyond --top, had no room in the kernel's table, or was silent for so long that it was forgotten; malformed, what says that it is IP and isn't; not-ip, ARP and the like; excluded, what --exclude and its like leave out.",
+            "Where packets go; with --direction ingress, where they come from. An address, or with --by net/N its network. other is what is beyond --top, had no room in the kernel's table, or was silent for so long that it was forgotten; malformed, what says that it is IP and isn't; not-ip, ARP and the like; excluded, what --exclude and its like leave out; unseen, what left without passing tc.",
         ),
         ("ROW", "Where rows have no address and no protocol: key, or one of the names above."),
         (
@@ -116,11 +118,13 @@ pub(crate) const MANUAL: Manual = Manual {
         "Before anything is attached, the rules are asked what they would do to the SSH connection that bpftk is run from, to ARP and to neighbour discovery; if they would stop it, bpftk ends with status 2, unless --strict or --dry-run, or --closed has it. SIGHUP reads the files of --block-file and --allow-only again, beside everything else; how many entries there are is told each time. If one is wrong, or empty (but for --block-file with --allow-empty), all rules stay as they were. --exclude does not hide what is blocked. What the expression behind the interfaces does not match is neither looked at nor blocked.",
         "--suggest FILE: at the end, FILE is replaced by a list that --allow-only takes: each destination that packets went to (with --by net/N its network), and as comments its names (with --names), the programs that sent there, and how many packets. What was blocked is a comment. What --exclude left out is not in it, which the list says.",
         "JSON lines of type event are an audit log: one for each flow and decision, and one for each socket whose call is refused. seq counts them, those that were lost included, so that a gap shows; lost says how many that are so far. With --block and its like they are there beside the rows, without --events too. What is blocked without being of a flow (ARP with --closed arp, what can't be understood) has no line, and is counted in the rows.",
+        "A bpftk that is stopped (SIGSTOP, a frozen cgroup) has no heartbeat: 4 seconds later its clsact filter blocks nothing, but counts on. What would have been blocked then has the rule lapsed; for how long it was and how many packets passed is told when it beats again, and at the end. While a machine is suspended that time stands still. Links, and refused calls, need no heartbeat. --fail-closed takes clsact and no heartbeat: the filter blocks until the run ends in order, whatever becomes of bpftk. The risk: after a crash or kill -9 the machine stays cut off from what is blocked, with an allow list from nearly everything, until `bpftk doctor --cleanup`, a reboot, or another start with --fail-closed, which puts its own filter in force first.",
+        UNSEEN,
         "--by name: rows are of names, the most likely one of each address, whatever its other names are.",
         "--events prints the first packet of each flow: the same addresses, ports and protocol. 65536 flows are remembered, and the longest unseen makes room for a new one; a flow that was forgotten so is printed again with its next packet. A row that did not fit in the ring buffer is counted as lost, and the next packet of the flow is printed instead.",
         "A key that nothing is sent to for ten minutes is forgotten, and so is the longest silent one if there are more than a million: its counts go on as a part of other.",
-        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Its priority is the first or the last; where filters of another kind have that, the next one, and it is told. A filter outlives a bpftk that is killed, but counts nothing any more 4 seconds later, since it needs a heartbeat; `bpftk doctor --cleanup` removes it. -v says which it is, --backend insists on one. bpftk stands before the programs of others, and so counts what they drop, too, unless --last. Behind a program that accepts a packet for good (TC_ACT_OK), it does not see it.",
-        "With several interfaces, a packet that goes through two of them (a VLAN device and what it is on, a bridge and its port) is counted twice. An interface that goes away is told of, and --follow attaches again to a new one of the same name. When all are gone, and without --follow, bpftk ends with status 1.",
+        "tcx: links, since Linux 6.6; the kernel removes them when bpftk ends, however it ends. clsact: filters of that qdisc, under a handle of bpftk's own; the qdisc is made if there is none, and if it was a bpftk that made it, the last bpftk on the interface removes it, unless somebody else has a filter there. Its priority is the first or the last; where filters of another kind have that, the next one, and it is told. A filter outlives a bpftk that is killed, but blocks nothing any more 4 seconds later, since it needs a heartbeat; the next start of tc-egress or tc-drop at the interface removes it, and tells, and so does `bpftk doctor --cleanup`. Only what no process has open is removed. -v says which it is, --backend insists on one. bpftk stands before the programs of others, and so counts what they drop, too, unless --last. Behind a program that accepts a packet for good (TC_ACT_OK), it does not see it.",
+        "With several interfaces, a packet that goes through two of them (a VLAN device and what it is on, a bridge and its port) is counted twice. Whether the programs still are attached is looked at whenever an interface, a qdisc or a filter changes, and once a second. If somebody else has taken one away (tc qdisc del dev IFACE clsact, bpftool link detach), that is told at once, and --follow attaches it again; otherwise bpftk ends with its account and status 1. An interface that goes away, or moves to another network namespace, takes nothing of bpftk along: that is told, and --follow attaches again when it, or a new one of its name, is there. When all are gone, and without --follow, bpftk ends with status 1. One that is renamed goes on under its new name.",
     ],
     overhead: &[
         "--block and its like: a look-up for each set of addresses and the expressions, for each packet; a call of a process costs one or two look-ups.",
@@ -148,6 +152,10 @@ const SUMMARY: &[Field] = &[
     Field::new("blocked_packets", "likewise: packets that were dropped, or would have been"),
     Field::new("blocked_bytes", "likewise: their bytes"),
     Field::new("refused_calls", "likewise: calls that were refused, or would have been"),
+    Field::new(
+        "refused_options",
+        "likewise: socket options for a way past tc that processes did not get",
+    ),
     Field::new("unmatched_packets", "packets that the expression did not match: not looked at"),
     Field::new("no_room_full", "packets counted as other, since the kernel's table was full"),
     Field::new("no_room_busy", "since the table was locked"),
@@ -164,6 +172,11 @@ const SUMMARY: &[Field] = &[
     Field::new("events", "rows of --events"),
     Field::new("lost", "rows of --events missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+    UNSEEN_PACKETS,
+    UNSEEN_BYTES,
+    LAPSED_S,
+    LAPSED_PACKETS,
+    LAPSED_BYTES,
     Field::new(
         "lost_names",
         "with --names: pieces of answers and connections that were not heard: names may be missing, no packets; else null",

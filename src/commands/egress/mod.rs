@@ -31,7 +31,8 @@ use self::named::Named;
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
-use super::common::{interval, note, refuse_without, take_signals, tell, tell_all};
+use super::common::{closed_backend, interval, note, refuse_without, take_signals, tell, tell_all};
+use super::unseen::refuse_bypass;
 use super::watch::{Following, Step};
 use crate::error::usage;
 use crate::filter::libpcap::{self, Names, Source};
@@ -44,6 +45,7 @@ use crate::kernel::interfaces::{interfaces_and_expression, link_of};
 use crate::kernel::log;
 use crate::kernel::netlink::Interface;
 use crate::kernel::owners::{Options, Owners, SendersBy};
+use crate::kernel::unseen::Unseen;
 use crate::output::{Format, Sink};
 
 /// Rows of a table, if nothing else is asked for: what a terminal holds.
@@ -84,6 +86,12 @@ impl TcEgress {
             })
             .transpose()?;
         let blocking = self.blocks.resolve(direction, &interfaces)?;
+        if self.fail_closed && blocking.is_none() {
+            return Err(usage(
+                "--fail-closed: nothing is blocked; expected --block, --block-file, --block-match or --allow-only with it",
+            ));
+        }
+        let forced = closed_backend(self.fail_closed, self.backend)?;
         let audits = blocking.is_some() && self.output.format == Format::Json;
         let events = match (self.events || audits, self.all_packets) {
             (false, _) => None,
@@ -128,15 +136,21 @@ impl TcEgress {
             counts: !self.events || suggestions.is_some(),
             rules: blocking.as_ref().map(|blocking| blocking.rules.clone()),
             btf: owners.as_ref().map(|(_, btf)| btf.clone()),
+            fail_closed: self.fail_closed,
         };
         debug_assert!(!(self.first && self.last));
         let order = if self.last { Order::Last } else { Order::First };
-        let chosen = self.arm(&config, &interfaces, order, blocking.as_ref())?;
+        let chosen = self.arm(&config, &interfaces, (order, forced), blocking.as_ref())?;
         for (backend, reason) in &chosen.passed_over {
             note(self.verbose, || format!("not {backend}: {reason}"));
         }
         let (backend, mut counter) = (chosen.backend, chosen.armed);
         self.refuse_calls(&mut counter, &config);
+        let dry_run = config.rules.as_ref().is_none_or(|rules| rules.dry_run);
+        let bypass = if dry_run { None } else { refuse_bypass() };
+        // Before anybody is told that it has begun.
+        let egress = direction == Direction::Egress;
+        let unseen = if egress { Unseen::begin(counter.interfaces().iter())? } else { None };
         note(self.verbose, || format!("armed, back end {backend}"));
         let blocks = blocking.is_some();
         sink.set_columns(if self.events {
@@ -155,8 +169,9 @@ impl TcEgress {
         };
         let view = View { interval: true, sort: self.sort, top, excludes };
         let owners = owners.map(|(owners, _)| owners);
+        let dry_run = blocking.as_ref().is_some_and(|blocking| blocking.rules.dry_run);
         let mut session = Session {
-            title: title(&counter, direction, backend, blocking.as_ref()),
+            title: title(&counter, direction, backend, dry_run),
             names: blocking.map(|blocking| blocking.names),
             owners: owners.as_ref(),
             named: named.as_ref(),
@@ -164,18 +179,33 @@ impl TcEgress {
             shown,
             direction,
             interval,
+            bypass,
+            unseen,
             ..Session::new(&self, view)
         };
-        let places = counter.interfaces().iter();
-        let mut following = Following::new(places, self.follow, self.duration);
+        let attached = format!("tc {direction} by {backend}");
+        let places = counter.interfaces().iter().cloned();
+        let places = places.map(|interface| (interface, attached.clone()));
+        let mut following = Following::new(places, self.follow, self.duration)?;
         let outcome = following.run(|following, step| match step {
             Step::Follow => session.follow(following, &counter, &mut signals, &mut sink),
             Step::Attach { at, interface } => {
-                counter.attach_again(at, interface.clone(), order)?;
+                counter.attach_again(at, interface.clone())?;
                 tell_all(&counter.take_remarks());
                 Ok(())
             }
+            Step::Detach { at } => {
+                counter.detach_from(at);
+                Ok(())
+            }
+            Step::Rename { index, name } => {
+                counter.rename(index, name);
+                session.title = title(&counter, direction, backend, dry_run);
+                Ok(())
+            }
         });
+        session.tell_bypasses(&mut sink)?;
+        session.look_at_sent(&counter)?;
         counter.detach()?;
         let ended = outcome?;
         session.finish(backend, &counter, &mut sink)?;
@@ -259,12 +289,12 @@ impl TcEgress {
         &self,
         config: &Config,
         interfaces: &[Interface],
-        order: Order,
+        (order, forced): (Order, Option<TcBackend>),
         blocking: Option<&Blocking>,
     ) -> Result<Chosen<TcBackend, Counter>> {
         // What the rules would do is no matter of the back end: asked once, and not taken for a reason to try the next.
         let mut refused = None;
-        let chosen = backend::choose(&TcBackend::ORDER, self.backend, |backend| {
+        let chosen = backend::choose(&TcBackend::ORDER, forced, |backend| {
             let mut counter = Counter::load(config, backend, interfaces.to_vec())?;
             if let Some(blocking) = blocking
                 && refused.is_none()
@@ -314,15 +344,9 @@ impl TcEgress {
     }
 }
 
-fn title(
-    counter: &Counter,
-    direction: Direction,
-    backend: TcBackend,
-    blocking: Option<&Blocking>,
-) -> String {
+fn title(counter: &Counter, direction: Direction, backend: TcBackend, dry_run: bool) -> String {
     let names: Vec<&str> =
         counter.interfaces().iter().map(|interface| interface.name.as_str()).collect();
-    let dry_run = blocking.is_some_and(|blocking| blocking.rules.dry_run);
     let dry_run = if dry_run { ", dry run" } else { "" };
     format!("{}, tc {direction} by {backend}{dry_run}", names.join(", "))
 }

@@ -13,6 +13,7 @@ use super::by::Columns;
 use super::whose::{RowKey, Whose};
 use crate::commands::common::{TIME_COLUMN, USER_COLUMN, amount};
 use crate::kernel::attach::tc::Direction;
+use crate::kernel::bypass::Refusal;
 use crate::kernel::clock::wall_time;
 use crate::kernel::count::Count;
 use crate::kernel::egress::{Event, Rule, RuleHook};
@@ -27,7 +28,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new("direction", "egress or ingress"),
     Field::new(
         "row",
-        "key: what the other fields say; other: what is beyond --top, had no room in the kernel's table, or was forgotten; excluded; not-ip; or malformed",
+        "key: what the other fields say; other: what is beyond --top, had no room in the kernel's table, or was forgotten; excluded; not-ip; malformed; or unseen: what left without passing tc, which is beside what rows add up to",
     ),
     Field::new("daddr", "at egress, by dst: where it goes; else null"),
     Field::new("saddr", "at ingress, by src: where it comes from; else null"),
@@ -87,14 +88,17 @@ pub(crate) const EVENT_FIELDS: &[Field] = &[
         "with --block and its like: pass, drop or refuse, with --dry-run would-drop or would-refuse; else null",
     ),
     Field::new("rule", "what decided: see MECHANISM; null when nothing did"),
-    Field::new("hook", "where: tc, of a packet; connect or sendmsg, of a process's call"),
+    Field::new(
+        "hook",
+        "where: tc, of a packet; connect or sendmsg, of a process's call; setsockopt, of one for a way past tc, whose rule is the option",
+    ),
     Field::new("iface", "the interface; null of a call"),
     Field::new("direction", "egress or ingress"),
     Field::new("family", "4 or 6"),
     Field::new("proto", "the protocol; null when it could not be told"),
     Field::new("saddr", "source address; null of a call"),
     Field::new("sport", "source port; null when there is none to be seen, and of a call"),
-    Field::new("daddr", "destination address"),
+    Field::new("daddr", "destination address; null of setsockopt"),
     Field::new("dport", "destination port"),
     Field::new(
         "owner",
@@ -114,6 +118,24 @@ pub(crate) const EVENT_FIELDS: &[Field] = &[
     Field::new("bytes", "their length, link layer included"),
 ];
 
+/// A socket option that was refused, as it would get packets past tc: of no address, and of no packet yet.
+pub(super) fn bypass(refusal: &Refusal, seq: u64, lost: u64) -> Record {
+    EVENT_FIELDS.iter().fold(Record::new(Kind::Event), |record, field| match field.name {
+        "time" => record.with("time", wall_time(refusal.time_ns)),
+        "seq" => record.with("seq", seq),
+        "lost" => record.with("lost", lost),
+        "verdict" => record.with("verdict", "refuse"),
+        "rule" => record.with("rule", refusal.option),
+        "hook" => record.with("hook", "setsockopt"),
+        "direction" => record.with("direction", "egress"),
+        "owner" => record.with("owner", "process"),
+        "pid" => record.with("pid", refusal.tgid),
+        "comm" => record.with("comm", refusal.comm.clone()),
+        "packets" | "bytes" => record.with(field.name, 0_u64),
+        name => record.with(name, None::<&str>),
+    })
+}
+
 /// What a row without a key is called.
 fn name<K>(what: &What<K>) -> &'static str {
     match what {
@@ -124,6 +146,7 @@ fn name<K>(what: &What<K>) -> &'static str {
         What::MalformedBlocked => "malformed",
         What::NotIpBlocked => "not-ip",
         What::Excluded => "excluded",
+        What::Unseen => "unseen",
     }
 }
 
@@ -328,7 +351,7 @@ fn decision(
     let blocked = match what {
         What::Row(row) => row.key.rule.is_some_and(Rule::blocks),
         What::MalformedBlocked | What::NotIpBlocked => true,
-        What::Malformed | What::NotIp | What::Excluded => false,
+        What::Malformed | What::NotIp | What::Excluded | What::Unseen => false,
         // Of packets, both are in it.
         What::Other if style.hook != RuleHook::Tc => true,
         What::Other => return (None, None),

@@ -9,21 +9,26 @@ use anyhow::Result;
 
 use super::args::TcEgress;
 use super::block::{RuleNames, named};
-use super::book::{Book, View};
+use super::book::{Book, Line, View, What};
 use super::by::Columns;
 use super::named::Named;
 use super::rows::{self, About, Style};
 use super::suggest::Suggestions;
 use super::whose::{self, RowKey, Sources, Whose};
 use crate::commands::common::{clock, tell};
+use crate::commands::lapses::Lapses;
 use crate::commands::lists::Rereading;
+use crate::commands::unseen::bypass_sentence;
 use crate::commands::watch::Following;
 use crate::kernel::attach::tc::Direction;
+use crate::kernel::bypass::Bypass;
+use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Event, Key, NewLists, RuleHook};
 use crate::kernel::owners::{Owner, Owners};
 use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
-use crate::output::{Record, Sink};
+use crate::kernel::unseen::{Excess, Unseen};
+use crate::output::{Format, Record, Sink};
 
 /// The kernel is asked no more often than this how many events it lost.
 const LOSSES_ARE_FRESH: Duration = Duration::from_millis(20);
@@ -52,6 +57,14 @@ pub(super) struct Session<'a> {
     pub(super) undecodable: u64,
     /// What SIGHUP has read again, and how much is in each file.
     pub(super) rereading: Rereading<(NewLists, Vec<String>)>,
+    /// What was told of times without a heartbeat.
+    pub(super) lapses: Lapses,
+    /// Where the interfaces' own counts can be compared with.
+    pub(super) unseen: Option<Unseen>,
+    pub(super) excess: Excess,
+    /// What refuses to let packets past tc, and how often it did.
+    pub(super) bypass: Option<Bypass>,
+    pub(super) bypasses: u64,
 }
 
 impl<'a> Session<'a> {
@@ -75,6 +88,11 @@ impl<'a> Session<'a> {
             lost: (0, None),
             undecodable: 0,
             rereading: Rereading::default(),
+            lapses: Lapses::default(),
+            unseen: None,
+            excess: Excess::default(),
+            bypass: None,
+            bypasses: 0,
         }
     }
 
@@ -98,11 +116,15 @@ impl<'a> Session<'a> {
                 if let Err(error) = counter.follow_routes() {
                     tell(&format!("a change of routes is not followed: {error:#}"));
                 }
-                following.tick()
+                Ok(Flow::Continue)
             }
             Turn::Look => {
                 self.take_reread(counter);
-                Ok(Flow::Continue)
+                let harmless = self.names.is_none() || self.args.blocks.is_dry_run();
+                let passed = || Ok(counter.passed_lapsed()?.packets);
+                self.lapses.tell(counter.lapsed(), harmless, passed)?;
+                self.tell_bypasses(sink)?;
+                Ok(following.look(|| counter.lost()))
             }
             Turn::Reopen => {
                 sink.reopen()?;
@@ -111,6 +133,21 @@ impl<'a> Session<'a> {
             }
         })?;
         self.undecodable += ring.undecodable();
+        Ok(())
+    }
+
+    /// Of socket options that were refused, a line each.
+    pub(super) fn tell_bypasses(&mut self, sink: &mut Sink) -> Result<()> {
+        let refusals = self.bypass.as_ref().map(Bypass::refusals).transpose()?;
+        for refusal in refusals.into_iter().flatten() {
+            tell(&bypass_sentence(&refusal));
+            self.bypasses += 1;
+            if self.args.output.format == Format::Json {
+                self.events += 1;
+                let seq = self.events + self.lost.0;
+                sink.event(&rows::bypass(&refusal, seq, self.lost.0))?;
+            }
+        }
         Ok(())
     }
 
@@ -195,6 +232,7 @@ impl<'a> Session<'a> {
         if self.args.events && self.suggestions.is_none() {
             return Ok(());
         }
+        self.look_at_sent(counter)?;
         self.take(counter)?;
         if self.args.events {
             return Ok(());
@@ -222,7 +260,21 @@ impl<'a> Session<'a> {
         }
         self.book.add(taken.keys.into_iter(), taken.rows, now, row);
         self.calls.add(taken.calls.into_iter(), Default::default(), now, row);
+        if let Some(unseen) = &mut self.unseen {
+            let rows = self.book.rows();
+            let stopped =
+                if self.args.blocks.is_dry_run() { Count::default() } else { rows.blocked };
+            self.excess = unseen.excess(rows.total + rows.unmatched - stopped);
+        }
         Ok(())
+    }
+
+    /// What the interfaces say that they sent: before what was counted is taken, and at the end before detaching.
+    pub(super) fn look_at_sent(&mut self, counter: &Counter) -> Result<()> {
+        match &mut self.unseen {
+            Some(unseen) => unseen.look(counter.interfaces().iter()),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn row(&self, key: &Key) -> RowKey {
@@ -234,7 +286,22 @@ impl<'a> Session<'a> {
         // They are no packets, of which something may be excluded.
         let calls = View { excludes: false, ..view };
         records.extend(self.records(&self.calls, calls, true, sink.is_table()));
+        let Excess { new, total } = self.excess;
+        if (if view.interval { new } else { total }).packets > 0 {
+            let line = Line { what: What::Unseen, new, total };
+            records.push(rows::record(&line, self.style(view, false), None));
+        }
         sink.interval(title, &records)
+    }
+
+    fn style(&self, view: View, calls: bool) -> Style<'_> {
+        Style {
+            shown: self.shown,
+            direction: self.direction,
+            interval: view.interval,
+            rules: self.names.as_ref(),
+            hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
+        }
     }
 
     fn records(
@@ -244,13 +311,7 @@ impl<'a> Session<'a> {
         calls: bool,
         table: bool,
     ) -> Vec<Record> {
-        let style = Style {
-            shown: self.shown,
-            direction: self.direction,
-            interval: view.interval,
-            rules: self.names.as_ref(),
-            hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
-        };
+        let style = self.style(view, calls);
         book.lines(view, |key| self.row(key))
             .iter()
             .map(|line| {

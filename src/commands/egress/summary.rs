@@ -9,6 +9,8 @@ use super::named::Named;
 use super::session::Session;
 use super::whose;
 use crate::commands::common::{losses_sentence, note, tell};
+use crate::commands::lapses::{lapses_sentence, with_lapses};
+use crate::commands::unseen::{unseen_sentence, with_unseen};
 use crate::kernel::attach::tc::TcBackend;
 use crate::kernel::count::Count;
 use crate::kernel::egress::{Counter, Key};
@@ -66,6 +68,7 @@ impl Session<'_> {
             .with("blocked_packets", blocks.then_some(rows.blocked.packets))
             .with("blocked_bytes", blocks.then_some(rows.blocked.bytes))
             .with("refused_calls", blocks.then_some(rows.calls))
+            .with("refused_options", blocks.then_some(self.bypasses))
             .with("unmatched_packets", rows.unmatched.packets)
             .with("no_room_full", rows.full.packets)
             .with("no_room_busy", rows.busy.packets)
@@ -80,6 +83,10 @@ impl Session<'_> {
             .with("lost", losses.rows() + undecodable)
             .with("lost_ring_full", losses.ring_full)
             .with("lost_names", self.named.map(Named::lost).transpose()?);
+        let lapsed = counter.lapsed();
+        let record = with_lapses(record, lapsed, rows.lapsed);
+        let unseen = self.unseen.as_ref().map(|_| self.excess.total);
+        let record = with_unseen(record, unseen);
         let mut parts = vec![format!(
             "{} packets: {} counted, {} excluded, {} not IP, {} malformed",
             rows.total.packets,
@@ -98,6 +105,10 @@ impl Session<'_> {
                 format!("{packets} of them dropped, and {calls} calls of processes refused")
             });
         }
+        if blocks && !dry_run {
+            parts.extend(lapses_sentence(lapsed, rows.lapsed));
+        }
+        parts.extend(unseen_sentence(unseen));
         let not_stored = rows.not_stored().packets;
         if not_stored > 0 {
             parts.push(format!(

@@ -195,7 +195,7 @@ impl Capture {
             Timing { duration: self.duration, interval, look: false, to_stdout, gather: false };
         follow(socket, signals, timing, |turn| match turn {
             Turn::Event(packet) => {
-                self.packet(&packet, link, target)?;
+                self.packet(&packet, (link, &socket.name()), target)?;
                 *packets += 1;
                 Ok(if self.full(*packets) { Flow::Stop } else { Flow::Continue })
             }
@@ -204,7 +204,11 @@ impl Capture {
                 if let Target::File(writer) = target {
                     writer.flush()?;
                 }
-                socket.look_for_it()?;
+                let looked = socket.look_for_it();
+                for (before, name) in socket.take_renamed() {
+                    tell(&format!("{before} is called {name} now; it goes on"));
+                }
+                looked?;
                 Ok(Flow::Continue)
             }
             Turn::Look => Ok(Flow::Continue),
@@ -217,11 +221,11 @@ impl Capture {
         })
     }
 
-    fn packet(&self, packet: &Packet, link: Link, target: &mut Target) -> Result<()> {
+    fn packet(&self, packet: &Packet, from: (Link, &str), target: &mut Target) -> Result<()> {
         match target {
             Target::File(writer) => writer.write(packet.time, &packet.data, packet.length),
             Target::Rows(sink) => {
-                sink.event(&self.record(packet, link))?;
+                sink.event(&self.record(packet, from))?;
                 if self.hex {
                     sink.detail(&hex_lines(&packet.data))?;
                 }
@@ -230,7 +234,7 @@ impl Capture {
         }
     }
 
-    fn record(&self, packet: &Packet, link: Link) -> Record {
+    fn record(&self, packet: &Packet, (link, iface): (Link, &str)) -> Record {
         let is = describe(&packet.data, LinkType::from(link));
         let direction = match packet.direction {
             Direction::In => "ingress",
@@ -238,7 +242,7 @@ impl Capture {
         };
         Record::new(Kind::Event)
             .with("time", packet.time)
-            .with("iface", self.interface.as_str())
+            .with("iface", iface)
             .with("direction", direction)
             .with("length", packet.length)
             .with("smac", is.smac)
@@ -266,7 +270,7 @@ impl Capture {
             let more = socket.fill()?;
             while let Some(packet) = socket.next() {
                 if !self.full(packets) {
-                    self.packet(&packet, link, target)?;
+                    self.packet(&packet, (link, &socket.name()), target)?;
                     packets += 1;
                 }
             }

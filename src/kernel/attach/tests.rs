@@ -135,7 +135,7 @@ fn tcx_links_stand_in_the_order_asked_for() {
         let programs = [tc_program(), tc_program(), tc_program()];
         let ids = programs.each_ref().map(|program| sys::program_info(program.as_fd()).unwrap().id);
         let attach = |n: usize, order| {
-            tc::attach_all(TcBackend::Tcx, &hooks(&programs[n], &left), order).unwrap()
+            tc::attach_all(TcBackend::Tcx, &hooks(&programs[n], &left), order, false).unwrap()
         };
         let there = || {
             [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS]
@@ -161,7 +161,8 @@ fn clsact_goes_if_it_is_ours_and_empty() {
         let left = interface("left");
         let program = tc_program();
         let id = sys::program_info(program.as_fd()).unwrap().id;
-        let attach = |order| tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), order);
+        let attach =
+            |order| tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), order, false);
         let qdisc = || netlink.ingress_qdisc(left.index).unwrap();
         let filters = |parent| netlink.filters(left.index, parent).unwrap();
 
@@ -219,7 +220,7 @@ fn clsact_goes_if_it_is_ours_and_empty() {
         );
         assert!(filters(INGRESS).is_empty());
         let ingress = &hooks(&program, &left)[..1];
-        let attached = tc::attach_all(TcBackend::Clsact, ingress, Order::First).unwrap();
+        let attached = tc::attach_all(TcBackend::Clsact, ingress, Order::First, false).unwrap();
         assert_eq!(filters(INGRESS).len(), 1);
         drop(attached);
         assert_eq!((filters(INGRESS).len(), qdisc().as_deref()), (0, Some("ingress")));
@@ -260,7 +261,7 @@ fn clsact_priorities_of_others_are_stepped_over() {
             ),
         ] {
             let mut attached =
-                match tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), order) {
+                match tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), order, false) {
                     Ok(attached) => attached,
                     Err(error) => {
                         println!("SKIP {error:#}");
@@ -291,8 +292,10 @@ fn the_last_of_many_removes_the_qdisc() {
         let netlink = Netlink::open().unwrap();
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         let program = tc_program();
-        let attach =
-            || tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First).map(drop);
+        let attach = || {
+            tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First, false)
+                .map(drop)
+        };
         if let Err(error) = attach() {
             assert_eq!(crate::error::status_of(&error), crate::error::Status::Unsupported);
             println!("SKIP {error:#}");
@@ -310,7 +313,8 @@ fn the_last_of_many_removes_the_qdisc() {
                             let id = sys::program_info(program.as_fd()).unwrap().id;
                             let hooks = hooks(&program, &left);
                             let attached =
-                                tc::attach_all(TcBackend::Clsact, &hooks, Order::Last).unwrap();
+                                tc::attach_all(TcBackend::Clsact, &hooks, Order::Last, false)
+                                    .unwrap();
                             for parent in [INGRESS, EGRESS] {
                                 let there = netlink.filters(left.index, parent).unwrap();
                                 assert!(there.iter().any(|filter| filter.program == id));
@@ -330,7 +334,8 @@ fn the_last_of_many_removes_the_qdisc() {
         // And not what somebody else made in the place of ours, which took our filters along.
         run("tc qdisc del dev left clsact");
         let attached =
-            tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First).unwrap();
+            tc::attach_all(TcBackend::Clsact, &hooks(&program, &left), Order::First, false)
+                .unwrap();
         run("tc qdisc del dev left clsact");
         run("tc qdisc add dev left clsact");
         drop(attached);

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
@@ -51,10 +51,17 @@ impl fmt::Display for XdpMode {
 /// A program on an interface, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct XdpLink {
-    _link: OwnedFd,
+    link: OwnedFd,
     pub(crate) mode: XdpMode,
     /// Why it isn't the native one.
     pub(crate) because: Option<String>,
+}
+
+impl XdpLink {
+    /// Whether the program still is where it was put: nobody but us replaces it, but a link can be detached by force.
+    pub(crate) fn is_attached(&self) -> io::Result<bool> {
+        sys::net::link_is_attached(self.link.as_fd())
+    }
 }
 
 /// Attaches in the mode that is asked for, or in the best that works. Nothing of others is replaced.
@@ -76,7 +83,7 @@ pub(crate) fn attach(
             (XdpMode::Generic, Some(format!("{kind}, where native XDP costs segmentation offload")))
         }
         (None, None) => match link(XdpMode::Native) {
-            Ok(link) => return Ok(XdpLink { _link: link, mode: XdpMode::Native, because: None }),
+            Ok(link) => return Ok(XdpLink { link, mode: XdpMode::Native, because: None }),
             Err(error) if driver_refuses(&error) => (
                 XdpMode::Generic,
                 Some(format!("the driver refuses native XDP: {}", words(&error))),
@@ -85,7 +92,7 @@ pub(crate) fn attach(
         },
     };
     match link(mode) {
-        Ok(link) => Ok(XdpLink { _link: link, mode, because }),
+        Ok(link) => Ok(XdpLink { link, mode, because }),
         Err(error) => Err(failed(interface, mode, &error)),
     }
 }

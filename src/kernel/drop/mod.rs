@@ -2,6 +2,7 @@
 
 //! The kernel side of `xdp-drop` and `tc-drop`: rules into the program, the program onto interfaces, counts out of it.
 
+mod attach;
 mod counts;
 mod guard;
 #[cfg(test)]
@@ -11,23 +12,22 @@ use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags};
 use plain::Plain;
 
 pub(crate) use self::counts::{By, Key};
 use super::addr::canonical;
 use super::addrset::{AddrSet, NewSet};
-use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
-use super::attach::xdp::{self, XdpLink, XdpMode};
+use super::attach::tc::{Direction, Order, TcAttached, TcBackend};
+use super::attach::xdp::XdpLink;
 use super::backend::{self, Chosen};
 use super::filter::inject::Injection;
 use super::interfaces::{interfaces, link_of};
-use super::lifetime::Lifetime;
+use super::lifetime::{Lapsed, Lifetime};
 use super::losses::Losses;
 use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
@@ -79,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) sample: Option<u32>,
     pub(crate) by: By,
     pub(crate) duration: Option<Duration>,
+    /// A filter is to go on dropping when this process is gone, or stopped.
+    pub(crate) fail_closed: bool,
 }
 
 /// Where the programs run.
@@ -95,6 +97,11 @@ impl fmt::Display for How {
             Self::Tc(backend) => backend.fmt(f),
         }
     }
+}
+
+/// Whether programs stop to act without a heartbeat: those that don't go with their process, unless they are to stay.
+fn beats(how: How, fail_closed: bool) -> bool {
+    how == How::Tc(TcBackend::Clsact) && !fail_closed
 }
 
 /// Packets on their way through an interface in one direction.
@@ -130,14 +137,19 @@ fn arm_on_loopback(how: How) -> Result<Dropper> {
 pub(crate) struct Dropper {
     /// Dropped before the programs: first nothing is dropped any more, then nothing is attached any more.
     lifetime: Option<Lifetime>,
-    xdp: Vec<XdpLink>,
-    tc: Vec<TcAttached>,
+    xdp: Vec<Option<XdpLink>>,
+    tc: Option<TcAttached>,
     skel: DropSkel<'static>,
     blocklist: RefCell<AddrSet>,
     _combined: [AddrSet; 2],
     how: How,
     places: Vec<Place>,
     duration: Option<Duration>,
+    fail_closed: bool,
+    /// What `lifetime` said at its end.
+    lapsed: Lapsed,
+    /// What users have to be told.
+    remarks: Vec<String>,
 }
 
 impl fmt::Debug for Dropper {
@@ -254,7 +266,7 @@ impl Dropper {
         rodata.places_used = places.len() as u32;
         rodata.some_l3 = places.iter().any(|place| !place.interface.is_ethernet());
         rodata.knows_frags = frags;
-        rodata.lifetime_ends = config.duration.is_some() || how == How::Tc(TcBackend::Clsact);
+        rodata.lifetime_ends = config.duration.is_some() || beats(how, config.fail_closed);
 
         let bss = open.maps.bss_data.as_deref_mut().context("the object has no variables")?;
         bss.probing = true;
@@ -313,79 +325,15 @@ impl Dropper {
             ],
             lifetime: None,
             xdp: Vec::new(),
-            tc: Vec::new(),
+            tc: None,
             skel,
             how,
             places,
             duration: config.duration,
+            fail_closed: config.fail_closed,
+            lapsed: Lapsed::default(),
+            remarks: Vec::new(),
         })
-    }
-
-    /// Attaches to all places, or to none. Only then, the dropping begins, at all of them at once.
-    pub(crate) fn attach(&mut self, mode: Option<XdpMode>, order: Order) -> Result<()> {
-        let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
-        bss.probing = false;
-        match self.how {
-            How::Xdp => {
-                let program = self.skel.progs.bpftk_xdp_drop.as_fd();
-                let interfaces: Vec<Interface> =
-                    self.places.iter().map(|place| place.interface.clone()).collect();
-                self.xdp = xdp::attach_all(program, &interfaces, mode)?;
-            }
-            How::Tc(backend) => {
-                let hooks: Vec<Hook<'_>> =
-                    self.places.iter().map(|place| hook(&self.skel, place)).collect();
-                self.tc.push(tc::attach_all(backend, &hooks, order)?);
-            }
-        }
-        let heartbeat = self.how == How::Tc(TcBackend::Clsact);
-        let map =
-            MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
-        self.lifetime = Some(Lifetime::begin(map, self.duration, heartbeat)?);
-        Ok(())
-    }
-
-    /// Attaches to what has come in the place of an interface that is gone. Its counts go on.
-    pub(crate) fn attach_again(
-        &mut self,
-        at: usize,
-        interface: Interface,
-        mode: Option<XdpMode>,
-        order: Order,
-    ) -> Result<()> {
-        let before = &self.places[at];
-        if interface.is_ethernet() != before.interface.is_ethernet() {
-            return Err(anyhow!(
-                "{}: is of another kind now, whose packets begin differently; start bpftk again",
-                interface.name
-            ));
-        }
-        let place = Place { interface, direction: before.direction };
-        let bss = self.skel.maps.bss_data.as_deref_mut().context("the object has no variables")?;
-        bss.places[at] = slot_of(&place);
-        match self.how {
-            How::Xdp => {
-                let program = self.skel.progs.bpftk_xdp_drop.as_fd();
-                self.xdp[at] = xdp::attach(program, &place.interface, mode)?;
-            }
-            How::Tc(backend) => {
-                self.tc.push(tc::attach_all(backend, &[hook(&self.skel, &place)], order)?);
-            }
-        }
-        self.places[at] = place;
-        Ok(())
-    }
-
-    /// What users have to be told of where the programs are, once.
-    pub(crate) fn take_remarks(&mut self) -> Vec<String> {
-        self.tc.iter_mut().flat_map(tc::TcAttached::take_remarks).collect()
-    }
-
-    /// Detaches everything. What was counted can still be read.
-    pub(crate) fn detach(&mut self) {
-        self.lifetime = None;
-        self.xdp.clear();
-        self.tc.clear();
     }
 
     pub(crate) fn places(&self) -> &[Place] {
@@ -398,6 +346,7 @@ impl Dropper {
             How::Xdp => self
                 .xdp
                 .iter()
+                .flatten()
                 .map(|link| (format!("{} XDP", link.mode), link.because.clone()))
                 .collect(),
             How::Tc(backend) => self
@@ -428,14 +377,6 @@ impl Dropper {
     pub(crate) fn losses(&self) -> Result<Losses> {
         Losses::read(&self.skel.maps.losses)
     }
-}
-
-fn hook<'a>(skel: &'a DropSkel<'static>, place: &'a Place) -> Hook<'a> {
-    let program = match place.direction {
-        Direction::Ingress => skel.progs.bpftk_tc_in.as_fd(),
-        Direction::Egress => skel.progs.bpftk_tc_out.as_fd(),
-    };
-    Hook { program, interface: &place.interface, direction: place.direction }
 }
 
 fn slot_of(place: &Place) -> types::drop_place {
@@ -493,6 +434,8 @@ impl Row {
     pub(crate) const PASSED: Self = Self(types::drop_row::DROP_PASSED.0);
     pub(crate) const EXCEPTED: Self = Self(types::drop_row::DROP_EXCEPTED.0);
     pub(crate) const MALFORMED: Self = Self(types::drop_row::DROP_MALFORMED.0);
+    /// What a rule matched, and passed all the same, since the heartbeat had lapsed.
+    pub(crate) const LAPSED: Self = Self(types::drop_row::DROP_LAPSED.0);
     pub(crate) const BLOCKLIST: Self = Self(types::drop_row::DROP_BLOCKLIST.0);
     pub(crate) const COMBINED: Self = Self(types::drop_row::DROP_COMBINED.0);
 

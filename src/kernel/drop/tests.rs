@@ -6,6 +6,8 @@ use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use libbpf_rs::ProgramInput;
 
+use libbpf_rs::MapHandle;
+
 use super::*;
 use crate::filter::ebpf::translate::Link;
 use crate::filter::libpcap::{Names, Source, compile};

@@ -107,7 +107,7 @@ impl Key {
 /// The rows that are always there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
-    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last three.
+    /// Everything that was looked at: the sum of all keys and of the rows below, but for the last four.
     pub(crate) total: Count,
     pub(crate) excluded: Count,
     pub(crate) not_ip: Count,
@@ -127,6 +127,8 @@ pub(crate) struct Rows {
     pub(crate) blocked: Count,
     /// Calls that are refused, which are no packets: their number.
     pub(crate) calls: u64,
+    /// What would have been blocked, and went on, since the heartbeat had lapsed; whatever else it is counted as.
+    pub(crate) lapsed: Count,
 }
 
 impl Rows {
@@ -156,6 +158,7 @@ impl Rows {
             unmatched: what(self.unmatched, other.unmatched),
             blocked: what(self.blocked, other.blocked),
             calls: what(calls(self.calls), calls(other.calls)).packets,
+            lapsed: what(self.lapsed, other.lapsed),
         }
     }
 
@@ -179,6 +182,7 @@ impl Rows {
             unmatched: row(egress_row::EGRESS_UNMATCHED),
             blocked: row(egress_row::EGRESS_BLOCKED),
             calls: row(egress_row::EGRESS_CALLS).packets,
+            lapsed: row(egress_row::EGRESS_LAPSED),
         }
     }
 }
@@ -247,6 +251,17 @@ impl Counter {
         let mut taken = Taken { rows, ..Taken::default() };
         self.take_keys(map, recently, &mut taken).context("cannot read the counts")?;
         Ok(taken)
+    }
+
+    /// What went on since the heartbeat had lapsed, from the beginning on: nothing is taken by that.
+    pub(crate) fn passed_lapsed(&self) -> Result<Count> {
+        let mut sum = Count::default();
+        for which in [0_u32, 1] {
+            let rows = self.skel.maps.rows.lookup_percpu(&which.to_ne_bytes(), MapFlags::ANY);
+            let rows = rows.context("cannot read the counts")?.unwrap_or_default();
+            sum += rows.iter().map(|rows| Rows::decode(rows).lapsed).sum();
+        }
+        Ok(sum)
     }
 
     /// What is in the table, and what was counted `recently` and is not.

@@ -11,6 +11,7 @@
 //! What there is no room for, or what the kernel refuses to store, is counted by cause in the same generation. So in every
 //! interval the rows add up to the packets that were looked at.
 
+mod attach;
 mod counts;
 mod rules;
 #[cfg(test)]
@@ -25,8 +26,8 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
+use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapHandle, ProgramMut};
 use plain::Plain;
 
 pub(crate) use self::counts::{Key, Rows, Socket};
@@ -35,13 +36,13 @@ use self::rules::{Calls, Sets};
 pub(crate) use self::rules::{Hook as RuleHook, MOST_MATCHES, Rule, Rules, Spares};
 use super::addr::canonical;
 use super::addrset::FixedSet;
-use super::attach::tc::{self, Direction, Hook, Order, TcAttached, TcBackend};
+use super::attach::tc::{Direction, Hook, Order, TcAttached, TcBackend};
 use super::backend::{self, Chosen};
 use super::btf::BtfSource;
 use super::filter::inject::Injection;
 use super::grace::Grace;
 use super::interfaces::{interfaces, link_of};
-use super::lifetime::Lifetime;
+use super::lifetime::{Lapsed, Lifetime};
 use super::losses::Losses;
 use super::netlink::Interface;
 use super::ring::{EventRing, copy_from};
@@ -87,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) rules: Option<Rules>,
     /// Needed by cookie, which may be of the kernel's own sockets.
     pub(crate) btf: Option<BtfSource>,
+    /// A filter is to go on blocking when this process is gone, or stopped.
+    pub(crate) fail_closed: bool,
 }
 
 impl Default for Config {
@@ -101,6 +104,7 @@ impl Default for Config {
             counts: true,
             rules: None,
             btf: None,
+            fail_closed: false,
         }
     }
 }
@@ -123,7 +127,7 @@ pub(crate) struct Counter {
     calls: Option<Calls>,
     /// Where there are rules.
     routes: Option<Routes>,
-    attached: Vec<TcAttached>,
+    attached: Option<TcAttached>,
     sets: RefCell<Sets>,
     /// Borrows from the skeleton.
     variables: RefCell<&'static mut types::bss>,
@@ -135,6 +139,11 @@ pub(crate) struct Counter {
     backend: TcBackend,
     direction: Direction,
     interfaces: Vec<Interface>,
+    fail_closed: bool,
+    /// What `lifetime` said at its end.
+    lapsed: Lapsed,
+    /// What users have to be told.
+    remarks: Vec<String>,
 }
 
 impl fmt::Debug for Counter {
@@ -200,7 +209,7 @@ impl Counter {
         rodata.wants_events = config.events.is_some();
         rodata.all_packets = config.events == Some(Events::Packets);
         rodata.shared_cpus = probes::is_realtime();
-        rodata.lifetime_ends = backend == TcBackend::Clsact;
+        rodata.lifetime_ends = backend == TcBackend::Clsact && !config.fail_closed;
         if let Some(rules) = &config.rules {
             rules::set_constants(rodata, rules);
         }
@@ -256,7 +265,7 @@ impl Counter {
             lifetime: None,
             calls: None,
             routes: config.rules.as_ref().map(|_| Routes::watch()).transpose()?,
-            attached: Vec::new(),
+            attached: None,
             sets: RefCell::default(),
             variables: RefCell::new(variables),
             read: RefCell::default(),
@@ -266,6 +275,9 @@ impl Counter {
             backend,
             direction: config.direction,
             interfaces,
+            fail_closed: config.fail_closed,
+            lapsed: Lapsed::default(),
+            remarks: Vec::new(),
         };
         if let Some(rules) = &config.rules {
             counter.set_lists(NewLists::new(
@@ -276,48 +288,6 @@ impl Counter {
             counter.look_at_routes()?;
         }
         Ok(counter)
-    }
-
-    /// Attaches to all interfaces, or to none.
-    pub(crate) fn attach(&mut self, order: Order) -> Result<()> {
-        let hooks: Vec<Hook<'_>> =
-            self.interfaces.iter().map(|interface| self.hook(interface)).collect();
-        let attached = tc::attach_all(self.backend, &hooks, order)?;
-        drop(hooks);
-        self.attached.push(attached);
-        if self.backend == TcBackend::Clsact {
-            let map =
-                MapHandle::try_from(&self.skel.maps.data_lifetime).context("cannot open a map")?;
-            self.lifetime = Some(Lifetime::begin(map, None, true)?);
-        }
-        Ok(())
-    }
-
-    /// Attaches to what has come in the place of an interface that is gone. Counts go on.
-    pub(crate) fn attach_again(
-        &mut self,
-        at: usize,
-        interface: Interface,
-        order: Order,
-    ) -> Result<()> {
-        if interface.is_ethernet() != self.interfaces[at].is_ethernet() {
-            return Err(anyhow!(
-                "{}: is of another kind now, whose packets begin differently; start bpftk again",
-                interface.name
-            ));
-        }
-        let attached = tc::attach_all(self.backend, &[self.hook(&interface)], order)?;
-        self.attached.push(attached);
-        self.interfaces[at] = interface;
-        if self.routes.is_some() {
-            self.look_at_routes()?;
-        }
-        Ok(())
-    }
-
-    /// What users have to be told of where the programs are, once.
-    pub(crate) fn take_remarks(&mut self) -> Vec<String> {
-        self.attached.iter_mut().flat_map(tc::TcAttached::take_remarks).collect()
     }
 
     fn hook<'a>(&'a self, interface: &'a Interface) -> Hook<'a> {
@@ -335,15 +305,6 @@ impl Counter {
             (Direction::Ingress, _, true) => &progs.bpftk_in,
             (Direction::Ingress, _, false) => &progs.bpftk_in_l3,
         }
-    }
-
-    /// Detaches everything, and waits for the packets that are on their way. What was counted can still be taken.
-    pub(crate) fn detach(&mut self) -> Result<()> {
-        self.calls = None;
-        self.attached.clear();
-        self.grace.wait()?;
-        self.lifetime = None;
-        Ok(())
     }
 
     pub(crate) fn interfaces(&self) -> &[Interface] {
@@ -369,7 +330,7 @@ const _: () = assert!(size_of::<types::egress_event>() == 80);
 const _: () = assert!(size_of::<types::egress_key>() == 32);
 const _: () = assert!(size_of::<types::egress_key_count>() == 24);
 const _: () = assert!(size_of::<types::egress_recent>() == 48);
-const _: () = assert!(size_of::<types::egress_rows>() == 16 * 13 + 48 * RECENT_KEYS);
+const _: () = assert!(size_of::<types::egress_rows>() == 16 * 14 + 48 * RECENT_KEYS);
 
 /// bpf/egress.h, EGRESS_RECENT
 const RECENT_KEYS: usize = 512;

@@ -64,6 +64,8 @@ pub(crate) enum Rule {
     Dns,
     Dhcp,
     Ssh,
+    /// It would be blocked, but the heartbeat has lapsed.
+    Lapsed,
     Blocked,
     /// Nothing allows it.
     Default,
@@ -82,6 +84,7 @@ impl Rule {
             egress_rule::EGRESS_RULE_DNS => Self::Dns,
             egress_rule::EGRESS_RULE_DHCP => Self::Dhcp,
             egress_rule::EGRESS_RULE_SSH => Self::Ssh,
+            egress_rule::EGRESS_RULE_LAPSED => Self::Lapsed,
             egress_rule::EGRESS_RULE_BLOCKED => Self::Blocked,
             egress_rule::EGRESS_RULE_DEFAULT => Self::Default,
             egress_rule(number) => {

@@ -11,6 +11,7 @@ mod net;
 mod owners;
 mod pins;
 mod sockmaps;
+mod sweep;
 
 use std::fmt;
 use std::thread;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use self::owners::Owners;
+pub(in crate::kernel) use self::sweep::sweep;
 use super::caps::{self, Cap};
 use super::clock::boot_ns;
 use super::sys;

@@ -94,6 +94,7 @@ impl Place {
                     .find(|filter| filter.key == key && filter.program == id);
                 must_be_there(there.is_some())?;
                 there.map_or(Ok(()), |filter| {
+                    let _turn = clsact::Turn::wait();
                     clsact::remove_leftover(&netlink, &filter)
                         .context("the kernel refuses to remove the filter")
                 })

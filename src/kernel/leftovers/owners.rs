@@ -25,7 +25,17 @@ pub(super) struct Owners {
 }
 
 impl Owners {
+    /// What the other processes have. What this process looks at, it does not own.
     pub(super) fn read() -> Result<Self> {
+        Self::of(false)
+    }
+
+    /// With what this process has.
+    pub(super) fn with_own() -> Result<Self> {
+        Self::of(true)
+    }
+
+    fn of(own_too: bool) -> Result<Self> {
         // include/linux/proc_ns.h, PROC_PID_INIT_INO
         const INITIAL: &str = "pid:[4026531836]";
         let own = fs::read_link("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
@@ -53,7 +63,7 @@ impl Owners {
                 }
             };
             for task in tasks.flatten() {
-                match found.visit(pid, &task.path()) {
+                match found.visit(pid, own_too || pid != std::process::id(), &task.path()) {
                     Ok(()) => {}
                     Err(error) if is_gone(&error) => {}
                     Err(_) => unreadable += 1,
@@ -77,8 +87,7 @@ impl Owners {
         Ok(found)
     }
 
-    fn visit(&mut self, pid: u32, task: &Path) -> io::Result<()> {
-        let own = pid == std::process::id();
+    fn visit(&mut self, pid: u32, owns: bool, task: &Path) -> io::Result<()> {
         for entry in fs::read_dir(task.join("fd"))? {
             let Ok(entry) = entry else { continue };
             let Ok(target) = fs::read_link(entry.path()) else {
@@ -91,8 +100,8 @@ impl Owners {
             else {
                 continue;
             };
-            // `bpf-prog`, `bpf_link`, `bpf-raw-tracepoint`, `[perf_event]`. What this process looks at, it does not own.
-            if own || !(kind.contains("bpf") || kind.contains("perf_event")) {
+            // `bpf-prog`, `bpf_link`, `bpf-raw-tracepoint`, `[perf_event]`.
+            if !owns || !(kind.contains("bpf") || kind.contains("perf_event")) {
                 continue;
             }
             let name = entry.file_name();

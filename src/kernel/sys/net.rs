@@ -27,6 +27,22 @@ pub(in crate::kernel) fn link_to_interface(
     })
 }
 
+/// Whether a link that was made to an interface still runs its program there. Who detaches it by force, or removes the
+/// interface, leaves the link with the interface 0.
+pub(in crate::kernel) fn link_is_attached(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut size = size_of::<libbpf_sys::bpf_link_info>() as u32;
+    // SAFETY: room of the size that is stated, which the kernel fills as far as it knows it.
+    let result = unsafe {
+        libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &raw mut info, &raw mut size)
+    };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: of both kinds of links the union begins with the interface.
+    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex } != 0)
+}
+
 /// Whether XDP programs may say that they can do with packets in several buffers (Linux 5.18).
 pub(in crate::kernel) fn xdp_knows_frags() -> bool {
     let instructions: [u64; 2] = [0xb7, 0x95];

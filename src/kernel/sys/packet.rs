@@ -47,6 +47,16 @@ pub(crate) fn interface(socket: BorrowedFd<'_>, name: &str) -> io::Result<Interf
     Ok(Interface { index, hardware })
 }
 
+/// What the interface of this index is called in the socket's network namespace. ENODEV if there is none.
+pub(crate) fn interface_name(socket: BorrowedFd<'_>, index: i32) -> io::Result<String> {
+    // SAFETY: an ifreq is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_ifindex = index;
+    // SAFETY: the request reads the index and writes the name.
+    done(unsafe { ioctl(socket, libc::SIOCGIFNAME as libc::c_ulong, &mut request) })?;
+    Ok(crate::output::bytes_to_string(&request.ifr_name.map(|c| c as u8)))
+}
+
 /// 0 or -errno.
 ///
 /// # Safety

@@ -3,7 +3,10 @@
 //! `xdp-drop` and `tc-drop`, between two network namespaces: ours, and a peer's that sends to it.
 
 mod attach;
+mod faults;
+mod lapses;
 mod lifecycle;
+mod removed;
 mod rules;
 
 use std::thread;

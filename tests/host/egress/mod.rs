@@ -9,6 +9,7 @@ mod events;
 mod lifecycle;
 mod names;
 mod owners;
+mod unseen;
 mod ways;
 
 use std::collections::HashMap;

@@ -268,3 +268,31 @@ fn an_interface_that_goes_away_ends_nothing_silently() {
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
     assert!(run.stderr.contains("silent") && run.stderr.contains("gone"), "{}", run.stderr);
 }
+
+/// An interface is its index: renamed, it goes on, and rows have the name of their time.
+#[test]
+fn a_renamed_interface_is_captured_from_on() {
+    if !root() {
+        return;
+    }
+    let netns = network();
+    let running = start(&netns, &["silent", "udp port 7777", "-n", "2", "--format", "json"]);
+    netns.run(|| send(1, "203.0.113.2:7777"));
+    let first: Value = serde_json::from_str(&running.line()).unwrap();
+    netns.run(|| {
+        ip("link set silent down");
+        ip("link set silent name other");
+        // One that has its name now, and isn't it.
+        ip("link add silent type veth peer name somebody");
+        ip("link set other up");
+    });
+    running.until_told("silent is called other now; it goes on");
+    netns.run(|| {
+        ip("neigh replace 203.0.113.2 lladdr 02:00:00:00:00:02 dev other nud permanent");
+        send(1, "203.0.113.2:7777");
+    });
+    let run = running.wait();
+    assert!(run.status.success(), "{}", run.stderr);
+    let events = run.events();
+    assert_eq!((&first["iface"], &events[1]["iface"]), (&"silent".into(), &"other".into()));
+}

@@ -4,6 +4,7 @@
 
 mod actor;
 mod bare;
+pub(crate) mod bypass;
 mod cgroup;
 pub(crate) mod dns;
 mod netns;
