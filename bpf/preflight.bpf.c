@@ -267,6 +267,8 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	/* Most that are closed are of no interest; they are not counted. MPTCP's numbers are elsewhere. */
 	if (call.way == CLOSES && (conn.mptcp || !is_last_user(conn.file) || !has_unread(conn.sk)))
 		return 0;
+	if (number == NR_SHUTDOWN)
+		note_half_close(&conn);
 	/* It wakes whoever waits to read (net/ipv4/af_inet.c, inet_shutdown). */
 	if (number == NR_SHUTDOWN && !count_waiters(conn.sk, conn.file))
 		return 0;
@@ -274,6 +276,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	if (!process)
 		return 0;
 	__sync_fetch_and_add(&process->calls, 1);
+	note_work(process, conn.sk, conn.lport);
 	if (look_at(process, &conn, &call)) {
 		note_ports(&conn);
 		turns_unsafe(process);

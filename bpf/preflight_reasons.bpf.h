@@ -120,6 +120,39 @@ static __always_inline __u32 reasons_of_socket(const struct connection *conn, __
 	return reasons;
 }
 
+/*
+ * Connections on which something had come when their owners half-closed them: in the map, a read that waits then would
+ * fail. Of those that the guard watches while TCP has them; by socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_HALF_CLOSES);
+	__type(key, __u64);
+	__type(value, __u8);
+} half_closes SEC(".maps");
+
+static __always_inline void note_half_close(const struct connection *conn)
+{
+	struct tcp_sock *tp = (void *)conn->sk;
+	__u64 sk = (__u64)conn->sk;
+	__u8 yes = 1;
+
+	if (!guard || !learn_tenth || conn->mptcp)
+		return;
+	if (BPF_CORE_READ(tp, bytes_received))
+		bpf_map_update_elem(&half_closes, &sk, &yes, BPF_ANY);
+	else
+		/* Of an earlier socket at the same place. */
+		bpf_map_delete_elem(&half_closes, &sk);
+}
+
+static __always_inline bool was_half_closed_late(const struct connection *conn)
+{
+	__u64 sk = (__u64)conn->sk;
+
+	return guard && learn_tenth && bpf_map_lookup_elem(&half_closes, &sk);
+}
+
 static __always_inline __u32 reasons_of_receive(const struct connection *conn, const struct call *call, __u64 sock_flags)
 {
 	struct tcp_sock *tp = (void *)conn->sk;
@@ -152,6 +185,8 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 		 */
 		if (!conn->mptcp && state == BPF_TCP_FIN_WAIT1)
 			reasons |= bit_if((__u64)BPF_CORE_READ(sk, sk_user_data), PREFLIGHT_HALF_CLOSE);
+		if (!conn->mptcp && (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2) && was_half_closed_late(conn))
+			reasons |= 1 << PREFLIGHT_HALF_CLOSE;
 		if (!conn->mptcp && !guard && (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2))
 			reasons |= bit_if(BPF_CORE_READ(tp, bytes_received), PREFLIGHT_HALF_CLOSE);
 	}
