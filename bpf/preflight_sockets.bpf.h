@@ -116,9 +116,15 @@ static __always_inline bool local_connection(int fd, struct connection *conn)
 	return true;
 }
 
-/* What TCP has and nobody has read: net/ipv4/tcp.c, tcp_inq. The connection's end takes a sequence number, too. */
+/*
+ * What TCP has and nobody has read: net/ipv4/tcp.c, tcp_inq. The connection's end takes a sequence number, too; on its
+ * way in, before the socket is marked, it is told by its packet, which carries nothing (net/ipv4/tcp_input.c,
+ * tcp_data_queue).
+ */
 static __always_inline bool has_unread(struct sock *sk)
 {
+	struct sk_buff *first = BPF_CORE_READ(sk, sk_receive_queue.next);
+	void *queue = (void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue);
 	struct tcp_sock *tp = (void *)sk;
 	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
@@ -128,6 +134,8 @@ static __always_inline bool has_unread(struct sock *sk)
 		return false;
 	if (unread && flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE)))
 		unread--;
+	if (unread == 1)
+		return first != queue && BPF_CORE_READ(first, len);
 	return unread;
 }
 
