@@ -5,6 +5,7 @@
 /* Processes, and the ports of the connections on which they did what is unsafe. */
 
 #include "common.bpf.h"
+#include "current_task.bpf.h"
 #include "guard.bpf.h"
 #include "preflight.h"
 
@@ -18,7 +19,8 @@ struct preflight_news _news;
 
 static __always_inline void current_key(struct preflight_key *key)
 {
-	process_key(key, bpf_get_current_pid_tgid() >> 32);
+	key->pid = bpf_get_current_pid_tgid() >> 32;
+	key->start_ns = READ_OF_TASK(group_leader, start_boottime);
 }
 
 static __always_inline struct preflight_process *this_process(void)

@@ -41,8 +41,7 @@ struct {
 /* Not 0 if a signal that anybody may send runs a handler in the current process. */
 static __always_inline __u64 caught_signals(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	void *sighand = BPF_CORE_READ(task, sighand);
+	void *sighand = READ_OF_TASK(sighand);
 	__u64 caught = 0;
 	__u32 first = 0;
 	__u8 *actions;
@@ -157,7 +156,7 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 {
 	struct tcp_sock *tp = (void *)conn->sk;
 	struct sock *sk = conn->sk;
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u8 state = HEAD(conn, skc_state);
 	__u32 reasons = 0;
 
 	reasons |= bit_if(call->flags & MSG_WAITALL, PREFLIGHT_WAITALL);
@@ -198,7 +197,7 @@ static __always_inline bool look_at(struct preflight_process *process, const str
 				    const struct call *call)
 {
 	struct sock *sk = conn->sk;
-	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	__u64 flags = HEAD(conn, skc_flags);
 	bool may_block = conn->may_block && !(call->flags & MSG_DONTWAIT);
 	__u32 reasons = any_number(reasons_of_socket(conn, flags));
 
