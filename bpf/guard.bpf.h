@@ -14,6 +14,12 @@
 /* It runs with sockredir. Else nothing of this is used but by preflight itself. */
 const volatile bool guard;
 
+/*
+ * A tenth of the time for which programs are watched before their connections are redirected, in jiffies, which cost
+ * least to read; 0 without learning.
+ */
+const volatile __u64 learn_tenth;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PREFLIGHT_PROCESSES);
@@ -56,6 +62,58 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, PREFLIGHT_NEWS_BYTES);
 } news SEC(".maps");
+
+/*
+ * Programs, by program_of_current. Whoever connects is known by its program and not by its process: clients that live
+ * for one connection, and workers that are forked, are not new.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_PROGRAMS);
+	__type(key, __u64);
+	__type(value, struct guard_learned);
+} programs SEC(".maps");
+
+/*
+ * Servers are known by where they listen: who will accept a connection is not known while it is made. In each network
+ * namespace anew, since every container may listen at the same port.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_SERVERS);
+	__type(key, struct guard_server);
+	__type(value, struct guard_learned);
+} servers SEC(".maps");
+
+/* What is known of a program or a server of which nothing was seen yet. */
+const struct guard_learned nothing_learned = {};
+
+static __always_inline __u64 mix(__u64 sum, __u64 value)
+{
+	/* A prime: 2^64 divided by the golden ratio. */
+	return (sum ^ value) * 0x9e3779b97f4a7c15ULL;
+}
+
+/*
+ * A number for the program that the current task runs: its executable, its cgroup, and its name, which is a script's
+ * where that has an interpreter of its own (#!).
+ */
+static __always_inline __u64 program_of_current(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct inode *exe = BPF_CORE_READ(task, mm, exe_file, f_inode);
+	__u64 name[BPFTK_COMM_LEN / 8] = {}, sum;
+
+	BPF_CORE_READ_STR_INTO((char(*)[BPFTK_COMM_LEN])name, task, group_leader, comm);
+	sum = mix(BPF_CORE_READ(exe, i_ino), BPF_CORE_READ(exe, i_sb, s_dev));
+	sum = mix(sum, BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id));
+	return mix(mix(sum, name[0]), name[1]) | 1;
+}
+
+static __always_inline bool is_learned(const struct guard_learned *what)
+{
+	return what && what->tenths >= GUARD_TENTHS && what->finished;
+}
 
 static __always_inline void process_key(struct preflight_key *key, __u32 pid)
 {

@@ -95,14 +95,12 @@ static __always_inline bool in_scope(void)
 /* Whether the current task is in a system call of a 32-bit program, whose numbers are others. */
 static __always_inline bool is_32bit(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-
 #if defined(__TARGET_ARCH_x86)
 	/* arch/x86/include/asm/thread_info.h, TS_COMPAT */
-	return BPF_CORE_READ(task, thread_info.status) & 2;
+	return READ_OF_TASK(thread_info.status) & 2;
 #else
 	/* arch/arm64/include/asm/thread_info.h, TIF_32BIT */
-	return BPF_CORE_READ(task, thread_info.flags) & (1UL << 22);
+	return READ_OF_TASK(thread_info.flags) & (1UL << 22);
 #endif
 }
 
@@ -151,7 +149,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		break;
 	case NR_IOCTL:
 		/* Before all else: there are many others. */
-		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != FIONREAD || counts_what_waits())
+		if ((__u32)ARGUMENT2(regs) != FIONREAD || counts_what_waits())
 			return 0;
 		break;
 	default:
@@ -162,32 +160,32 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	if (!in_scope() || is_32bit() || is_done(second))
 		return 0;
 
-	call.fd = PT_REGS_PARM1_CORE_SYSCALL(regs);
+	call.fd = ARGUMENT1(regs);
 	switch (number) {
 	case NR_RECVFROM:
 	case NR_RECVMMSG:
 	case NR_SENDTO:
 	case NR_SENDMMSG:
-		call.flags = PT_REGS_PARM4_CORE_SYSCALL(regs);
+		call.flags = ARGUMENT4(regs);
 		break;
 	case NR_RECVMSG:
 	case NR_SENDMSG:
-		call.flags = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		call.flags = ARGUMENT3(regs);
 		break;
 	case NR_SPLICE:
 		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_SPLICE;
 		break;
 	case NR_SENDFILE:
-		call.fd = PT_REGS_PARM2_CORE_SYSCALL(regs);
+		call.fd = ARGUMENT2(regs);
 		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_SPLICE;
 		break;
 	case NR_GETSOCKOPT:
-		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != SOL_TCP)
+		if ((__u32)ARGUMENT2(regs) != SOL_TCP)
 			return 0;
 		call.way = ASKS_TCP;
-		switch ((__u32)PT_REGS_PARM3_CORE_SYSCALL(regs)) {
+		switch ((__u32)ARGUMENT3(regs)) {
 		case TCP_ZEROCOPY_RECEIVE:
 			call.reason = PREFLIGHT_RECEIVE_MAP;
 			break;
@@ -204,7 +202,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		break;
 	case NR_SHUTDOWN:
 		/* Who reads no more has no reads that fail. */
-		if ((__u32)PT_REGS_PARM2_CORE_SYSCALL(regs) != SHUT_WR)
+		if ((__u32)ARGUMENT2(regs) != SHUT_WR)
 			return 0;
 		call.way = ASKS_TCP;
 		call.reason = PREFLIGHT_TWO_THREADS;
@@ -223,7 +221,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	case NR_WRITE:
 	case NR_SENDTO:
 		call.way = SENDS;
-		call.length = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		call.length = ARGUMENT3(regs);
 		break;
 	case NR_WRITEV:
 	case NR_PWRITEV2:
@@ -237,7 +235,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 		 * Not of read and readv: of 0 bytes these return before they come to TCP (net/socket.c,
 		 * sock_read_iter).
 		 */
-		call.length = PT_REGS_PARM3_CORE_SYSCALL(regs);
+		call.length = ARGUMENT3(regs);
 		__attribute__((fallthrough));
 	default:
 		/* Errors and time stamps, no data. */
@@ -252,11 +250,11 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	if (!local_connection(call.fd, &conn)) {
 		/* What goes from elsewhere into a connection. */
 		if (number == NR_SPLICE) {
-			call.fd = PT_REGS_PARM3_CORE_SYSCALL(regs);
-			call.length = PT_REGS_PARM5_CORE_SYSCALL(regs);
+			call.fd = ARGUMENT3(regs);
+			call.length = ARGUMENT5(regs);
 		} else if (number == NR_SENDFILE) {
-			call.fd = PT_REGS_PARM1_CORE_SYSCALL(regs);
-			call.length = PT_REGS_PARM4_CORE_SYSCALL(regs);
+			call.fd = ARGUMENT1(regs);
+			call.length = ARGUMENT4(regs);
 		} else {
 			return 0;
 		}
@@ -267,6 +265,8 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	/* Most that are closed are of no interest; they are not counted. MPTCP's numbers are elsewhere. */
 	if (call.way == CLOSES && (conn.mptcp || !is_last_user(conn.file) || !has_unread(conn.sk)))
 		return 0;
+	if (number == NR_SHUTDOWN)
+		note_half_close(&conn);
 	/* It wakes whoever waits to read (net/ipv4/af_inet.c, inet_shutdown). */
 	if (number == NR_SHUTDOWN && !count_waiters(conn.sk, conn.file))
 		return 0;
@@ -274,6 +274,7 @@ static __always_inline int look(struct bpf_raw_tracepoint_args *ctx, bool second
 	if (!process)
 		return 0;
 	__sync_fetch_and_add(&process->calls, 1);
+	note_work(process, conn.sk, conn.lport);
 	if (look_at(process, &conn, &call)) {
 		note_ports(&conn);
 		turns_unsafe(process);

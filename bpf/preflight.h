@@ -53,6 +53,10 @@ struct preflight_process {
 	/* Of the guard: it did what is unsafe, and that was told. */
 	__u32 is_unsafe;
 	__u8 comm[BPFTK_COMM_LEN];
+	/* Of the guard: in jiffies, when its program and a server's port were last noted as at work, and which port. */
+	__u64 program_at;
+	__u64 port_at;
+	__u64 port;
 };
 
 /* A port of a connection on which a process did what is unsafe. */
@@ -69,6 +73,32 @@ struct preflight_news {
 	__u16 pad[3];
 };
 
+/* A port of a server, and the cookie of its network namespace. */
+struct guard_server {
+	__u64 netns;
+	__u64 port;
+};
+
+/*
+ * How long a program, or whoever serves a port, has been watched at work. A tenth of the time to learn counts when
+ * something was seen in it.
+ */
+struct guard_learned {
+	/* In jiffies: when the last tenth began. */
+	__u64 tenth_at;
+	/* Of a port: the program that listens; 0 if it did before there was a guard. */
+	__u64 program;
+	__u32 tenths;
+	/* A connection was watched from its beginning to its end. */
+	__u8 finished;
+	/* Of a program: a process of it did what is unsafe. */
+	__u8 is_unsafe;
+	__u8 _pad[2];
+};
+
+/* More than ten: the time between the first and the last of them is ten tenths then. */
+#define GUARD_TENTHS 11
+
 /* How sure it is that it is the server's. */
 enum preflight_port_role {
 	PREFLIGHT_PORT_GUESS,
@@ -79,13 +109,17 @@ enum preflight_port_role {
 #define PREFLIGHT_PORTS 16384
 #define PREFLIGHT_THREADS 16384
 #define PREFLIGHT_ADDRESSES 16384
+#define GUARD_PROGRAMS 8192
+#define GUARD_SERVERS 16384
+#define GUARD_HALF_CLOSES 8192
 /* Some 2000 records. */
 #define PREFLIGHT_NEWS_BYTES 65536
 
 _Static_assert(PREFLIGHT_REASONS <= 32, "a mask of 32 bits has them all");
 _Static_assert(sizeof(struct preflight_key) == 16, "src/kernel/preflight decodes 16 bytes");
-_Static_assert(sizeof(struct preflight_process) == 8 + 8 * PREFLIGHT_REASONS + 16 + BPFTK_COMM_LEN, "no hidden padding");
+_Static_assert(sizeof(struct preflight_process) == 8 + 8 * PREFLIGHT_REASONS + 16 + BPFTK_COMM_LEN + 24, "no hidden padding");
 _Static_assert(sizeof(struct preflight_port) == 24, "no hidden padding");
 _Static_assert(sizeof(struct preflight_news) == 24, "no hidden padding");
+_Static_assert(sizeof(struct guard_learned) == 24, "no hidden padding");
 
 #endif

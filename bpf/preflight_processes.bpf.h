@@ -5,6 +5,7 @@
 /* Processes, and the ports of the connections on which they did what is unsafe. */
 
 #include "common.bpf.h"
+#include "current_task.bpf.h"
 #include "guard.bpf.h"
 #include "preflight.h"
 
@@ -18,7 +19,8 @@ struct preflight_news _news;
 
 static __always_inline void current_key(struct preflight_key *key)
 {
-	process_key(key, bpf_get_current_pid_tgid() >> 32);
+	key->pid = bpf_get_current_pid_tgid() >> 32;
+	key->start_ns = READ_OF_TASK(group_leader, start_boottime);
 }
 
 static __always_inline struct preflight_process *this_process(void)
@@ -44,6 +46,67 @@ static __always_inline struct preflight_process *this_process(void)
 	return found;
 }
 
+static __always_inline struct guard_learned *learned_of_program(const __u64 *program)
+{
+	struct guard_learned *found = bpf_map_lookup_elem(&programs, program);
+
+	if (found)
+		return found;
+	bpf_map_update_elem(&programs, program, (void *)&nothing_learned, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&programs, program);
+}
+
+/*
+ * Something is seen of it. Two processors may do this at once: what is read first is written last, so that both write
+ * the same.
+ */
+static __always_inline void count_tenth(volatile struct guard_learned *learned, __u64 now)
+{
+	__u32 tenths = learned->tenths;
+
+	if (tenths >= GUARD_TENTHS || (tenths && now - learned->tenth_at < learn_tenth))
+		return;
+	learned->tenth_at = now;
+	learned->tenths = tenths + 1;
+}
+
+/* The current process works with a connection: its program does, and if it is the server's end, whoever serves it. */
+static __always_inline void note_work(struct preflight_process *process, struct sock *sk, __u16 lport)
+{
+	struct guard_server server = { .port = lport };
+	struct guard_learned *learned;
+	__u64 now;
+
+	if (!guard || !learn_tenth)
+		return;
+	now = bpf_jiffies64();
+	if (now - process->program_at >= learn_tenth) {
+		__u64 program = program_of_current();
+
+		process->program_at = now;
+		learned = learned_of_program(&program);
+		if (learned) {
+			if (process->is_unsafe)
+				learned->is_unsafe = 1;
+			count_tenth(learned, now);
+		}
+	}
+	if (process->port == lport && now - process->port_at < learn_tenth)
+		return;
+	if (!is_listening(lport))
+		return;
+	process->port = lport;
+	process->port_at = now;
+	server.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
+	learned = bpf_map_lookup_elem(&servers, &server);
+	if (!learned) {
+		bpf_map_update_elem(&servers, &server, (void *)&nothing_learned, BPF_NOEXIST);
+		learned = bpf_map_lookup_elem(&servers, &server);
+	}
+	if (learned)
+		count_tenth(learned, now);
+}
+
 /* What is seen for the first time is told. Two threads may both be the first. */
 static __always_inline void turns_unsafe(struct preflight_process *process)
 {
@@ -52,6 +115,13 @@ static __always_inline void turns_unsafe(struct preflight_process *process)
 	if (!guard || process->is_unsafe)
 		return;
 	process->is_unsafe = 1;
+	if (learn_tenth) {
+		__u64 program = program_of_current();
+		struct guard_learned *learned = learned_of_program(&program);
+
+		if (learned)
+			learned->is_unsafe = 1;
+	}
 	current_key(&key);
 	tell_user_space(&key, 0);
 }

@@ -41,8 +41,7 @@ struct {
 /* Not 0 if a signal that anybody may send runs a handler in the current process. */
 static __always_inline __u64 caught_signals(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	void *sighand = BPF_CORE_READ(task, sighand);
+	void *sighand = READ_OF_TASK(sighand);
 	__u64 caught = 0;
 	__u32 first = 0;
 	__u8 *actions;
@@ -120,11 +119,44 @@ static __always_inline __u32 reasons_of_socket(const struct connection *conn, __
 	return reasons;
 }
 
+/*
+ * Connections on which something had come when their owners half-closed them: in the map, a read that waits then would
+ * fail. Of those that the guard watches while TCP has them; by socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GUARD_HALF_CLOSES);
+	__type(key, __u64);
+	__type(value, __u8);
+} half_closes SEC(".maps");
+
+static __always_inline void note_half_close(const struct connection *conn)
+{
+	struct tcp_sock *tp = (void *)conn->sk;
+	__u64 sk = (__u64)conn->sk;
+	__u8 yes = 1;
+
+	if (!guard || !learn_tenth || conn->mptcp)
+		return;
+	if (BPF_CORE_READ(tp, bytes_received))
+		bpf_map_update_elem(&half_closes, &sk, &yes, BPF_ANY);
+	else
+		/* Of an earlier socket at the same place. */
+		bpf_map_delete_elem(&half_closes, &sk);
+}
+
+static __always_inline bool was_half_closed_late(const struct connection *conn)
+{
+	__u64 sk = (__u64)conn->sk;
+
+	return guard && learn_tenth && bpf_map_lookup_elem(&half_closes, &sk);
+}
+
 static __always_inline __u32 reasons_of_receive(const struct connection *conn, const struct call *call, __u64 sock_flags)
 {
 	struct tcp_sock *tp = (void *)conn->sk;
 	struct sock *sk = conn->sk;
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u8 state = HEAD(conn, skc_state);
 	__u32 reasons = 0;
 
 	reasons |= bit_if(call->flags & MSG_WAITALL, PREFLIGHT_WAITALL);
@@ -152,6 +184,8 @@ static __always_inline __u32 reasons_of_receive(const struct connection *conn, c
 		 */
 		if (!conn->mptcp && state == BPF_TCP_FIN_WAIT1)
 			reasons |= bit_if((__u64)BPF_CORE_READ(sk, sk_user_data), PREFLIGHT_HALF_CLOSE);
+		if (!conn->mptcp && (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2) && was_half_closed_late(conn))
+			reasons |= 1 << PREFLIGHT_HALF_CLOSE;
 		if (!conn->mptcp && !guard && (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_FIN_WAIT2))
 			reasons |= bit_if(BPF_CORE_READ(tp, bytes_received), PREFLIGHT_HALF_CLOSE);
 	}
@@ -163,7 +197,7 @@ static __always_inline bool look_at(struct preflight_process *process, const str
 				    const struct call *call)
 {
 	struct sock *sk = conn->sk;
-	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+	__u64 flags = HEAD(conn, skc_flags);
 	bool may_block = conn->may_block && !(call->flags & MSG_DONTWAIT);
 	__u32 reasons = any_number(reasons_of_socket(conn, flags));
 

@@ -34,6 +34,9 @@ struct {
 const volatile __u16 ephemeral_first;
 const volatile __u32 ephemeral_count;
 
+/* Up to what is of interest here. */
+#define HEAD_WORDS 13
+
 /* A connection with another socket of this machine. */
 struct connection {
 	struct sock *sk;
@@ -42,7 +45,17 @@ struct connection {
 	__u16 rport;
 	bool mptcp;
 	bool may_block;
+	/* The first part of the socket: to read it at once takes as long as one member. */
+	__u64 head[HEAD_WORDS];
 };
+
+/* A member of struct sock_common. */
+#define HEAD(conn, member)                                                                                           \
+	(bpf_core_field_offset(struct sock_common, member) + bpf_core_field_size(struct sock_common, member) <=      \
+			 sizeof((conn)->head) ?                                                                      \
+		 *(__typeof__(((struct sock_common *)0)->member) *)((void *)(conn)->head +                           \
+								    bpf_core_field_offset(struct sock_common, member)) : \
+		 BPF_CORE_READ((conn)->sk, __sk_common.member))
 
 static __always_inline bool is_local(const __u8 remote[16], const __u8 own[16])
 {
@@ -66,8 +79,6 @@ static __always_inline bool is_local(const __u8 remote[16], const __u8 own[16])
 /* Whether the current task's descriptor is a TCP connection within this machine. */
 static __always_inline bool local_connection(int fd, struct connection *conn)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	__u8 remote[16] __attribute__((aligned(8))) = {};
 	__u8 own[16] __attribute__((aligned(8))) = {};
 	struct socket *socket;
@@ -76,9 +87,9 @@ static __always_inline bool local_connection(int fd, struct connection *conn)
 	struct sock *sk;
 	__u16 protocol;
 
-	if ((__u32)fd >= BPF_CORE_READ(table, max_fds))
+	if ((__u32)fd >= READ_OF_TASK(files, fdt, max_fds))
 		return false;
-	slots = BPF_CORE_READ(table, fd);
+	slots = READ_OF_TASK(files, fdt, fd);
 	if (bpf_probe_read_kernel(&file, sizeof(file), slots + (__u32)fd) || !file)
 		return false;
 	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
@@ -93,32 +104,40 @@ static __always_inline bool local_connection(int fd, struct connection *conn)
 	protocol = BPF_CORE_READ(sk, sk_protocol);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 		return false;
-	switch (BPF_CORE_READ(sk, __sk_common.skc_family)) {
+	conn->sk = sk;
+	if (bpf_probe_read_kernel(&conn->head, sizeof(conn->head), sk))
+		return false;
+	switch (HEAD(conn, skc_family)) {
 	case AF_INET:
-		set_v4_mapped(remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
-		set_v4_mapped(own, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		set_v4_mapped(remote, HEAD(conn, skc_daddr));
+		set_v4_mapped(own, HEAD(conn, skc_rcv_saddr));
 		break;
 	case AF_INET6:
-		BPF_CORE_READ_INTO((struct in6_addr *)remote, sk, __sk_common.skc_v6_daddr);
-		BPF_CORE_READ_INTO((struct in6_addr *)own, sk, __sk_common.skc_v6_rcv_saddr);
+		*(struct in6_addr *)remote = HEAD(conn, skc_v6_daddr);
+		*(struct in6_addr *)own = HEAD(conn, skc_v6_rcv_saddr);
 		break;
 	default:
 		return false;
 	}
 	if (!is_local(remote, own))
 		return false;
-	conn->sk = sk;
 	conn->file = file;
 	conn->mptcp = protocol == IPPROTO_MPTCP;
-	conn->lport = BPF_CORE_READ(sk, __sk_common.skc_num);
-	conn->rport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	conn->lport = HEAD(conn, skc_num);
+	conn->rport = bpf_ntohs(HEAD(conn, skc_dport));
 	conn->may_block = !(BPF_CORE_READ(file, f_flags) & O_NONBLOCK);
 	return true;
 }
 
-/* What TCP has and nobody has read: net/ipv4/tcp.c, tcp_inq. The connection's end takes a sequence number, too. */
+/*
+ * What TCP has and nobody has read: net/ipv4/tcp.c, tcp_inq. The connection's end takes a sequence number, too; on its
+ * way in, before the socket is marked, it is told by its packet, which carries nothing (net/ipv4/tcp_input.c,
+ * tcp_data_queue).
+ */
 static __always_inline bool has_unread(struct sock *sk)
 {
+	struct sk_buff *first = BPF_CORE_READ(sk, sk_receive_queue.next);
+	void *queue = (void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue);
 	struct tcp_sock *tp = (void *)sk;
 	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	__u64 flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
@@ -128,6 +147,8 @@ static __always_inline bool has_unread(struct sock *sk)
 		return false;
 	if (unread && flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE)))
 		unread--;
+	if (unread == 1)
+		return first != queue && BPF_CORE_READ(first, len);
 	return unread;
 }
 

@@ -54,16 +54,25 @@ struct {
 	__type(value, struct sockredir_key);
 } keys SEC(".maps");
 
-/* Sockets that were connected by a process that the guard keeps out. */
+/* Who connected a socket. */
+struct connector {
+	/* By program_of_current. */
+	__u64 program;
+	/* Why it stays with TCP, an enum sockredir_reason; or nothing. */
+	__u64 reason;
+};
+
+/* Sockets that were connected by a program that the guard keeps out, or does not know yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, __u8);
-} of_unsafe_processes SEC(".maps");
+	__type(value, struct connector);
+} connectors SEC(".maps");
 
 /* For the skeleton. */
 struct sockredir_event _event;
+struct sockredir_look _look;
 enum sockredir_state _state;
 enum sockredir_reason _reason;
 enum sockredir_count _count;
@@ -110,18 +119,83 @@ static __always_inline bool is_unsafe_process(struct preflight_key *key)
 	return process && process->is_unsafe;
 }
 
-static __always_inline bool is_of_unsafe_process(struct bpf_sock *sk)
+/* Why the connections that a program makes stay with TCP, or nothing. */
+static __always_inline __u32 why_not_program(const __u64 *program)
 {
-	return guard && bpf_sk_storage_get(&of_unsafe_processes, sk, 0, 0);
+	struct guard_learned *learned = bpf_map_lookup_elem(&programs, program);
+
+	if (learned && learned->is_unsafe)
+		return SOCKREDIR_GUARDED;
+	return is_learned(learned) ? SOCKREDIR_NONE : SOCKREDIR_LEARNING;
 }
 
 /* A process connects: later on, it is not known whose the socket is. */
 static __always_inline void guard_connect(struct bpf_sock *sk)
 {
+	struct connector now = {}, *stored;
 	struct preflight_key key = {};
 
-	if (guard && sk && is_unsafe_process(&key))
-		bpf_sk_storage_get(&of_unsafe_processes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!guard || !sk)
+		return;
+	if (learn_tenth) {
+		now.program = program_of_current();
+		now.reason = why_not_program(&now.program);
+	}
+	if (is_unsafe_process(&key))
+		now.reason = SOCKREDIR_GUARDED;
+	stored = bpf_sk_storage_get(&connectors, sk, 0, now.reason ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (stored)
+		*stored = now;
+}
+
+/* Why the guard leaves a connection to TCP that a client has made, or nothing. @netns is the server's. */
+static __always_inline __u32 why_not_let_in(struct bpf_sock *sk, const struct sockredir_key *key, __u64 netns)
+{
+	struct guard_server server = { .netns = netns, .port = key->rport };
+	struct connector *connector;
+
+	if (!guard)
+		return SOCKREDIR_NONE;
+	connector = bpf_sk_storage_get(&connectors, sk, 0, 0);
+	if (connector && connector->reason)
+		return connector->reason;
+	if (learn_tenth && !is_learned(bpf_map_lookup_elem(&servers, &server)))
+		return SOCKREDIR_LEARNING;
+	return SOCKREDIR_NONE;
+}
+
+/* A connection that was watched is over, on which something was sent. */
+static __always_inline void guard_closed(struct bpf_sock *sk, const struct sockredir_end *end,
+					 const struct sockredir_key *key, struct tcp_sock *tp)
+{
+	struct guard_server server = { .netns = end->netns, .port = key->lport };
+	struct guard_learned *learned = NULL;
+
+	if (!guard || !learn_tenth || end->reason != SOCKREDIR_LEARNING)
+		return;
+	if (!BPF_CORE_READ(tp, bytes_sent) && !BPF_CORE_READ(tp, bytes_received))
+		return;
+	if (end->client) {
+		struct connector *connector = bpf_sk_storage_get(&connectors, sk, 0, 0);
+
+		if (connector)
+			learned = bpf_map_lookup_elem(&programs, &connector->program);
+	} else {
+		learned = bpf_map_lookup_elem(&servers, &server);
+	}
+	if (learned)
+		learned->finished = 1;
+}
+
+/* Somebody listens at a port. If it is another program than before, nothing is known of it there. */
+static __always_inline void guard_new_listener(struct bpf_sock_ops *ops, __u16 port)
+{
+	struct guard_server server = { .netns = bpf_get_netns_cookie(ops), .port = port };
+	struct guard_learned *known = bpf_map_lookup_elem(&servers, &server), anew = {};
+
+	anew.program = program_of_current();
+	if (!known || known->program != anew.program)
+		bpf_map_update_elem(&servers, &server, &anew, BPF_ANY);
 }
 
 /* A process listens. It is known at once: user space would have to look. */
@@ -137,6 +211,8 @@ static __always_inline void guard_listen(struct bpf_sock_ops *ops)
 	bits = bpf_map_lookup_elem(&listening, &word);
 	if (bits)
 		__sync_fetch_and_or(bits, 1ULL << (port % 64));
+	if (learn_tenth)
+		guard_new_listener(ops, port);
 	if (is_unsafe_process(&key))
 		note_port(&key, port, PREFLIGHT_PORT_LISTENING, true);
 }
@@ -145,7 +221,7 @@ static __always_inline void guard_listen(struct bpf_sock_ops *ops)
 static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool client,
 				      const struct sockredir_key *key)
 {
-	__u64 netns = bpf_get_netns_cookie(ops);
+	__u64 netns = bpf_get_netns_cookie(ops), server_netns = 0;
 	struct sockredir_key other;
 	__u32 reason, alone;
 	struct tcp_sock *tp;
@@ -157,7 +233,7 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 	if (!tp)
 		return SOCKREDIR_REFUSED;
 	swap(&other, key);
-	alone = client ? why_no_server(&other, key, netns) : why_no_client(&other, key, netns);
+	alone = client ? why_no_server(&other, key, netns, &server_netns) : why_no_client(&other, key, netns);
 	if (!client)
 		answered(key);
 	if (alone == SOCKREDIR_NOT_LOCAL)
@@ -166,9 +242,12 @@ static __always_inline __u32 consider(struct bpf_sock_ops *ops, struct bpf_sock 
 	if (BPF_CORE_READ(tp, bytes_sent) || BPF_CORE_READ(tp, write_seq) != FIELD(snd_nxt))
 		return SOCKREDIR_PRIOR_BYTES;
 	reason = unfit(tp, client);
-	if (!reason && !alone && (guarded(key, client) || (client && is_of_unsafe_process(sk))))
+	if (reason || alone)
+		return reason ? reason : alone;
+	if (guarded(key, client))
 		return SOCKREDIR_GUARDED;
-	return reason ? reason : alone;
+	/* A server goes where its client went. */
+	return client ? why_not_let_in(sk, key, server_netns) : SOCKREDIR_NONE;
 }
 
 /* Takes an end into the map. Returns why it can't be. */
@@ -324,7 +403,7 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 	if (entry) {
 		if (entry->end.state == SOCKREDIR_IDLE)
 			count(SOCKREDIR_SILENT, 1);
-		empty_queue(entry, true);
+		close_queue(entry);
 		event.end = entry->end;
 		bpf_map_delete_elem(&ends, &event.key);
 		if (is_disconnected(ops, tp))
@@ -335,6 +414,7 @@ static __always_inline void closed(struct bpf_sock_ops *ops)
 			return;
 		event.end = *end;
 		bpf_map_delete_elem(&refused, &event.key);
+		guard_closed(sk, &event.end, &event.key, tp);
 	}
 	/*
 	 * Unless a last packet is still to be handed over: then that one does it. With its file closed, a socket gets
@@ -467,8 +547,8 @@ static __always_inline __u32 redirect(struct sk_msg_md *msg, struct sockredir_en
 		return SOCKREDIR_REPAIR;
 	if (first && comms && !comm_wanted(end->comm))
 		return SOCKREDIR_FILTERED;
-	/* Later on the other end's entry refuses it, which takes no look here: bpftk_keep_out. */
-	if (first && guarded(key, end->client))
+	/* At each message: so it is heeded before the call that was the reason is done. */
+	if (guarded(key, end->client))
 		return SOCKREDIR_GUARDED;
 	swap(&other, key);
 	peer = bpf_map_lookup_elem(&ends, &other);
@@ -555,38 +635,25 @@ SEC("tc")
 int bpftk_look(struct __sk_buff *skb)
 {
 	struct sockredir_entry *entry;
-	struct sockredir_key key;
+	struct sockredir_look look;
 	struct sockredir_end *end;
 
-	if (bpf_skb_load_bytes(skb, SOCKREDIR_PACKET_HEADER, &key, sizeof(key)))
+	if (bpf_skb_load_bytes(skb, SOCKREDIR_PACKET_HEADER, &look, sizeof(look)))
 		return 1;
-	entry = bpf_map_lookup_elem(&ends, &key);
+	entry = bpf_map_lookup_elem(&ends, &look.key);
 	if (entry) {
-		if (is_drained(entry))
-			empty_queue(entry, false);
+		if (look.settle)
+			settle_queue(entry, look.sends);
 		entry->end.tcp_bytes = sent_by_tcp((void *)entry->end.sk);
 		return 0;
 	}
-	end = bpf_map_lookup_elem(&refused, &key);
+	end = bpf_map_lookup_elem(&refused, &look.key);
 	if (end)
 		end->tcp_bytes = sent_by_tcp((void *)end->sk);
 	return 0;
 }
 
-/* A direction to this end, too, is TCP's from its next message on. */
-static long refuse_if_guarded(struct bpf_map *map, struct sockredir_key *key, struct sockredir_entry *entry,
-			      void *nothing)
-{
-	if (!entry->refuses && guarded(key, entry->end.client))
-		entry->refuses = SOCKREDIR_GUARDED;
-	return 0;
-}
-
-/*
- * Run by user space: keeps out a port, and without one both directions of every connection to a port that is kept out.
- * An end that is not found, since it comes to the table at the same time, has sent nothing yet: its first message is
- * looked at.
- */
+/* Run by user space: keeps out a port. */
 SEC("tc")
 int bpftk_keep_out(struct __sk_buff *skb)
 {
@@ -594,9 +661,6 @@ int bpftk_keep_out(struct __sk_buff *skb)
 
 	if (bpf_skb_load_bytes(skb, SOCKREDIR_PACKET_HEADER, &port, sizeof(port)))
 		return 1;
-	if (port)
-		keep_out(port);
-	else
-		bpf_for_each_map_elem(&ends, refuse_if_guarded, NULL, 0);
+	keep_out(port);
 	return 0;
 }

@@ -52,6 +52,7 @@ enum sockredir_reason {
 	SOCKREDIR_REPAIR,
 	SOCKREDIR_GUARDED,
 	SOCKREDIR_HALF_CLOSED,
+	SOCKREDIR_LEARNING,
 	SOCKREDIR_REASONS,
 };
 
@@ -88,12 +89,21 @@ struct sockredir_entry {
 	__u32 refuses;
 	/* Something was redirected to it, or is just being. */
 	__u32 used;
+	/* How many messages somebody wanted to put into the queue, each counted before the queue is looked at. */
+	__u64 sends;
 };
 
 /* What a waiting message takes beside its bytes: a struct sk_msg, in a slab of that size. */
 #define SOCKREDIR_MESSAGE_BYTES 1024
 
-/* A packet for bpftk_look is a header that means nothing, and a key. */
+/* A packet for bpftk_look is a header that means nothing, and this. */
+struct sockredir_look {
+	struct sockredir_key key;
+	/* The queue is to be found empty if nobody has sent since there were so many `sends`. */
+	__u32 settle;
+	__u64 sends;
+};
+
 #define SOCKREDIR_PACKET_HEADER 14
 
 struct sockredir_event {
@@ -140,7 +150,8 @@ enum sockredir_count {
 
 _Static_assert(sizeof(struct sockredir_key) == 44, "user space has the same");
 _Static_assert(sizeof(struct sockredir_end) == 72, "user space has the same");
-_Static_assert(sizeof(struct sockredir_entry) == 96, "user space has the same");
+_Static_assert(sizeof(struct sockredir_entry) == 104, "user space has the same");
+_Static_assert(sizeof(struct sockredir_look) == 56, "user space has the same");
 _Static_assert(sizeof(struct sockredir_event) == 128, "user space has the same");
 
 #endif

@@ -75,8 +75,8 @@ static __always_inline bool is_drained(const struct sockredir_entry *entry)
 	return !psock || first == psock + bpf_core_field_offset(struct sk_psock, ingress_msg) || BPF_CORE_READ(msg, skb);
 }
 
-/* All of the queue was read, or is gone with its socket. */
-static __always_inline void empty_queue(struct sockredir_entry *entry, bool closed)
+/* All of the queue is gone with its socket. */
+static __always_inline void close_queue(struct sockredir_entry *entry)
 {
 	__s64 memory;
 
@@ -84,10 +84,45 @@ static __always_inline void empty_queue(struct sockredir_entry *entry, bool clos
 	memory = memory_of(entry->queued_bytes, entry->queued_messages);
 	entry->queued_bytes = 0;
 	entry->queued_messages = 0;
-	if (closed)
-		entry->refuses = SOCKREDIR_PEER_CLOSED;
+	entry->refuses = SOCKREDIR_PEER_CLOSED;
 	bpf_spin_unlock(&entry->lock);
 	change_sum(-memory);
+}
+
+/*
+ * The same of a queue to which nobody has sent since it had so many `sends`, if all of it was read. Those before are in
+ * the queue by then.
+ *
+ * A sender counts itself before it looks at the queue, and here the queue is emptied before the senders are counted
+ * again: so one that found the queue as it was is seen here. What it found may be all that stands for its message
+ * (`reserve`), so it is put back; where the sender found the queue empty it is there twice, until it is seen empty again.
+ */
+static __always_inline void settle_queue(struct sockredir_entry *entry, __u64 sends)
+{
+	__u32 messages;
+	__u64 bytes;
+
+	if (!is_drained(entry))
+		return;
+	bpf_spin_lock(&entry->lock);
+	if (entry->sends != sends) {
+		bpf_spin_unlock(&entry->lock);
+		return;
+	}
+	bytes = entry->queued_bytes;
+	messages = entry->queued_messages;
+	entry->queued_bytes = 0;
+	entry->queued_messages = 0;
+	bpf_spin_unlock(&entry->lock);
+	/* A full barrier. */
+	if (__sync_fetch_and_add(&entry->sends, 0) == sends) {
+		change_sum(-memory_of(bytes, messages));
+		return;
+	}
+	bpf_spin_lock(&entry->lock);
+	entry->queued_bytes += bytes;
+	entry->queued_messages += messages;
+	bpf_spin_unlock(&entry->lock);
 }
 
 /* The first of net.ipv4.tcp_mem, as of the last send that looked. */
@@ -126,6 +161,9 @@ static __always_inline __u32 reserve(struct sockredir_entry *to, struct tcp_sock
 	__u32 reason = SOCKREDIR_NONE;
 	__s64 all, change = 0;
 
+	/* With its result, it is a full barrier: see settle_queue. No program sends so often. */
+	if (!(__sync_fetch_and_add(&to->sends, 1) + 1))
+		return SOCKREDIR_MEMORY;
 	if (!sum || tcp_is_short_of_memory(from, size, first || !drained))
 		return SOCKREDIR_MEMORY;
 	/* As the last one, which was read: with requests and answers that is the rule. Nothing changes. */

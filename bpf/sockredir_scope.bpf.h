@@ -172,15 +172,21 @@ static __always_inline __u32 why_no_peer(const struct sockredir_key *key)
 	return SOCKREDIR_NOT_LOCAL;
 }
 
-/* Why the other end of a client is not one to redirect to, or nothing. @server is that end's key. */
-static __always_inline __u32 why_no_server(struct sockredir_key *server, const struct sockredir_key *key, __u64 netns)
+/*
+ * Why the other end of a client is not one to redirect to, or nothing. @server is that end's key, and @server_netns
+ * becomes its network namespace.
+ */
+static __always_inline __u32 why_no_server(struct sockredir_key *server, const struct sockredir_key *key, __u64 netns,
+					   __u64 *server_netns)
 {
 	struct asked_for *seen;
 
 	server->lseq = server->rseq = 0;
 	seen = bpf_map_lookup_elem(&requests, server);
-	if (seen)
+	if (seen) {
+		*server_netns = seen->netns;
 		return seen->netns == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
+	}
 	drop_local(server);
 	seen = bpf_map_lookup_elem(&requests, server);
 	if (!seen || bpf_ktime_get_boot_ns() - seen->time_ns > LONGEST_REQUEST_NS)
@@ -202,7 +208,8 @@ static __always_inline __u32 why_no_client(const struct sockredir_key *client, c
 	if (entry)
 		return entry->end.netns == netns || across_namespaces ? SOCKREDIR_NONE : SOCKREDIR_NAMESPACE;
 	end = bpf_map_lookup_elem(&refused, client);
-	if (end && (end->reason == SOCKREDIR_NAMESPACE || end->reason == SOCKREDIR_GUARDED))
+	if (end && (end->reason == SOCKREDIR_NAMESPACE || end->reason == SOCKREDIR_GUARDED ||
+		    end->reason == SOCKREDIR_LEARNING))
 		return end->reason;
 	if (end)
 		return SOCKREDIR_PEER_UNKNOWN;

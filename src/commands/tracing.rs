@@ -14,7 +14,6 @@ use crate::kernel::backend::Chosen;
 use crate::kernel::caps::{self, Cap};
 use crate::kernel::cgroup::Watched;
 use crate::kernel::run::{Flow, Timing, Tracing, Turn, follow};
-use crate::kernel::signals::Signals;
 use crate::output::{Column, Field, Sink};
 
 /// What a command makes of the events.
@@ -52,11 +51,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) gather: bool,
 }
 
-/// Arms, follows until the end, detaches, and prints what is left to be said. `arm` may wait before it does: without anything armed
-/// it is over.
+/// Arms, follows until the end, detaches, and prints what is left to be said.
 pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     plan: Plan<'_>,
-    arm: impl FnOnce(&mut Signals) -> Result<Option<Chosen<B, T>>>,
+    arm: impl FnOnce() -> Result<Chosen<B, T>>,
     session: impl FnOnce(B) -> S,
 ) -> Result<ExitCode> {
     let timing = Timing {
@@ -76,9 +74,7 @@ pub(crate) fn run<B: Display + Copy, T: Tracing, S: Session<T>>(
     let mut sink = Sink::open(&plan.output.sink(), plan.columns, plan.fields)?;
     let mut signals = take_signals(plan.output.output.is_some())?;
 
-    let Some(Chosen { backend, armed: mut tracer, passed_over }) = arm(&mut signals)? else {
-        return Ok(ExitCode::SUCCESS);
-    };
+    let Chosen { backend, armed: mut tracer, passed_over } = arm()?;
     for (backend, reason) in &passed_over {
         note(plan.kernel.verbose, || format!("not {backend}: {reason}"));
     }

@@ -71,7 +71,7 @@ pub(super) fn figures(bpftk: &str) -> Result<()> {
 
 fn start(bpftk: &str, cgroup: &Path) -> Result<Child> {
     let mut child = Command::new(bpftk)
-        .args(["sockredir", "-v", "-i", "1h", "--cgroup"])
+        .args(["sockredir", "-v", "-i", "1h", "--learn", "0", "--cgroup"])
         .arg(cgroup)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -38,7 +38,7 @@ wait_for() { # PORT
     exit 1
 }
 with_bpftk() { # COMMAND...
-    "$bpftk" sockredir -v -i 1h --cgroup "$cgroup" 2>"$tmp/said" >/dev/null &
+    "$bpftk" sockredir -v -i 1h --learn 0 --cgroup "$cgroup" 2>"$tmp/said" >/dev/null &
     redirecting=$!
     for _ in $(seq 200); do grep -q armed "$tmp/said" && break; sleep 0.05; done
     grep -q armed "$tmp/said" || { cat "$tmp/said" >&2; exit 1; }

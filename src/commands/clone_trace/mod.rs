@@ -305,7 +305,7 @@ impl CloneTrace {
         };
         tracing::run(
             plan,
-            |_| arm(&config, self.backend).map(Some),
+            || arm(&config, self.backend),
             |backend| Session {
                 args: &self,
                 backend,

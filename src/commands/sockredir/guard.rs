@@ -3,12 +3,12 @@
 //! What preflight watches for, watched while connections are redirected: a program that does what redirection changes
 //! is kept out from then on, by itself where it connects, and by the ports of the connections on which it did so.
 //!
-//! New connections are kept out by the kernel's side alone, before the call that was the reason is done. Existing ones
-//! are handed over to TCP when its news arrive here, some milliseconds later.
+//! The kernel's side does it alone, before the call that was the reason is done; here it is told. So it is with programs
+//! that are not known yet: the kernel's side lets them in when they were watched for a while.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -19,9 +19,6 @@ use crate::kernel::sockredir::Redirector;
 use crate::kernel::task_filter::TaskFilter;
 use crate::output::bytes_to_string;
 use crate::values::PortSet;
-
-/// To hand connections over takes a look at each: at most one part in so many of the time.
-const SHARE: u32 = 10;
 
 /// Sentences that are remembered, so as not to be said twice; after that, nothing new is said.
 const MOST_SAID: usize = 1000;
@@ -56,33 +53,20 @@ pub(super) struct Guard {
     full: bool,
     /// Ports that are known to be kept out.
     ports: BTreeSet<u16>,
-    handing_over: Pace,
-}
-
-/// When connections are to be handed over.
-#[derive(Debug)]
-struct Pace {
-    due: bool,
-    not_before: Instant,
-}
-
-impl Pace {
-    fn is_due(&self, now: Instant) -> bool {
-        self.due && now >= self.not_before
-    }
-
-    fn was_done(&mut self, now: Instant, took: Duration) {
-        *self = Self { due: false, not_before: now + took * SHARE };
-    }
 }
 
 impl Guard {
-    /// Watches the processes of `cgroup`, or all.
-    pub(super) fn arm(btf: BtfSource, cgroup: Option<&File>, wanted: Wanted) -> Result<Self> {
+    /// Watches the processes of `cgroup`, or all; each program for the time of `learn` before it is let in.
+    pub(super) fn arm(
+        btf: BtfSource,
+        cgroup: Option<&File>,
+        wanted: Wanted,
+        learn: Duration,
+    ) -> Result<Self> {
         let cgroup =
             cgroup.map(File::try_clone).transpose().context("cannot keep the cgroup open")?;
         let tasks = TaskFilter { cgroup, ..TaskFilter::default() };
-        let watch = Watch::arm(&Config { btf, tasks, guard: true })
+        let watch = Watch::arm(&Config { btf, tasks, guard: true, learn })
             .context("the guard (--no-guard does without)")?;
         Ok(Self {
             watch,
@@ -92,7 +76,6 @@ impl Guard {
             found: 0,
             full: false,
             ports: BTreeSet::new(),
-            handing_over: Pace { due: false, not_before: Instant::now() },
         })
     }
 
@@ -102,14 +85,13 @@ impl Guard {
     }
 
     /// Hears what the kernel's side has told, and returns what is to be said of it.
-    pub(super) fn hear(&mut self, news: &[News], redirector: &Redirector) -> Result<Vec<String>> {
+    pub(super) fn hear(&mut self, news: &[News]) -> Result<Vec<String>> {
         let mut ports: BTreeMap<ProcessKey, BTreeSet<u16>> = BTreeMap::new();
         for news in news {
             ports.entry(news.process).or_default().extend(news.port);
         }
         let mut texts = Vec::new();
         for (key, ports) in ports {
-            self.handing_over.due |= !ports.is_empty();
             self.ports.extend(&ports);
             // More ports of one that was named are for the next look: there may be many, one after the other.
             if self.told.contains_key(&key) {
@@ -121,12 +103,11 @@ impl Guard {
                 texts.extend(self.tell(process));
             }
         }
-        self.hand_over(redirector)?;
         Ok(texts)
     }
 
     /// Looks at everything, and returns what is to be said of what is new.
-    pub(super) fn look(&mut self, redirector: Option<&Redirector>) -> Result<Vec<String>> {
+    pub(super) fn look(&mut self, redirector: &Redirector) -> Result<Vec<String>> {
         self.watch.refresh()?;
         let mut texts = Vec::new();
         let processes = self.watch.processes()?;
@@ -135,9 +116,7 @@ impl Guard {
         for process in processes.into_iter().filter(|it| it.verdict() == Verdict::Unsafe) {
             texts.extend(self.tell(process));
         }
-        if let Some(redirector) = redirector {
-            self.apply(redirector)?;
-        }
+        self.apply(redirector)?;
         let full = self.watch.make_room()?;
         if full && !self.full {
             self.full = true;
@@ -169,24 +148,12 @@ impl Guard {
     }
 
     /// Keeps out what the kernel's side was not sure of, and by now is known to be a server's port.
-    pub(super) fn apply(&mut self, redirector: &Redirector) -> Result<()> {
+    fn apply(&mut self, redirector: &Redirector) -> Result<()> {
         let told: BTreeSet<u16> = self.told.values().flatten().copied().collect();
         for port in told {
             if self.ports.insert(port) {
                 redirector.keep_out(port)?;
-                self.handing_over.due = true;
             }
-        }
-        self.hand_over(redirector)
-    }
-
-    /// Leaves connections to TCP that exist and that are kept out by now.
-    fn hand_over(&mut self, redirector: &Redirector) -> Result<()> {
-        let begin = Instant::now();
-        if self.handing_over.is_due(begin) {
-            redirector.hand_over()?;
-            let now = Instant::now();
-            self.handing_over.was_done(now, now - begin);
         }
         Ok(())
     }
@@ -216,22 +183,4 @@ fn sentence(process: &Process) -> String {
         "{who} does what redirection changes: {why}; connections to port {}{more} stay with TCP from now on{blind}",
         port_list(named)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_handed_over_a_small_part_of_the_time() {
-        let begin = Instant::now();
-        let mut pace = Pace { due: false, not_before: begin };
-        assert!(!pace.is_due(begin));
-        pace.due = true;
-        assert!(pace.is_due(begin));
-        let took = Duration::from_millis(2);
-        pace.was_done(begin, took);
-        pace.due = true;
-        assert!(!pace.is_due(begin + took) && pace.is_due(begin + took * SHARE));
-    }
 }

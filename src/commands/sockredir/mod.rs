@@ -14,24 +14,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use nix::sys::signal::{Signal, raise};
 
 pub(crate) use self::connections::FIELDS;
 use self::connections::{Connection, Counted, connections, record};
 use self::guard::{Guard, Wanted};
 pub(crate) use self::manual::MANUAL;
-use super::common::{amount, clock, interval, losses_sentence, note, tell};
+use super::common::{amount, clock, interval, losses_sentence, tell};
 use super::tracing::{self, Plan};
 use crate::cli::{KernelArgs, OutputArgs, StreamArgs};
 use crate::error::usage;
 use crate::kernel::btf::BtfSource;
 use crate::kernel::caps::Cap;
 use crate::kernel::preflight::News;
-use crate::kernel::run::{Flow, Timing, Turn, wait};
-use crate::kernel::signals::Signals;
+use crate::kernel::run::Flow;
 use crate::kernel::sockgate::Gate;
 use crate::kernel::sockredir::{
     Config, End, Event, Key, MOST_COMMS, Redirector, Settling, Sockmap, State, Totals, arm,
@@ -43,8 +41,8 @@ use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
 /// Every so often, what was read is looked for, and with --events what is waited for in vain.
 const OFTEN: Duration = Duration::from_secs(1);
 
-/// For how long the guard watches before connections of all programs are redirected.
-const LEARN_ABOUT_ALL: Duration = Duration::from_secs(10);
+/// Of closed connections that come one after the other without a pause, before the guard's news are heard.
+const MOST_BEFORE_NEWS: u32 = 64;
 
 /// Closed connections that are kept for the next table, before all but the busiest are let go.
 const MOST_CLOSED: usize = 4096;
@@ -117,9 +115,11 @@ pub(crate) struct Sockredir {
     #[arg(long, help_heading = "Guard")]
     no_guard: bool,
 
-    /// Watch for so long before anything is redirected (default: 10s with --all, else 0s)
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "no_guard", help_heading = "Guard")]
-    learn: Option<Duration>,
+    /// Leave the connections of a program to TCP until it was watched at work for so long, and one of them from its
+    /// beginning to its end; the same of whoever serves a port. With 0s, all are redirected at once (man
+    /// bpftk-sockredir)
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_learning, conflicts_with = "no_guard", help_heading = "Guard")]
+    learn: Duration,
 
     /// Redirect on a kernel that is known, or may be, to crash or to lose data when it does
     #[arg(long, help_heading = "Kernel")]
@@ -220,61 +220,24 @@ impl Sockredir {
         let turns = self.turns()?;
         let guard = RefCell::new(None);
         let wanted = Wanted { only: self.port.clone(), not: self.exclude_port.clone() };
-        let arm = |signals: &mut Signals| {
+        let arm = || {
             if !self.no_guard {
                 let scope = self.cgroup.is_some().then_some(&cgroup);
-                let mut watch = Guard::arm(config.btf.clone(), scope, wanted.clone())?;
-                if !self.learn(&mut watch, signals)? {
-                    return Ok(None);
-                }
+                let watch = Guard::arm(config.btf.clone(), scope, wanted.clone(), self.learn)?;
                 guard.replace(Some(watch));
             }
-            let mut guard = guard.borrow_mut();
-            let mut chosen = arm(&config, guard.as_ref().map(Guard::shared), &cgroup)?;
-            if let Some(guard) = guard.as_mut() {
-                guard.apply(&chosen.armed)?;
-            }
+            let mut chosen = arm(&config, guard.borrow().as_ref().map(Guard::shared), &cgroup)?;
             chosen.armed.begin()?;
-            Ok(Some(chosen))
+            Ok(chosen)
         };
         tracing::run(plan, arm, |backend| Session::new(&self, backend, turns, guard.take()))
     }
+}
 
-    /// Watches before anything is redirected. Returns whether to go on.
-    fn learn(&self, guard: &mut Guard, signals: &mut Signals) -> Result<bool> {
-        let time = self.learn.unwrap_or(if self.all { LEARN_ABOUT_ALL } else { Duration::ZERO });
-        if time.is_zero() {
-            return Ok(true);
-        }
-        note(self.kernel.verbose, || {
-            format!("watching for {} s before anything is redirected", time.as_secs_f32())
-        });
-        let timing = Timing {
-            duration: Some(time),
-            interval: Some(OFTEN.min(time)),
-            to_stdout: self.output.output.is_none(),
-            ..Timing::default()
-        };
-        let begin = Instant::now();
-        let mut reopen = false;
-        wait(signals, timing, |turn| {
-            match turn {
-                Turn::Tick => guard.look(None)?.iter().for_each(|text| tell(text)),
-                Turn::Reopen => reopen = true,
-                _ => {}
-            }
-            Ok(Flow::Continue)
-        })?;
-        // The output is not open here: whoever has it is told again.
-        if reopen {
-            raise(Signal::SIGHUP).context("cannot send myself a signal")?;
-        }
-        // A signal came, or nobody reads us any more.
-        if begin.elapsed() < time {
-            return Ok(false);
-        }
-        guard.look(None)?.iter().for_each(|text| tell(text));
-        Ok(true)
+fn parse_learning(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        _ => parse_duration(text).map_err(|why| format!("{why}; or 0")),
     }
 }
 
@@ -297,6 +260,8 @@ struct Session<'a> {
     guard: Option<Guard>,
     /// What the guard's program has told, and nobody has heard yet.
     news: Vec<News>,
+    /// Closed connections since the first of them.
+    since_news: u32,
     looked: Instant,
     settling: Settling,
     /// Of an interval, in all and so far.
@@ -321,6 +286,10 @@ impl tracing::Session<Redirector> for Session<'_> {
             Event::Closed(_) if self.full() => return Ok(Flow::Stop),
             Event::Closed(end) => end,
         };
+        self.since_news += 1;
+        if self.since_news >= MOST_BEFORE_NEWS {
+            self.hear()?;
+        }
         match self.halves.remove(&end.key.other()) {
             Some((other, _)) => self.over(Connection::new(end, Some(other)), sink)?,
             None => {
@@ -330,14 +299,8 @@ impl tracing::Session<Redirector> for Session<'_> {
         Ok(if self.full() { Flow::Stop } else { Flow::Continue })
     }
 
-    fn rest(&mut self, tracer: &Redirector) -> Result<()> {
-        let news = std::mem::take(&mut self.news);
-        if let Some(guard) = &mut self.guard
-            && !news.is_empty()
-        {
-            guard.hear(&news, tracer)?.iter().for_each(|text| tell(text));
-        }
-        Ok(())
+    fn rest(&mut self, _tracer: &Redirector) -> Result<()> {
+        self.hear()
     }
 
     fn tick(&mut self, tracer: &Redirector, sink: &mut Sink) -> Result<()> {
@@ -364,7 +327,7 @@ impl tracing::Session<Redirector> for Session<'_> {
     /// What is left of the connections that were taken, and the totals.
     fn finish(&mut self, tracer: &Redirector, undecodable: u64, sink: &mut Sink) -> Result<()> {
         // What the guard has seen in the last moment.
-        self.rest(tracer)?;
+        self.hear()?;
         let halves = std::mem::take(&mut self.halves);
         for (end, _) in halves.into_values() {
             self.over(Connection::new(end, None), sink)?;
@@ -439,6 +402,7 @@ impl<'a> Session<'a> {
             overlaps_kept: 0,
             guard,
             news: Vec::new(),
+            since_news: 0,
             looked: Instant::now(),
             settling: Settling::default(),
             turns,
@@ -446,12 +410,24 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Says what the guard's program has told.
+    fn hear(&mut self) -> Result<()> {
+        self.since_news = 0;
+        let news = std::mem::take(&mut self.news);
+        if let Some(guard) = &mut self.guard
+            && !news.is_empty()
+        {
+            guard.hear(&news)?.iter().for_each(|text| tell(text));
+        }
+        Ok(())
+    }
+
     /// Once a second, however often there are tables.
     fn look(&mut self, tracer: &Redirector) -> Result<()> {
         self.looked = Instant::now();
         self.tell_overlaps(tracer.totals()?.overlaps_kept);
         if let Some(guard) = &mut self.guard {
-            guard.look(Some(tracer))?.iter().for_each(|text| tell(text));
+            guard.look(tracer)?.iter().for_each(|text| tell(text));
         }
         Ok(())
     }

@@ -310,6 +310,7 @@ impl Preflight {
             btf: BtfSource::new(self.kernel.btf.as_deref())?,
             tasks: tasks.resolve()?,
             guard: false,
+            learn: Duration::ZERO,
         };
         caps::require(&[Cap::Bpf, Cap::Perfmon])?;
         let mut sink = Sink::open(&self.output.sink(), Vec::new(), FIELDS)?;

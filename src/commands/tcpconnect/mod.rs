@@ -246,7 +246,7 @@ impl Tcpconnect {
         };
         tracing::run(
             plan,
-            |_| arm(&config, self.backend).map(Some),
+            || arm(&config, self.backend),
             |backend| Session {
                 args: &self,
                 backend,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags};
+use nix::time::{ClockId, clock_getres};
 use plain::Plain;
 
 use self::machine::{Machine, ephemeral};
@@ -147,6 +148,8 @@ pub(crate) struct Config {
     pub(crate) tasks: TaskFilter,
     /// It is to keep programs out while connections are redirected.
     pub(crate) guard: bool,
+    /// For how long the guard watches programs at work before it lets them in.
+    pub(crate) learn: Duration,
 }
 
 /// Maps that the programs of sockredir use, too: bpf/guard.bpf.h.
@@ -157,6 +160,10 @@ pub(crate) struct Shared<'a> {
     pub(crate) listening: BorrowedFd<'a>,
     pub(crate) kept_out: BorrowedFd<'a>,
     pub(crate) news: BorrowedFd<'a>,
+    pub(crate) programs: BorrowedFd<'a>,
+    pub(crate) servers: BorrowedFd<'a>,
+    /// A tenth of the time to learn, in jiffies.
+    pub(crate) learn_tenth: u64,
 }
 
 /// A process by its id and when it began, on CLOCK_BOOTTIME.
@@ -184,6 +191,7 @@ pub(crate) struct Watch {
     skel: PreflightSkel<'static>,
     machine: Machine,
     guard: bool,
+    learn_tenth: u64,
     /// Ports that somebody listens at, one bit each, as the kernel's side had them after the last look.
     listening: Vec<u64>,
     /// Every address that is in the kernel's set.
@@ -252,7 +260,7 @@ unsafe impl Plain for types::preflight_port {}
 unsafe impl Plain for types::preflight_news {}
 
 const _: () = assert!(size_of::<types::preflight_key>() == 16);
-const _: () = assert!(size_of::<types::preflight_process>() == 8 + 8 * COUNT + 16 + 16);
+const _: () = assert!(size_of::<types::preflight_process>() == 8 + 8 * COUNT + 16 + 16 + 24);
 const _: () = assert!(size_of::<types::preflight_port>() == 24);
 const _: () = assert!(size_of::<types::preflight_news>() == 24);
 
@@ -272,6 +280,8 @@ impl Watch {
         let twice = probes::may_preempt_tracepoints();
         rodata.twice = twice;
         rodata.guard = config.guard;
+        let learn_tenth = jiffies(config.learn / 10)?;
+        rodata.learn_tenth = learn_tenth;
         let (low, high) = ephemeral();
         rodata.ephemeral_first = low;
         rodata.ephemeral_count = u32::from(high) + 1 - u32::from(low.min(high));
@@ -279,9 +289,11 @@ impl Watch {
         open.maps.looked_at.set_autocreate(twice).context("cannot leave out a map")?;
         // Everything is in tables.
         open.maps.events.set_autocreate(false).context("cannot leave out a map")?;
-        for map in [&mut open.maps.news, &mut open.maps.kept_out] {
+        let maps = &mut open.maps;
+        for map in [&mut maps.news, &mut maps.kept_out, &mut maps.programs, &mut maps.servers] {
             map.set_autocreate(config.guard).context("cannot leave out a map")?;
         }
+        maps.half_closes.set_autocreate(config.guard).context("cannot leave out a map")?;
         log::clear();
         let skel = open.load().map_err(|error| {
             unsupported(format!("the kernel refuses the program: {}", log::explain(error)))
@@ -293,6 +305,7 @@ impl Watch {
             skel,
             machine: Machine::default(),
             guard: config.guard,
+            learn_tenth,
             listening: vec![0; WORDS],
             addresses: BTreeSet::new(),
             addresses_lost: 0,
@@ -316,6 +329,9 @@ impl Watch {
             listening: maps.listening.as_fd(),
             kept_out: maps.kept_out.as_fd(),
             news: maps.news.as_fd(),
+            programs: maps.programs.as_fd(),
+            servers: maps.servers.as_fd(),
+            learn_tenth: self.learn_tenth,
         }
     }
 
@@ -505,6 +521,14 @@ fn server_ports(seen: &BTreeMap<u16, bool>, (low, high): (u16, u16)) -> Vec<u16>
         .filter(|&(port, &known)| known || !(low..=high).contains(port))
         .map(|(port, _)| *port)
         .collect()
+}
+
+/// In the kernel's unit of time: the resolution of its coarse clocks. Some, if there is to be any.
+fn jiffies(time: Duration) -> Result<u64> {
+    let jiffy =
+        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("the kernel has no coarse clock")?;
+    let jiffy = Duration::from(jiffy).as_nanos().max(1);
+    Ok(u64::try_from(time.as_nanos().div_ceil(jiffy)).unwrap_or(u64::MAX))
 }
 
 /// One bit a port.

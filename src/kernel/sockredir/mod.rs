@@ -15,6 +15,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut, libbpf_sys};
 use nix::unistd::{SysconfVar, sysconf};
 
+use self::model::look;
 pub(crate) use self::model::{End, Key, Reason, State, Totals};
 pub(crate) use self::settling::Settling;
 use super::backend::{self, Chosen};
@@ -185,6 +186,7 @@ impl Redirector {
         rodata.by_port = config.ports.is_some();
         rodata.by_excluded_port = config.excluded_ports.is_some();
         rodata.guard = guard.is_some();
+        rodata.learn_tenth = guard.map_or(0, |shared| shared.learn_tenth);
         rodata.across_namespaces = config.across_namespaces;
         rodata.comms = config.comms.len() as u32;
         for (slot, comm) in rodata.comm_names.iter_mut().zip(&config.comms) {
@@ -203,6 +205,8 @@ impl Redirector {
                 (&mut maps.listening, shared.listening),
                 (&mut maps.kept_out, shared.kept_out),
                 (&mut maps.news, shared.news),
+                (&mut maps.programs, shared.programs),
+                (&mut maps.servers, shared.servers),
             ] {
                 map.reuse_fd(shared).context("cannot share a table with the guard")?;
             }
@@ -213,7 +217,9 @@ impl Redirector {
                 &mut maps.listening,
                 &mut maps.kept_out,
                 &mut maps.news,
-                &mut maps.of_unsafe_processes,
+                &mut maps.programs,
+                &mut maps.servers,
+                &mut maps.connectors,
             ] {
                 map.set_autocreate(false).context("cannot leave out a map")?;
             }
@@ -281,7 +287,7 @@ impl Redirector {
         let by_tcp: Vec<End> =
             ends()?.into_iter().filter(|end| matches!(end.state, State::Tcp(_))).collect();
         for end in &by_tcp {
-            self.look(&end.key.bytes())?;
+            self.look(end, false)?;
         }
         ends()
     }
@@ -289,23 +295,18 @@ impl Redirector {
     /// Ends that were refused, and are open; what they sent is as of now.
     pub(crate) fn refused(&self) -> Result<Vec<End>> {
         let map = &self.skel.maps.refused;
-        for key in map.keys() {
-            self.look(&key)?;
-        }
         let end = |bytes: &[u8]| copy_from::<types::sockredir_end>(bytes);
-        read(map, |key, value| Some(End::new(key, &end(value)?)))
+        let ends = || read(map, |key, value| Some(End::new(key, &end(value)?)));
+        for end in &ends()? {
+            self.look(end, false)?;
+        }
+        ends()
     }
 
-    /// New connections to this port are TCP's from now on. Only with a guard.
+    /// Connections to this port are TCP's from their next messages on. Only with a guard.
     pub(crate) fn keep_out(&self, port: u16) -> Result<()> {
         test_run(&self.skel.progs.bpftk_keep_out, &port.to_ne_bytes())
             .context("cannot keep a port out")
-    }
-
-    /// Connections that exist and whose ports are kept out are TCP's from their next messages on. Only with a guard.
-    pub(crate) fn hand_over(&self) -> Result<()> {
-        test_run(&self.skel.progs.bpftk_keep_out, &0_u16.to_ne_bytes())
-            .context("cannot leave connections to TCP")
     }
 
     /// What all queues of redirected data take.
@@ -320,14 +321,14 @@ impl Redirector {
     /// Has queues emptied that were read meanwhile; when nobody sends any more.
     pub(crate) fn settle(&self, ends: &[End]) -> Result<()> {
         for end in ends.iter().filter(|end| end.queue.messages > 0) {
-            self.look(&end.key.bytes())?;
+            self.look(end, true)?;
         }
         Ok(())
     }
 
-    /// Has the kernel's side look at a socket: whether its queue is empty, or what it has sent.
-    fn look(&self, key: &[u8]) -> Result<()> {
-        test_run(&self.skel.progs.bpftk_look, key).context("cannot look at a socket")
+    /// Has the kernel's side look at a socket: what it has sent, and with `settle` whether its queue is empty.
+    fn look(&self, end: &End, settle: bool) -> Result<()> {
+        test_run(&self.skel.progs.bpftk_look, &look(end, settle)).context("cannot look at a socket")
     }
 
     pub(crate) fn totals(&self) -> Result<Totals> {

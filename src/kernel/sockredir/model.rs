@@ -17,11 +17,14 @@ unsafe impl Plain for types::sockredir_end {}
 unsafe impl Plain for types::sockredir_entry {}
 // SAFETY: as above.
 unsafe impl Plain for types::sockredir_event {}
+// SAFETY: as above.
+unsafe impl Plain for types::sockredir_look {}
 
 const _: () = assert!(size_of::<types::sockredir_key>() == 44);
 const _: () = assert!(size_of::<types::sockredir_end>() == 72);
-const _: () = assert!(size_of::<types::sockredir_entry>() == 96);
+const _: () = assert!(size_of::<types::sockredir_entry>() == 104);
 const _: () = assert!(size_of::<types::sockredir_event>() == 128);
+const _: () = assert!(size_of::<types::sockredir_look>() == 56);
 
 /// Why a direction is left to TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +32,7 @@ pub(crate) struct Reason(pub(super) u32);
 
 impl Reason {
     /// All that there are, and what they are called.
-    pub(crate) const NAMES: [(Self, &'static str); 20] = {
+    pub(crate) const NAMES: [(Self, &'static str); 21] = {
         use types::sockredir_reason as reason;
         [
             (Self(reason::SOCKREDIR_PEER_UNKNOWN.0), "peer-unknown"),
@@ -52,6 +55,7 @@ impl Reason {
             (Self(reason::SOCKREDIR_REPAIR.0), "repair"),
             (Self(reason::SOCKREDIR_GUARDED.0), "guarded"),
             (Self(reason::SOCKREDIR_HALF_CLOSED.0), "half-closed"),
+            (Self(reason::SOCKREDIR_LEARNING.0), "learning"),
         ]
     };
 
@@ -87,17 +91,15 @@ impl Key {
     }
 
     /// As the kernel's side has it.
-    pub(super) fn bytes(self) -> Vec<u8> {
-        let key = types::sockredir_key {
+    fn raw(self) -> types::sockredir_key {
+        types::sockredir_key {
             laddr: mapped(self.local.ip()),
             raddr: mapped(self.remote.ip()),
             lseq: self.sequences.0,
             rseq: self.sequences.1,
             lport: self.local.port(),
             rport: self.remote.port(),
-        };
-        // SAFETY: without hidden padding, as above.
-        unsafe { plain::as_bytes(&key) }.to_vec()
+        }
     }
 }
 
@@ -106,6 +108,16 @@ impl Key {
 pub(crate) struct Queue {
     bytes: u64,
     pub(super) messages: u32,
+    /// How often somebody wanted to send to it.
+    sends: u64,
+}
+
+/// A socket is to be looked at, and with `settle` whether its queue was read meanwhile.
+pub(super) fn look(end: &End, settle: bool) -> Vec<u8> {
+    let look =
+        types::sockredir_look { key: end.key.raw(), settle: settle.into(), sends: end.queue.sends };
+    // SAFETY: without hidden padding, as above.
+    unsafe { plain::as_bytes(&look) }.to_vec()
 }
 
 /// An end of a connection, and what it sent.
@@ -155,7 +167,11 @@ impl End {
     }
 
     pub(super) fn of_entry(key: &types::sockredir_key, entry: &types::sockredir_entry) -> Self {
-        let queue = Queue { bytes: entry.queued_bytes, messages: entry.queued_messages };
+        let queue = Queue {
+            bytes: entry.queued_bytes,
+            messages: entry.queued_messages,
+            sends: entry.sends,
+        };
         Self { queue, ..Self::new(key, &entry.end) }
     }
 

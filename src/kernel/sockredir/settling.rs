@@ -21,14 +21,14 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    /// Has those looked at that are as they were at the last turn. One that changes is somebody's who sends, and may
-    /// hold a message that is counted and not there yet.
+    /// Has those looked at to which nobody has sent since the last turn. Else there may be a message that is counted
+    /// and not there yet. Who sends from now on is noticed by the kernel's side.
     pub(crate) fn turn(&mut self, kernel: &Redirector, ends: &[End]) -> Result<()> {
         let waiting = || ends.iter().filter(|end| end.queue.messages > 0);
         let still: Vec<&End> =
             waiting().filter(|end| self.before.get(&end.key) == Some(&end.queue)).collect();
         for end in a_share(&still, self.turns) {
-            kernel.look(&end.key.bytes())?;
+            kernel.look(end, true)?;
         }
         self.before = waiting().map(|end| (end.key, end.queue)).collect();
         self.turns = self.turns.wrapping_add(1);

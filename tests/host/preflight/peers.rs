@@ -115,11 +115,18 @@ fn a_connection_with_another_machine_is_not_looked_at() {
             return;
         }
         let net = Netns::new();
-        net.run(silent_network);
+        // Not an address that others use: what any namespace of this machine has is local.
+        let network = format!("100.{}.{}", 64 + fastrand::u8(..64), fastrand::u8(..));
+        let machine = format!("{network}.2");
         net.run(|| {
-            let (pids, run) = watch(vec![actor(|| {
+            silent_network();
+            ip(&format!("addr add {network}.1/24 dev silent"));
+            ip(&format!("neigh add {machine} lladdr 02:00:00:00:00:02 dev silent"));
+        });
+        net.run(|| {
+            let (pids, run) = watch(vec![actor(move || {
                 let away = Tcp::v4().nonblocking();
-                assert!(away.connect(addr("203.0.113.2", 80)).is_err());
+                assert!(away.connect(addr(&machine, 80)).is_err());
                 assert!(recv(away.0.as_raw_fd(), 1, libc::MSG_WAITALL).is_err());
                 let local = Pair::new("127.0.0.1");
                 send(local.client(), b"abc", 0).unwrap();

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 
 use super::work::{PATIENCE, exchange, option, pair, readable, recv, reset_on_close, send, take};
@@ -41,31 +41,91 @@ fn told(result: io::Result<usize>) -> String {
     }
 }
 
+/// Whether a thread sleeps in this system call.
+fn sleeps_in(thread: libc::pid_t, number: libc::c_long) -> bool {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{thread}/{file}"));
+    let Ok(stat) = read("stat") else { return false };
+    // Its name is in parentheses, and may have some itself.
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    let call = read("syscall").unwrap_or_default();
+    state.starts_with('S') && call.split(' ').next() == Some(&number.to_string())
+}
+
+fn until_it_reads(thread: libc::pid_t) {
+    assert!(within(30, || sleeps_in(thread, libc::SYS_recvfrom)), "it does not wait in a read");
+}
+
+/// A thread in a read, and what became of it.
+struct Reader<'a> {
+    thread: libc::pid_t,
+    handle: thread::ScopedJoinHandle<'a, String>,
+}
+
+impl<'a> Reader<'a> {
+    /// Returns when the thread waits in its first read.
+    fn waiting<'env>(
+        scope: &'a thread::Scope<'a, 'env>,
+        read: impl FnOnce() -> String + Send + 'a,
+    ) -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let handle = scope.spawn(move || {
+            // SAFETY: no memory.
+            sender.send(unsafe { libc::gettid() }).unwrap();
+            read()
+        });
+        let thread = receiver.recv().unwrap();
+        until_it_reads(thread);
+        Self { thread, handle }
+    }
+
+    /// Something has been done to it: it waits again, or has returned.
+    fn until_it_waits_or_is_back(&self) {
+        let done = || self.handle.is_finished() || sleeps_in(self.thread, libc::SYS_recvfrom);
+        assert!(within(30, done), "it neither waits nor returns");
+    }
+
+    fn told(self) -> String {
+        self.handle.join().unwrap()
+    }
+}
+
+/// How often a signal was handled.
+static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+/// Has a signal handled that does not end calls, and returns what was before.
+fn handle_signals() -> SigAction {
+    extern "C" fn handler(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::SeqCst);
+    }
+    HANDLED.store(0, Ordering::SeqCst);
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only counts.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap()
+}
+
+fn send_signal(reader: &Reader<'_>) {
+    let ours = std::process::id() as libc::pid_t;
+    // SAFETY: no memory.
+    let status = unsafe { libc::syscall(libc::SYS_tgkill, ours, reader.thread, libc::SIGUSR1) };
+    assert_eq!(status, 0);
+    assert!(within(30, || HANDLED.load(Ordering::SeqCst) == 1), "the signal is not handled");
+}
+
 /// A read that waits is interrupted by a signal whose handler says that it goes on.
 fn signal(client: TcpStream, server: TcpStream) -> String {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler does nothing.
-    let before = unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+    let before = handle_signals();
     // With a time limit, no read goes on after a signal.
     server.set_read_timeout(None).unwrap();
-    let (sender, receiver) = std::sync::mpsc::channel();
     let got = thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            sender.send(pthread_self()).unwrap();
-            let mut buffer = [0; 8];
-            recv(&server, &mut buffer, 0)
-        });
-        let reader_thread = receiver.recv().unwrap();
-        thread::sleep(SOON);
-        pthread_kill(reader_thread, Signal::SIGUSR1).unwrap();
-        thread::sleep(SOON);
+        let reader = Reader::waiting(scope, || told(recv(&server, &mut [0; 8], 0)));
+        send_signal(&reader);
+        reader.until_it_waits_or_is_back();
         send(&client, b"data", 0).unwrap();
-        reader.join().unwrap()
+        reader.told()
     });
     // SAFETY: what it was before.
     unsafe { sigaction(Signal::SIGUSR1, &before) }.unwrap();
-    told(got)
+    got
 }
 
 /// A thread that waits for room to write wakes one that waits to read.
@@ -73,17 +133,23 @@ fn two_threads(mut client: TcpStream, server: TcpStream) -> String {
     let (client2, server2) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     thread::scope(|scope| {
         // To its limit, by TCP at the end; then it waits for room.
-        scope.spawn(move || client.write_all(&vec![1; 16 << 20]).unwrap());
-        let reader = scope.spawn(move || {
-            let mut buffer = [0; 8];
-            recv(&client2, &mut buffer, 0)
+        let reader = Reader::waiting(scope, move || told(recv(&client2, &mut [0; 8], 0)));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            // SAFETY: no memory.
+            sender.send(unsafe { libc::gettid() }).unwrap();
+            client.write_all(&vec![1; 16 << 20]).unwrap();
         });
-        thread::sleep(2 * SOON);
+        let writer = receiver.recv().unwrap();
+        // By write(2), or by sendto(2), as the library has it.
+        let waits =
+            || [libc::SYS_sendto, libc::SYS_write].iter().any(|&call| sleeps_in(writer, call));
+        assert!(within(30, waits), "there is room for everything");
         let mut all = server2;
         assert_eq!(take(&mut all, 16 << 20).len(), 16 << 20);
-        thread::sleep(SOON);
+        reader.until_it_waits_or_is_back();
         send(&server, b"data", 0).unwrap();
-        told(reader.join().unwrap())
+        reader.told()
     })
 }
 
@@ -91,17 +157,15 @@ fn two_threads(mut client: TcpStream, server: TcpStream) -> String {
 fn two_readers(client: TcpStream, server: TcpStream) -> String {
     server.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
-        let read = || {
-            let mut byte = [0];
-            told(recv(&server, &mut byte, 0))
-        };
-        let readers = [scope.spawn(read), scope.spawn(read)];
-        thread::sleep(SOON);
-        for _ in 0..2 {
-            send(&client, b"a", 0).unwrap();
-            thread::sleep(SOON);
-        }
-        let mut told = readers.map(|reader| reader.join().unwrap());
+        let read = || told(recv(&server, &mut [0], 0));
+        let readers = [Reader::waiting(scope, read), Reader::waiting(scope, read)];
+        send(&client, b"a", 0).unwrap();
+        // One has it; what becomes of the other one is what is asked.
+        let one_is_back = || readers.iter().any(|reader| reader.handle.is_finished());
+        assert!(within(30, one_is_back), "nobody reads");
+        readers.iter().for_each(Reader::until_it_waits_or_is_back);
+        send(&client, b"a", 0).unwrap();
+        let mut told = readers.map(Reader::told);
         told.sort();
         told.join(" and ")
     })
@@ -109,25 +173,16 @@ fn two_readers(client: TcpStream, server: TcpStream) -> String {
 
 /// The same with a time limit, which is not over yet.
 fn signal_within_a_limit(client: TcpStream, server: TcpStream) -> String {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler does nothing.
-    let before = unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let before = handle_signals();
     let got = thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            sender.send(pthread_self()).unwrap();
-            recv(&server, &mut [0; 8], 0)
-        });
-        let reader_thread = receiver.recv().unwrap();
-        thread::sleep(SOON);
-        pthread_kill(reader_thread, Signal::SIGUSR1).unwrap();
-        reader.join().unwrap()
+        let reader = Reader::waiting(scope, || told(recv(&server, &mut [0; 8], 0)));
+        send_signal(&reader);
+        reader.told()
     });
     drop(client);
     // SAFETY: what it was before.
     unsafe { sigaction(Signal::SIGUSR1, &before) }.unwrap();
-    told(got)
+    got
 }
 
 /// A process of its own waits in a read, something is done to it, and then four bytes come.
@@ -148,9 +203,14 @@ fn while_it_reads(
             libc::_exit(if got < 0 { 100 + errno } else { got as i32 });
         }
     }
-    thread::sleep(SOON);
+    until_it_reads(child);
     what(nix::unistd::Pid::from_raw(child));
-    thread::sleep(SOON);
+    let ended = || {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z')
+    };
+    let waits_or_ended = || ended() || sleeps_in(child, libc::SYS_recvfrom);
+    assert!(within(30, waits_or_ended), "it neither waits nor ends");
     send(client, b"data", 0).unwrap();
     let mut status = 0;
     // SAFETY: our child.
@@ -165,7 +225,10 @@ fn while_it_reads(
 fn stop_and_continue(client: TcpStream, server: TcpStream) -> String {
     while_it_reads(&client, &server, |child| {
         kill(child, Signal::SIGSTOP).unwrap();
-        thread::sleep(SOON);
+        let mut status = 0;
+        // SAFETY: our child.
+        let stopped = unsafe { libc::waitpid(child.as_raw(), &mut status, libc::WUNTRACED) };
+        assert!(stopped == child.as_raw() && libc::WIFSTOPPED(status), "{status}");
         kill(child, Signal::SIGCONT).unwrap();
     })
 }
@@ -202,12 +265,11 @@ fn trace_for_a_moment(client: TcpStream, server: TcpStream) -> String {
 fn while_another_thread(client: &TcpStream, server: &TcpStream, change: fn()) -> String {
     server.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
-        let reader = scope.spawn(|| recv(server, &mut [0; 8], 0));
-        thread::sleep(SOON);
+        let reader = Reader::waiting(scope, || told(recv(server, &mut [0; 8], 0)));
         change();
-        thread::sleep(SOON);
+        reader.until_it_waits_or_is_back();
         send(client, b"data", 0).unwrap();
-        told(reader.join().unwrap())
+        reader.told()
     })
 }
 
@@ -226,56 +288,92 @@ fn setuid(client: TcpStream, server: TcpStream) -> String {
 fn peer_reset(client: TcpStream, server: TcpStream) -> String {
     server.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
-        let reader = scope.spawn(|| {
+        let reader = Reader::waiting(scope, || {
             let mut buffer = [0; 8];
             let first = told(recv(&server, &mut buffer, 0));
             format!("{first}, then {}", told(recv(&server, &mut buffer, 0)))
         });
-        thread::sleep(SOON);
         reset_on_close(&client);
         drop(client);
-        reader.join().unwrap()
+        reader.told()
     })
 }
 
-/// The other end acknowledges the end of what was sent after 40 ms, since it has nothing to say meanwhile.
+/// The other end acknowledges the end of what was sent after 40 ms, since it has nothing to say meanwhile. So the read
+/// follows at once, in the same thread.
 fn half_close(client: TcpStream, mut server: TcpStream) -> String {
     server.write_all(b"hello").unwrap();
     assert!(readable(&client, PATIENCE));
     assert_eq!(recv(&client, &mut [0; 8], libc::MSG_DONTWAIT).unwrap(), 5);
-    client.shutdown(std::net::Shutdown::Write).unwrap();
     client.set_read_timeout(None).unwrap();
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let reader = scope.spawn(|| told(recv(&client, &mut [0; 8], 0)));
-        thread::sleep(SOON);
-        server.write_all(b"answer").unwrap();
-        reader.join().unwrap()
+        let acknowledged = || tcp_state(&client) == TCP_FIN_WAIT2;
+        // SAFETY: no memory.
+        let reader = unsafe { libc::gettid() };
+        let (over, mut server) = (&over, &server);
+        scope.spawn(move || {
+            assert!(within(30, acknowledged), "no acknowledgement");
+            let back_or_waits =
+                || over.load(Ordering::SeqCst) || sleeps_in(reader, libc::SYS_recvfrom);
+            assert!(within(30, back_or_waits), "it neither waits nor returns");
+            server.write_all(b"answer").unwrap();
+        });
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let got = told(recv(&client, &mut [0; 8], 0));
+        over.store(true, Ordering::SeqCst);
+        got
     })
+}
+
+/// include/net/tcp_states.h
+const TCP_FIN_WAIT2: u8 = 5;
+
+fn tcp_state(stream: &TcpStream) -> u8 {
+    // include/uapi/linux/tcp.h: tcpi_state
+    tcp_info(stream)[0]
+}
+
+fn tcp_info(stream: &TcpStream) -> [u8; 256] {
+    let mut info = [0_u8; 256];
+    let mut length = info.len() as u32;
+    // SAFETY: room for as much as is stated.
+    let status = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    assert_eq!(status, 0);
+    info
 }
 
 /// What a proxy does that has a thread for each direction.
 fn half_close_in_another_thread(client: TcpStream, mut server: TcpStream) -> String {
     client.set_read_timeout(None).unwrap();
     thread::scope(|scope| {
-        let reader = scope.spawn(|| told(recv(&client, &mut [0; 8], 0)));
-        thread::sleep(SOON);
+        let reader = Reader::waiting(scope, || told(recv(&client, &mut [0; 8], 0)));
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        thread::sleep(SOON);
+        reader.until_it_waits_or_is_back();
         server.write_all(b"answer").unwrap();
-        reader.join().unwrap()
+        reader.told()
     })
 }
 
 fn wait_for_all(client: TcpStream, server: TcpStream) -> String {
     thread::scope(|scope| {
-        let reader = scope.spawn(|| {
+        let reader = Reader::waiting(scope, || {
             let mut buffer = [0; 200];
             told(recv(&server, &mut buffer, libc::MSG_WAITALL))
         });
         send(&client, &[1; 100], 0).unwrap();
+        // By TCP it waits for the rest, and nobody is woken; else it is back.
         thread::sleep(SOON);
         send(&client, &[2; 100], 0).unwrap();
-        reader.join().unwrap()
+        reader.told()
     })
 }
 
@@ -369,19 +467,7 @@ fn received_by_tcp(client: TcpStream, mut server: TcpStream) -> String {
     send(&client, &[1; 1000], 0).unwrap();
     take(&mut server, 1000);
     // include/uapi/linux/tcp.h: tcpi_bytes_received
-    let mut info = [0_u8; 256];
-    let mut length = info.len() as u32;
-    // SAFETY: room for as much as is stated.
-    let status = unsafe {
-        libc::getsockopt(
-            server.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut length,
-        )
-    };
-    assert_eq!(status, 0);
+    let info = tcp_info(&server);
     u64::from_ne_bytes(info[128..136].try_into().unwrap()).to_string()
 }
 
@@ -508,7 +594,7 @@ const DIFFERENCES: &[Difference] = &[
         "blocking",
     ),
     ("another thread half-closes", half_close_in_another_thread, "6", &["EAGAIN"], "threads"),
-    ("a read after a half-close", half_close, "6", &["EAGAIN", "6"], "half-close"),
+    ("a read after a half-close", half_close, "6", &["EAGAIN"], "half-close"),
     ("MSG_WAITALL", wait_for_all, "200", &["100"], "waitall"),
     ("splice from the socket", splice, "1000", &["EAGAIN"], "splice"),
     ("MSG_ZEROCOPY", zero_copy, "completed", &["never completed"], "zerocopy"),

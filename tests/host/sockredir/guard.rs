@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::work::{PATIENCE, listen, readable, recv};
 use super::*;
-use crate::support::{Actor, within};
+use crate::support::Actor;
 
 /// A server in a process of its own that takes what a client sends by splice(2), and its port. It ends with this
 /// thread.
@@ -49,7 +49,7 @@ fn splicing_server() -> (Actor, u16) {
 }
 
 /// A question and an answer, without anything that the guard watches for.
-fn ask(client: &TcpStream, answer: &[u8]) {
+pub(super) fn ask(client: &TcpStream, answer: &[u8]) {
     (&*client).write_all(b"x").unwrap();
     assert_eq!(receive(client, answer.len()), answer);
 }
@@ -98,37 +98,6 @@ fn who_does_what_redirection_changes_is_kept_out_from_then_on() {
 }
 
 #[test]
-fn who_is_known_before_is_never_redirected() {
-    let Some(place) = Place::new() else { return };
-    place.run(|| {
-        let (actor, port) = splicing_server();
-        // Programs work while it learns.
-        let run = std::thread::scope(|scope| {
-            let run = scope.spawn(|| place.guarded(&["--learn", "3s"]));
-            let worked = within(60, || {
-                call(port);
-                std::thread::sleep(Duration::from_millis(100));
-                run.is_finished()
-            });
-            assert!(worked, "it learns without end");
-            run.join().unwrap()
-        });
-        call(port);
-        let summary = run.stop().summary();
-        println!("{summary}");
-        // Both ends of the last call, and of one that was made while it armed, perhaps.
-        let ends = summary["clients"].as_u64().unwrap() + summary["servers"].as_u64().unwrap();
-        assert!(ends >= 2, "{summary}");
-        assert_eq!(
-            (told(&summary, "guarded"), &summary["redirected"]),
-            (ends, &0.into()),
-            "{summary}"
-        );
-        drop(actor);
-    });
-}
-
-#[test]
 fn without_a_guard_nobody_is_kept_out() {
     let Some(place) = Place::new() else { return };
     place.run(|| {
@@ -158,7 +127,7 @@ fn bytes(round: u32, answer: bool) -> Vec<u8> {
 }
 
 /// As many bytes, without a read that may block, or with a time limit: the guard watches for these, too.
-fn receive(stream: &TcpStream, many: usize) -> Vec<u8> {
+pub(super) fn receive(stream: &TcpStream, many: usize) -> Vec<u8> {
     let mut bytes = vec![0; many];
     let mut got = 0;
     while got < many {
@@ -184,7 +153,7 @@ fn answers(stream: &mut TcpStream, first: u32) {
 }
 
 /// Harmless, but for what it tells.
-fn ask_for_tcp_info(stream: &TcpStream) {
+pub(super) fn ask_for_tcp_info(stream: &TcpStream) {
     let (mut info, mut length) = ([0_u8; 64], 64);
     let into = info.as_mut_ptr().cast();
     let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);

@@ -14,6 +14,7 @@ mod differences;
 mod early;
 mod guard;
 mod half_close;
+mod learning;
 mod lifecycle;
 mod memory;
 mod naive;
@@ -91,11 +92,16 @@ impl Place {
 
     /// A bpftk for these connections, whatever is done with them.
     fn start(&self, args: &[&str]) -> Running {
-        self.guarded(&[&["--no-guard"], args].concat())
+        self.learning(&[&["--no-guard"], args].concat())
     }
 
-    /// The same with its guard.
+    /// The same with its guard, which lets everybody in at once.
     fn guarded(&self, args: &[&str]) -> Running {
+        self.learning(&[&["--learn", "0"], args].concat())
+    }
+
+    /// The same with its guard as it is without options: it watches before it lets in.
+    fn learning(&self, args: &[&str]) -> Running {
         let all = [&["sockredir", "--cgroup", self.path()], args].concat();
         Running::json(&all)
     }

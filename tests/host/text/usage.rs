@@ -128,6 +128,8 @@ fn sockredir() {
         (&["--all", "--port", "80-82", "--exclude-port", "1-81,82"], "leaves none"),
         (&["--all", "-n", "5"], "--events"),
         (&["--all", "-T"], "--events"),
+        (&["--all", "--learn", "5"], "500ms"),
+        (&["--all", "--learn", "1s", "--no-guard"], "cannot be used with"),
     ] {
         assert_usage(&[&["sockredir"], args].concat(), &[part]);
     }
