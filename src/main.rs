@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    kernel::limits::survive_file_size();
     kernel::limits::raise_open_files();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

@@ -7,17 +7,24 @@ use std::fs::File;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::sys;
 use crate::error::{Status, limited, status_of};
 
 /// Errors that name a limit: their numbers and names, as messages of Rust and libbpf have them, and the C library's
 /// words. EMFILE's are the beginning of ENFILE's, so that comes first.
-const LIMITS: [(i32, &str, &str); 5] = [
+const LIMITS: [(i32, &str, &str); 6] = [
     (libc::ENFILE, "ENFILE", "Too many open files in system"),
     (libc::EMFILE, "EMFILE", "Too many open files"),
     (libc::ENOMEM, "ENOMEM", "Cannot allocate memory"),
     (libc::ENOBUFS, "ENOBUFS", "No buffer space available"),
+    (libc::EFBIG, "EFBIG", "File too large"),
     (libc::EAGAIN, "EAGAIN", "Resource temporarily unavailable"),
 ];
+
+/// Makes of a limit on the size of files an error that can be told.
+pub(crate) fn survive_file_size() {
+    sys::ignore_file_size_signal();
+}
 
 /// As many open files as the process may have: each program, map and attachment is one.
 pub(crate) fn raise_open_files() {
@@ -70,6 +77,7 @@ fn advice(text: &str) -> Option<String> {
         libc::ENFILE => {
             "open files of the machine are limited: raise it with `sysctl fs.file-max`".into()
         }
+        libc::EFBIG => "files are limited in size: raise it with `ulimit -f`".into(),
         libc::EAGAIN => {
             "something is used up for the moment, such as processes (`ulimit -u`): try again".into()
         }
@@ -111,6 +119,7 @@ mod tests {
             ("map 'x': failed to create: -24)", "`ulimit -n`"),
             ("Too many open files in system (os error 23)", "fs.file-max"),
             ("x: Cannot allocate memory (os error 12)", "memory.max"),
+            ("cannot write to rows: File too large (os error 27)", "`ulimit -f`"),
         ] {
             let error = named(&unsupported(text)).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(status_of(&error), Status::Failed, "{text}");

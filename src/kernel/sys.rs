@@ -535,6 +535,13 @@ pub(super) fn hangup_is_ignored() -> bool {
     }
 }
 
+/// A write beyond the limit of a file's size fails then, as one to a full disk does, and kills nobody.
+pub(super) fn ignore_file_size_signal() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is set. It can't fail for this signal.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+}
+
 /// Ignores SIGHUP.
 pub(super) fn ignore_hangup() -> io::Result<()> {
     use nix::sys::signal::{SigHandler, Signal, signal};
