@@ -3,6 +3,7 @@
 //! What a process or the machine may run out of: that is no lack of the kernel's, and no reason to do with less.
 
 use std::fs::File;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -26,14 +27,36 @@ pub(crate) fn survive_file_size() {
     sys::ignore_file_size_signal();
 }
 
-/// As many open files as the process may have: each program, map and attachment is one.
+/// At the start: as many open files as the process may have, since each program, map and attachment is one.
 pub(crate) fn raise_open_files() {
+    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) {
+        let _ = LOCKED_AT_START.set(soft);
+    }
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {
         // Without it there is what there was.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// What to do about a map that is EPERM where others of the same kind are not.
+pub(crate) fn locked_memory() -> String {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
+        |_| "limited".to_string(),
+        |(soft, _)| format!("limited to {} KiB", soft / 1024),
+    );
+    format!(
+        "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
+         `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
+    )
+}
+
+static LOCKED_AT_START: OnceLock<u64> = OnceLock::new();
+
+/// Before libbpf raised it, as it does with the first map on kernels that count maps against it.
+pub(crate) fn locked_memory_at_start() -> Option<u64> {
+    LOCKED_AT_START.get().copied()
 }
 
 /// Open files that every back end can be armed with, and then some.

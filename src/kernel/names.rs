@@ -18,6 +18,7 @@ use super::losses::Losses;
 use super::ring::EventRing;
 use super::skel::names::{NamesSkel, NamesSkelBuilder, RELOCATED_TYPES, types};
 use super::{attach, log};
+use crate::kernel::refusal;
 
 /// Connections whose beginning the kernel side follows.
 const MOST_OPENINGS: u32 = 32_768;
@@ -96,7 +97,7 @@ impl Ear {
         log::clear();
         let skel = open
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the programs", error))?;
         let ring = EventRing::new(&skel.maps.events, Heard::decode)?;
         let links = [&skel.progs.bpftk_dns, &skel.progs.bpftk_opening]
             .into_iter()

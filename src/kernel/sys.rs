@@ -319,6 +319,13 @@ pub(super) fn map_create(
     })
 }
 
+/// What bpf(2) says to a command that no kernel has.
+pub(super) fn bpf_nonsense() -> io::Error {
+    // SAFETY: with a length of 0, nothing is read.
+    unsafe { libc::syscall(libc::SYS_bpf, 0x7fff_fff0_u32, std::ptr::null::<u8>(), 0_u32) };
+    io::Error::last_os_error()
+}
+
 /// What the kernel tells of a loaded program.
 #[derive(Clone, Debug)]
 pub(super) struct ProgramInfo {
