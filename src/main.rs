@@ -19,7 +19,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    kernel::limits::survive_file_size();
     kernel::limits::raise_open_files();
+    // What it has to say is said by us.
+    kernel::log::collect(false);
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::explain(&error),

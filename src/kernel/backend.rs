@@ -7,7 +7,7 @@ use std::fmt::Display;
 use anyhow::{Result, anyhow};
 
 use super::caps::{Cap, Held};
-use super::{limits, probes};
+use super::{limits, refusal};
 use crate::error::{Status, limited, not_permitted, status_of, unsupported};
 
 /// What was chosen, and why not what came before it.
@@ -69,7 +69,8 @@ fn out_of(error: &anyhow::Error) -> Result<()> {
         return Err(limited(format!("{error:#}; {advice}")));
     }
     if Held::read()?.has(Cap::Bpf) {
-        probes::memory_for_maps().map_err(not_permitted)?;
+        refusal::check()?;
+        refusal::check_memory()?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+use super::refusal;
 use crate::error::not_permitted;
 
 /// include/uapi/linux/capability.h
@@ -47,8 +48,9 @@ pub(crate) struct Held(u64);
 
 impl Held {
     pub(crate) fn read() -> Result<Self> {
-        let status =
-            fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+        let status = fs::read_to_string("/proc/self/status").map_err(|error| {
+            not_permitted(format!("cannot read /proc/self/status: {error}; is /proc mounted?"))
+        })?;
         status
             .lines()
             .find_map(|line| line.strip_prefix("CapEff:"))
@@ -64,13 +66,18 @@ impl Held {
     }
 }
 
-/// Refuses when one of `caps` is missing, naming each that is.
+/// Refuses when one of `caps` is missing, naming each that is, and where what they are for is forbidden in spite of them.
 pub(crate) fn require(caps: &[Cap]) -> Result<()> {
     let held = Held::read()?;
     let missing: Vec<&str> =
         caps.iter().filter(|&&cap| !held.has(cap)).map(|cap| cap.name()).collect();
     if missing.is_empty() {
-        return Ok(());
+        // Held, but perhaps where they count for nothing.
+        return if caps.iter().any(|cap| matches!(cap, Cap::Bpf | Cap::SysAdmin)) {
+            refusal::check()
+        } else {
+            Ok(())
+        };
     }
     Err(not_permitted(format!(
         "not permitted: needs {}; run it as root or with sudo",

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::libbpf_sys;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::resource::RLIM_INFINITY;
 use nix::sys::utsname::uname;
 
 use super::caps::{Cap, Held};
@@ -20,6 +20,8 @@ use super::sockgate::{Gate, MissingFix};
 use super::tracefs::Tracefs;
 use super::{btf, cgroup, netns, sys};
 use crate::error::{Status, status_of};
+use crate::kernel::limits;
+use crate::kernel::refusal;
 
 /// What came of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ struct Context<'a> {
     memlock: Option<u64>,
 }
 
+const BPF_CALL: &str = "bpf(2)";
+
 /// In the order in which they are told: what the rest depends on comes first.
 const TRIALS: &[Trial] = &[
     trial("kernel", &[], |_| kernel(|name| name.release())),
@@ -93,6 +97,7 @@ const TRIALS: &[Trial] = &[
     trial("lockdown", &[], |_| lockdown()),
     trial("BTF", &[], type_information),
     trial("unprivileged BPF", &[], |_| unprivileged()),
+    trial(BPF_CALL, &[Cap::Bpf], |_| by_check(&refusal::check())),
     trial("JIT", &[Cap::Bpf], |_| jit()),
     trial("memlock", &[Cap::Bpf], memlock),
     trial("kprobes", &[Cap::Bpf, Cap::Perfmon], |_| kprobes()),
@@ -115,8 +120,9 @@ pub(crate) fn all(file: Option<&Path>) -> Result<Vec<Fact>> {
     let context = Context {
         held: Held::read()?,
         btf: file.unwrap_or(Path::new(btf::VMLINUX)),
-        memlock: getrlimit(Resource::RLIMIT_MEMLOCK).ok().map(|(soft, _)| soft),
+        memlock: limits::locked_memory_at_start(),
     };
+    let refused = refusal::check().is_err();
     Ok(TRIALS
         .iter()
         .map(|trial| {
@@ -126,7 +132,10 @@ pub(crate) fn all(file: Option<&Path>) -> Result<Vec<Fact>> {
                 .filter(|&&cap| !context.held.has(cap))
                 .map(|cap| cap.name())
                 .collect();
-            let (answer, detail) = if missing.is_empty() {
+            let forbidden = trial.needs.contains(&Cap::Bpf) && trial.name != BPF_CALL && refused;
+            let (answer, detail) = if missing.is_empty() && forbidden {
+                (Answer::NotTried, format!("see {BPF_CALL}"))
+            } else if missing.is_empty() {
                 (trial.run)(&context)
             } else {
                 (Answer::NotTried, format!("needs {}", missing.join(" and ")))
@@ -140,6 +149,13 @@ fn by_probe(tried: Result<(), Reason>) -> Found {
     match tried {
         Ok(()) => yes(""),
         Err(reason) => no(reason),
+    }
+}
+
+fn by_check(outcome: &Result<()>) -> Found {
+    match outcome {
+        Ok(()) => yes(""),
+        Err(error) => no(format!("{error:#}")),
     }
 }
 
@@ -180,6 +196,11 @@ fn capabilities(context: &Context<'_>) -> Found {
         (held, lacking) if lacking.is_empty() => held,
         (held, lacking) if held.is_empty() => format!("not held: {lacking}"),
         (held, lacking) => format!("{held}; not held: {lacking}"),
+    };
+    let detail = if refusal::in_user_namespace() {
+        format!("{detail}; in a user namespace, where they count for little")
+    } else {
+        detail
     };
     // What the commands ask for; the others are for details.
     if [Cap::Bpf, Cap::Perfmon, Cap::NetAdmin].iter().all(|&cap| context.held.has(cap)) {
@@ -252,9 +273,9 @@ fn memlock(context: &Context<'_>) -> Found {
         Some(bytes) => format!("limit {} KiB", bytes / 1024),
         None => "limit not known".to_string(),
     };
-    match probes::memory_for_maps() {
+    match refusal::check_memory() {
         Ok(()) => yes(format!("{limit}; a map of 1 MiB fits")),
-        Err(reason) => no(reason),
+        Err(reason) => no(format!("{reason:#}")),
     }
 }
 

@@ -3,30 +3,60 @@
 //! What a process or the machine may run out of: that is no lack of the kernel's, and no reason to do with less.
 
 use std::fs::File;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::sys;
 use crate::error::{Status, limited, status_of};
 
 /// Errors that name a limit: their numbers and names, as messages of Rust and libbpf have them, and the C library's
 /// words. EMFILE's are the beginning of ENFILE's, so that comes first.
-const LIMITS: [(i32, &str, &str); 5] = [
+const LIMITS: [(i32, &str, &str); 6] = [
     (libc::ENFILE, "ENFILE", "Too many open files in system"),
     (libc::EMFILE, "EMFILE", "Too many open files"),
     (libc::ENOMEM, "ENOMEM", "Cannot allocate memory"),
     (libc::ENOBUFS, "ENOBUFS", "No buffer space available"),
+    (libc::EFBIG, "EFBIG", "File too large"),
     (libc::EAGAIN, "EAGAIN", "Resource temporarily unavailable"),
 ];
 
-/// As many open files as the process may have: each program, map and attachment is one.
+/// Makes of a limit on the size of files an error that can be told.
+pub(crate) fn survive_file_size() {
+    sys::ignore_file_size_signal();
+}
+
+/// At the start: as many open files as the process may have, since each program, map and attachment is one.
 pub(crate) fn raise_open_files() {
+    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) {
+        let _ = LOCKED_AT_START.set(soft);
+    }
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {
         // Without it there is what there was.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// What to do about a map that is EPERM where others of the same kind are not.
+pub(crate) fn locked_memory() -> String {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
+        |_| "limited".to_string(),
+        |(soft, _)| format!("limited to {} KiB", soft / 1024),
+    );
+    format!(
+        "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
+         `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
+    )
+}
+
+static LOCKED_AT_START: OnceLock<u64> = OnceLock::new();
+
+/// Before libbpf raised it, as it does with the first map on kernels that count maps against it.
+pub(crate) fn locked_memory_at_start() -> Option<u64> {
+    LOCKED_AT_START.get().copied()
 }
 
 /// Open files that every back end can be armed with, and then some.
@@ -70,6 +100,7 @@ fn advice(text: &str) -> Option<String> {
         libc::ENFILE => {
             "open files of the machine are limited: raise it with `sysctl fs.file-max`".into()
         }
+        libc::EFBIG => "files are limited in size: raise it with `ulimit -f`".into(),
         libc::EAGAIN => {
             "something is used up for the moment, such as processes (`ulimit -u`): try again".into()
         }
@@ -111,6 +142,7 @@ mod tests {
             ("map 'x': failed to create: -24)", "`ulimit -n`"),
             ("Too many open files in system (os error 23)", "fs.file-max"),
             ("x: Cannot allocate memory (os error 12)", "memory.max"),
+            ("cannot write to rows: File too large (os error 27)", "`ulimit -f`"),
         ] {
             let error = named(&unsupported(text)).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(status_of(&error), Status::Failed, "{text}");

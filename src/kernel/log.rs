@@ -55,6 +55,18 @@ pub(crate) fn explain(error: impl Display) -> String {
     }
 }
 
+/// Warnings that are about something else: hints to raise the limit of locked memory, which is libbpf's guess at any error, and what it
+/// does without.
+const GUESSES: [&str; 7] = [
+    "ulimit -l",
+    "RLIMIT_MEMLOCK",
+    "bpf_object__probe_loading",
+    "BEGIN PROG LOAD LOG",
+    "skipping unrecognized",
+    "is optional, ignoring",
+    "Kernel doesn't support BTF, skipping",
+];
+
 /// The kernel's own words (netlink's extended acknowledgement, the verifier's last complaint) over libbpf's.
 fn most_telling(warnings: &[String]) -> Option<String> {
     let lines: Vec<&str> = warnings
@@ -65,10 +77,7 @@ fn most_telling(warnings: &[String]) -> Option<String> {
         .collect();
     let from_kernel = lines.iter().rev().find(|line| line.contains("Kernel error message:"));
     let from_verifier = verifier_complaint(&lines);
-    // libbpf's hint to raise the limit of locked memory is its guess at any EPERM.
-    let first = lines
-        .iter()
-        .find(|line| !line.contains("ulimit -l") && !line.contains("BEGIN PROG LOAD LOG"));
+    let first = lines.iter().find(|line| !GUESSES.iter().any(|guess| line.contains(guess)));
     let line = from_kernel.copied().or(from_verifier).or(first.copied())?;
     let line = line.strip_prefix("libbpf: ").unwrap_or(line);
     Some(
@@ -119,9 +128,16 @@ mod tests {
 
     #[test]
     fn the_memlock_guess_is_left_out() {
-        let log =
-            lines(&["libbpf: permission error while running as root; try raising 'ulimit -l'?\n"]);
+        let log = lines(&[
+            "libbpf: permission error while running as root; try raising 'ulimit -l'?\n",
+            "libbpf: Failed to bump RLIMIT_MEMLOCK (err = -EPERM), you might need to do it explicitly!\n",
+            "libbpf: Error in bpf_object__probe_loading(): -EPERM. Couldn't load trivial BPF program.\n",
+        ]);
         assert_eq!(most_telling(&log), None);
+        let more =
+            lines(&["libbpf: map 'x': failed to create: -EPERM\n", "libbpf: failed to load\n"]);
+        let log = [log, more].concat();
+        assert_eq!(most_telling(&log).unwrap(), "map 'x': failed to create: -EPERM");
     }
 
     #[test]

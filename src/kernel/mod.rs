@@ -36,6 +36,7 @@ pub(crate) mod owners;
 mod prefixes;
 pub(crate) mod preflight;
 pub(crate) mod probes;
+mod refusal;
 pub(crate) mod ring;
 mod routes;
 pub(crate) mod run;

@@ -19,6 +19,7 @@ use super::losses::Losses;
 use super::ring::EventRing;
 use super::skel::names::{NamesSkel, NamesSkelBuilder, RELOCATED_TYPES, types};
 use super::{attach, log};
+use crate::kernel::refusal;
 use crate::net::names::Netns;
 
 /// Connections whose beginning the kernel side follows.
@@ -99,7 +100,7 @@ impl Ear {
         log::clear();
         let skel = open
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the programs", error))?;
         let ring = EventRing::new(&skel.maps.dns_events, Heard::decode)?;
         let links = [&skel.progs.bpftk_dns, &skel.progs.bpftk_opening]
             .into_iter()

@@ -8,11 +8,10 @@ use std::{fs, io};
 
 use anyhow::{Result, anyhow};
 use libbpf_rs::libbpf_sys;
-use nix::sys::resource::{Resource, getrlimit};
 
 use super::caps::{Cap, Held};
 use super::sockgate::{Release, Series};
-use super::sys;
+use super::{refusal, sys};
 use crate::error::{not_permitted, unsupported};
 
 /// Why something can't be done here.
@@ -75,6 +74,14 @@ pub(crate) fn perf_refused(what: String, error: &io::Error) -> anyhow::Error {
     let paranoid = paranoid.trim();
     if !held(Cap::Perfmon) {
         not_permitted(format!("the kernel refuses {what}: it needs CAP_PERFMON"))
+    } else if refusal::in_user_namespace() {
+        not_permitted(format!(
+            "the kernel refuses {what}: this is a user namespace, and perf asks for capabilities in the initial one"
+        ))
+    } else if refusal::has_seccomp_filter() {
+        not_permitted(format!(
+            "the kernel refuses {what}: {error}; a seccomp filter of this process may forbid perf_event_open(2)"
+        ))
     } else if held(Cap::SysAdmin) {
         unsupported(format!("the kernel refuses {what}: {error}"))
     } else if paranoid.parse().is_ok_and(|level: i32| level > 2) {
@@ -85,29 +92,6 @@ pub(crate) fn perf_refused(what: String, error: &io::Error) -> anyhow::Error {
     } else {
         not_permitted(format!("the kernel refuses {what}: {error}"))
     }
-}
-
-/// Whether the kernel has memory for maps. Before Linux 5.11 they count against RLIMIT_MEMLOCK, which libbpf raises if it
-/// may: without CAP_SYS_RESOURCE every map of some size is EPERM, as if BPF were forbidden.
-pub(crate) fn memory_for_maps() -> Result<(), Reason> {
-    // 1 MiB, as a ring buffer has.
-    let tried = sys::map_create(libbpf_sys::BPF_MAP_TYPE_ARRAY, 4, 1 << 20, 1);
-    match tried.map_err(|error| error.raw_os_error()) {
-        Err(Some(libc::EPERM)) => Err(locked_memory()),
-        _ => Ok(()),
-    }
-}
-
-/// What to do about a map that is EPERM where others of the same kind are not.
-pub(crate) fn locked_memory() -> Reason {
-    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or_else(
-        |_| "limited".to_string(),
-        |(soft, _)| format!("limited to {} KiB", soft / 1024),
-    );
-    format!(
-        "locked memory is {limit}, which maps count against before Linux 5.11: raise it with \
-         `ulimit -l unlimited`, or run with CAP_SYS_RESOURCE"
-    )
 }
 
 /// Whether softirqs may be preempted (CONFIG_PREEMPT_RT). Where that can't be known, they may.

@@ -18,6 +18,7 @@ use crate::filter::classic::check::check;
 use crate::filter::classic::insn::{BPF_ABS, BPF_B, BPF_JEQ, BPF_JMP, BPF_LD, BPF_RET, Ext, Insn};
 use crate::filter::classic::interp::{self, Rules};
 use crate::filter::libpcap::{Link, SNAPLEN};
+use crate::kernel::refusal;
 
 /// include/uapi/linux/if_arp.h
 const ARPHRD_ETHER: u16 = 1;
@@ -48,7 +49,8 @@ pub(crate) struct Interface {
 
 impl Interface {
     pub(crate) fn open(name: &str) -> Result<Self> {
-        let socket = packet::socket().context("cannot make a packet socket")?;
+        let socket =
+            packet::socket().map_err(|error| refusal::of_call("a packet socket", error))?;
         let found = packet::interface(socket.as_fd(), name).map_err(|error| {
             match error.raw_os_error() {
                 Some(libc::ENODEV) => {

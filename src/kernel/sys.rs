@@ -329,6 +329,13 @@ pub(super) fn map_create(
     })
 }
 
+/// What bpf(2) says to a command that no kernel has.
+pub(super) fn bpf_nonsense() -> io::Error {
+    // SAFETY: with a length of 0, nothing is read.
+    unsafe { libc::syscall(libc::SYS_bpf, 0x7fff_fff0_u32, std::ptr::null::<u8>(), 0_u32) };
+    io::Error::last_os_error()
+}
+
 /// What the kernel tells of a loaded program.
 #[derive(Clone, Debug)]
 pub(super) struct ProgramInfo {
@@ -543,6 +550,13 @@ pub(super) fn hangup_is_ignored() -> bool {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut old) == 0
             && old.sa_sigaction == libc::SIG_IGN
     }
+}
+
+/// A write beyond the limit of a file's size fails then, as one to a full disk does, and kills nobody.
+pub(super) fn ignore_file_size_signal() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is set. It can't fail for this signal.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }
 
 /// Ignores SIGHUP.

@@ -30,6 +30,7 @@ use super::task_filter::{TaskFilter, configure_task_filter};
 use super::tracefs::Tracefs;
 use super::{attach, limits, log, probes};
 use crate::error::unsupported;
+use crate::kernel::refusal;
 
 /// How calls are seen, whose failures before the first packet change no socket's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -216,7 +217,7 @@ impl Tracer {
         log::clear();
         let skel = open
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the programs", error))?;
 
         let maps = &skel.maps;
         config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;

@@ -5,7 +5,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 
 use super::record::{Field, Record, Value};
@@ -104,6 +104,26 @@ impl Sink {
     pub(crate) fn takes_events(&mut self, fields: &'static [Field]) {
         debug_assert_eq!(self.format, Format::Json, "rows are alike");
         self.events = Some(fields);
+    }
+
+    /// Whether the run outlives an output that can't be written: what it does beside it matters more. Lines that are lost so
+    /// are counted.
+    pub(crate) fn set_lasting(&mut self, lasting: bool) {
+        self.writer.set_lasting(lasting);
+    }
+
+    /// Lines that could not be written.
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.writer.unwritten()
+    }
+
+    /// At the end of such a run.
+    pub(crate) fn unwritten_is_an_error(&self) -> Result<()> {
+        match self.unwritten() {
+            0 => Ok(()),
+            1 => Err(anyhow!("1 line could not be written")),
+            lines => Err(anyhow!("{lines} lines could not be written")),
+        }
     }
 
     /// After SIGHUP.

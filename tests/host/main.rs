@@ -13,6 +13,7 @@ mod filter;
 mod filter_check;
 mod limits;
 mod preflight;
+mod refusals;
 mod sockredir;
 mod support;
 mod tcpconnect;

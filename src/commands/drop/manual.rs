@@ -61,7 +61,7 @@ const fn page(
 }
 
 macro_rules! mechanism {
-    ($($own:expr),* $(,)?) => { &[RULES, EXPRESSIONS, BLOCKLIST, RATE, SAFETY, $($own),*] };
+    ($($own:expr),* $(,)?) => { &[RULES, EXPRESSIONS, BLOCKLIST, RATE, SAFETY, OUTPUT, $($own),*] };
 }
 
 pub(crate) const XDP_MANUAL: Manual = page(
@@ -116,6 +116,8 @@ pub(crate) const TC_MANUAL: Manual = page(
     ],
 );
 
+const OUTPUT: &str = "An output that can't be written (a full disk, a limit of the file's size) ends nothing: it is told once, lines that are not written are counted (unwritten in the summary), and bpftk ends with status 1 in the end. A closed pipe ends it.";
+
 const OVERHEAD: &[&str] = &[
     "A packet costs the program's time: some tens of nanoseconds; a block list adds two or three look-ups that may miss the cache. `make bench` prints look-up times beside the kernel's own trie.",
     "Memory in the kernel: counters for each processor, a ring buffer of 1 MiB, and the block list: for more than some 2000 separate ranges of IPv4 8 MiB and 32 bytes for each network of 24 bits that is listed in part; for IPv6 34 bytes a range. -v tells. Replacing it takes as much again for a moment.",
@@ -144,4 +146,5 @@ const SUMMARY: &[Field] = &[
     LAPSED_BYTES,
     Field::new("lost", "rows of --sample missing, all causes together"),
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
+    Field::new("unwritten", "lines that could not be written"),
 ];

@@ -164,6 +164,8 @@ impl DropArgs {
             None => (Vec::new(), FIELDS),
         };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
+        // A full disk is no reason to let packets in.
+        sink.set_lasting(true);
         let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 
         let (how, mut dropper) = arm(self)?;
@@ -236,6 +238,7 @@ impl DropArgs {
         dropper.detach();
         let ended = ended?;
         session.finish(command, how, &dropper, &mut sink)?;
+        sink.unwritten_is_an_error()?;
         ended.status()
     }
 }
@@ -406,7 +409,8 @@ impl Session<'_> {
         // Of the causes that other commands have, samples know but this one.
         let record = record
             .with("lost", losses.rows() + undecodable)
-            .with("lost_ring_full", losses.ring_full);
+            .with("lost_ring_full", losses.ring_full)
+            .with("unwritten", sink.unwritten());
         let lost = match self.args.sample {
             Some(_) => format!("; {}", losses_sentence(losses, undecodable)),
             None => String::new(),

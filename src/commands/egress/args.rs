@@ -12,6 +12,7 @@ use super::block::BlockArgs;
 use super::book::Sort;
 use super::by::ByList;
 use super::exclude::ExcludeArgs;
+use super::rate::AuditRate;
 use super::whose::SendersArg;
 use crate::cli::OutputArgs;
 use crate::kernel::attach::tc::TcBackend;
@@ -104,6 +105,10 @@ pub(crate) struct TcEgress {
     /// With --events: a row for every packet
     #[arg(long, requires = "events", help_heading = "Rows")]
     pub(super) all_packets: bool,
+
+    /// At most N lines a second of one flow, whatever its source port, and 100 times as many of one user; or all (default: 10 with --block and its like, else all)
+    #[arg(long, value_name = "N", help_heading = "Rows")]
+    pub(super) audit_rate: Option<AuditRate>,
 
     /// Stop after N rows of --events
     #[arg(short = 'n', long, value_name = "N", requires = "events", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]

@@ -9,6 +9,7 @@ mod by;
 mod exclude;
 mod manual;
 mod named;
+mod rate;
 mod rows;
 mod session;
 mod spared;
@@ -28,6 +29,7 @@ use self::book::View;
 use self::by::Columns;
 pub(crate) use self::manual::MANUAL;
 use self::named::Named;
+use self::rate::{AuditRate, Limiter};
 use self::rows::{EVENT_FIELDS, FIELDS};
 use self::session::Session;
 use self::suggest::Suggestions;
@@ -109,6 +111,14 @@ impl TcEgress {
         if audits && !self.events {
             sink.takes_events(EVENT_FIELDS);
         }
+        if self.audit_rate.is_some() && events.is_none() {
+            return Err(usage(
+                "--audit-rate: there are no lines of flows; expected --events, or --format json with --block or its like",
+            ));
+        }
+        // Whoever is blocked may be able to fill the disk: that is no way out.
+        sink.set_lasting(blocking.is_some());
+        let rate = AuditRate::or_default(self.audit_rate, blocking.is_some(), self.all_packets);
         let rereads = self.blocks.rereads();
         let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 
@@ -176,6 +186,7 @@ impl TcEgress {
             owners: owners.as_ref(),
             named: named.as_ref(),
             suggestions,
+            limiter: Limiter::new(rate),
             shown,
             direction,
             interval,
@@ -209,6 +220,7 @@ impl TcEgress {
         counter.detach()?;
         let ended = outcome?;
         session.finish(backend, &counter, &mut sink)?;
+        sink.unwritten_is_an_error()?;
         ended.status()
     }
 

@@ -80,9 +80,10 @@ pub(crate) const EVENT_FIELDS: &[Field] = &[
     Field::new("time", "when the packet was there, or the call was made, RFC 3339"),
     Field::new(
         "seq",
-        "number of the row, from 1; where rows were lost, so many numbers are missing",
+        "number of the row, from 1; where rows were lost or left out, so many numbers are missing",
     ),
     Field::new("lost", "rows that were lost so far"),
+    Field::new("left_out", "rows of this flow that --audit-rate left out since its last one"),
     Field::new(
         "verdict",
         "with --block and its like: pass, drop or refuse, with --dry-run would-drop or would-refuse; else null",
@@ -386,13 +387,14 @@ pub(super) struct About<'a> {
     pub(super) direction: Direction,
     pub(super) seq: u64,
     pub(super) lost: u64,
+    pub(super) left_out: u64,
     pub(super) whose: Option<Whose>,
     pub(super) names: Option<Vec<Name>>,
     pub(super) rules: Option<&'a RuleNames>,
 }
 
 pub(super) fn event(event: &Event, about: About<'_>) -> Record {
-    let About { iface, direction, seq, lost, whose, names, rules } = about;
+    let About { iface, direction, seq, lost, left_out, whose, names, rules } = about;
     let (names, sources) = named(names);
     let blocked = event.rule.is_some_and(Rule::blocks);
     let process = whose.as_ref().and_then(|whose| whose.process.as_ref());
@@ -403,6 +405,7 @@ pub(super) fn event(event: &Event, about: About<'_>) -> Record {
         .with("time", wall_time(event.time_ns))
         .with("seq", seq)
         .with("lost", lost)
+        .with("left_out", left_out)
         .with("verdict", rules.map(|rules| rules.verdict(blocked, event.hook)))
         .with("rule", rule)
         .with("hook", event.hook.to_string())

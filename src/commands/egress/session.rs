@@ -12,6 +12,7 @@ use super::block::{RuleNames, named};
 use super::book::{Book, Line, View, What};
 use super::by::Columns;
 use super::named::Named;
+use super::rate::{AuditRate, Limiter};
 use super::rows::{self, About, Style};
 use super::suggest::Suggestions;
 use super::whose::{self, RowKey, Sources, Whose};
@@ -49,6 +50,7 @@ pub(super) struct Session<'a> {
     pub(super) named: Option<&'a Named>,
     pub(super) suggestions: Option<Suggestions>,
     pub(super) begin: Instant,
+    pub(super) limiter: Limiter,
     /// Rows of events.
     pub(super) events: u64,
     /// Those that were lost, and when the kernel was asked.
@@ -83,6 +85,7 @@ impl<'a> Session<'a> {
             owners: None,
             named: None,
             suggestions: None,
+            limiter: Limiter::new(AuditRate::All),
             begin: Instant::now(),
             events: 0,
             lost: (0, None),
@@ -188,6 +191,20 @@ impl<'a> Session<'a> {
         if full(self.events) {
             return Ok(Flow::Stop);
         }
+        let owner = || {
+            let owner = whose::owner(event.socket, self.owners)?;
+            Some(match owner {
+                // The caller is known better than the socket's owner, who may be another.
+                Owner::Process(process, _)
+                    if event.tgid.is_some_and(|it| it != process.id.tgid) =>
+                {
+                    Owner::Unknown
+                }
+                owner => owner,
+            })
+        };
+        let user = || Whose::of(owner()?, Columns::OWNER).user;
+        let Some(left_out) = self.limiter.admits(event, user) else { return Ok(Flow::Continue) };
         self.events += 1;
         if self.lost.1.is_none_or(|asked| asked.elapsed() >= LOSSES_ARE_FRESH) {
             self.lost = (counter.losses()?.rows(), Some(Instant::now()));
@@ -197,14 +214,7 @@ impl<'a> Session<'a> {
             .iter()
             .find(|interface| Some(interface.index) == event.interface)
             .map(|interface| interface.name.as_str());
-        let owner = whose::owner(event.socket, self.owners).map(|owner| match owner {
-            // The caller is known better than the socket's owner, who may be another.
-            Owner::Process(process, _) if event.tgid.is_some_and(|it| it != process.id.tgid) => {
-                Owner::Unknown
-            }
-            owner => owner,
-        });
-        let whose = owner.map(|owner| Whose::of(owner, Columns::OWNER));
+        let whose = owner().map(|owner| Whose::of(owner, Columns::OWNER));
         let process = whose.as_ref().and_then(|whose| whose.process.as_ref());
         let identity = process.map(|process| process.id);
         let names = self.named.map(|named| named.of_event(event, self.direction, identity));
@@ -214,8 +224,9 @@ impl<'a> Session<'a> {
             About {
                 iface,
                 direction: self.direction,
-                seq: self.events + self.lost.0,
+                seq: self.events + self.lost.0 + self.limiter.total(),
                 lost: self.lost.0,
+                left_out,
                 whose,
                 names,
                 rules: self.names.as_ref(),

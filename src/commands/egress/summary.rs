@@ -82,7 +82,9 @@ impl Session<'_> {
             .with("events", self.events)
             .with("lost", losses.rows() + undecodable)
             .with("lost_ring_full", losses.ring_full)
-            .with("lost_names", self.named.map(Named::lost).transpose()?);
+            .with("lost_names", self.named.map(Named::lost).transpose()?)
+            .with("left_out", self.limiter.total())
+            .with("unwritten", sink.unwritten());
         let lapsed = counter.lapsed();
         let record = with_lapses(record, lapsed, rows.lapsed);
         let unseen = self.unseen.as_ref().map(|_| self.excess.total);
@@ -130,17 +132,24 @@ impl Session<'_> {
             parts.push(format!("{} rows", self.events));
             parts.push(losses_sentence(losses, undecodable));
         }
+        match self.limiter.total() {
+            0 => {}
+            left_out => parts.push(format!("{left_out} rows left out by --audit-rate")),
+        }
         if sum.packets != rows.total.packets {
             parts.push(format!("the rows add up to {}: please report this", sum.packets));
         }
+        let mut suggested = Ok(());
         if let Some(suggestions) = &self.suggestions {
             let names: Vec<&str> =
                 counter.interfaces().iter().map(|interface| interface.name.as_str()).collect();
             let owner = |key: &Key| whose::owner(key.socket, self.owners);
-            let entries = suggestions.write(&names.join(", "), &rows, owner)?;
-            tell(&format!("{entries} addresses written for --allow-only"));
+            suggested = suggestions.write(&names.join(", "), &rows, owner).map(|entries| {
+                tell(&format!("{entries} addresses written for --allow-only"));
+            });
         }
-        sink.summary(&record, &parts.join("; "))
+        sink.summary(&record, &parts.join("; "))?;
+        suggested
     }
 }
 

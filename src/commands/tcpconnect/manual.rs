@@ -47,7 +47,10 @@ pub(crate) const MANUAL: Manual = Manual {
         ),
         ("USER", "With --print-user: the caller's real user."),
         ("CGROUP", "With --print-cgroup: the caller's cgroup v2 path below the mount point."),
-        ("NAME", "With --dns: names that DNS answers gave this address in the same network namespace, the latest first."),
+        (
+            "NAME",
+            "With --dns: names that DNS answers gave this address in the same network namespace, the latest first.",
+        ),
         ("TIME", "With --timestamp: local time of the call."),
         (
             "ATTEMPTS FAILURES MEDIAN P99",
@@ -94,7 +97,10 @@ const SUMMARY: &[Field] = &[
     Field::new("lost_ring_full", "because the reader was too slow for the ring buffer"),
     Field::new("lost_table_full", "because too much was under way"),
     Field::new("lost_missed_return", "because the kernel did not run the hook at a call's return"),
-    Field::new("lost_dns", "pieces of DNS questions and answers that did not fit in their ring buffer: names may be missing, no rows"),
+    Field::new(
+        "lost_dns",
+        "pieces of DNS questions and answers that did not fit in their ring buffer: names may be missing, no rows",
+    ),
     Field::new(
         "unseen",
         "ended without having been followed, since they were under way when bpftk started; not among the lost",

@@ -13,8 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use libbpf_rs::{MapCore, MapFlags, libbpf_sys};
 
 use self::image::{FEW, Image, Line, VERY_FEW};
-use super::{probes, sys};
-use crate::error::not_permitted;
+use super::{refusal, sys};
 use crate::net::ranges::Ranges;
 
 /// A set that programs may be looking at.
@@ -120,10 +119,11 @@ fn refused(error: &io::Error, bytes: usize) -> anyhow::Error {
     let size = mebibytes(bytes);
     match error.raw_os_error() {
         // The object's other maps exist by now: it isn't BPF that is forbidden.
-        Some(libc::EPERM) => not_permitted(format!(
-            "the list of addresses needs {size} in the kernel, which it refuses: {}",
-            probes::locked_memory()
-        )),
+        Some(libc::EPERM) => {
+            let needs =
+                format!("the list of addresses needs {size} in the kernel, which it refuses");
+            refusal::of_error(error).unwrap_or_else(|| anyhow!("{error}")).context(needs)
+        }
         Some(libc::ENOMEM | libc::E2BIG) => {
             anyhow!("the list of addresses needs {size} in the kernel: {error}")
         }

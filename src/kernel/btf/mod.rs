@@ -16,8 +16,8 @@ use libbpf_rs::btf::Btf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{unsupported, usage};
-use crate::kernel::log;
 use crate::kernel::sys::btf::KernelBtf;
+use crate::kernel::{log, refusal};
 
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -38,6 +38,7 @@ impl BtfSource {
     /// Checks that there is something to take types from.
     pub(crate) fn new(file: Option<&Path>) -> Result<Self> {
         let Some(file) = file else {
+            refusal::sysfs()?;
             if !Path::new(VMLINUX).exists() {
                 return Err(unsupported(format!(
                     "this kernel has no BTF ({VMLINUX}, CONFIG_DEBUG_INFO_BTF); \

@@ -253,9 +253,7 @@ impl Counter {
         }
 
         log::clear();
-        let mut skel = open
-            .load()
-            .map_err(|error| injection.explain(error).context("the kernel refuses the programs"))?;
+        let mut skel = open.load().map_err(|error| injection.explain(error))?;
         drop(injection);
         if let Some(excluded) = &excluded {
             excluded.write(skel.maps.excluded.as_fd())?;

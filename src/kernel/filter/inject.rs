@@ -32,17 +32,15 @@
 //! - An interface that takes VLAN tags off itself leaves XDP no way to see them ([`xdp_may_miss_tags`]): before a filter is
 //!   attached there, the user has to be told.
 
-use std::fmt::Display;
-
 use anyhow::{Context, Result, anyhow};
 
-use super::super::log;
 use super::super::sys::filter::takes_tags_off;
 use super::super::sys::stubs::FilterHandlers;
 use crate::error::{unsupported, usage};
 use crate::filter::classic::insn::Insn;
 use crate::filter::ebpf::splice::SLOTS;
 use crate::filter::ebpf::translate::{Function, Hook, Link, Options, translate};
+use crate::kernel::refusal;
 
 /// Whether XDP on `interface` may get packets whose VLAN tag is nowhere among their bytes (`ethtool -k`: rx-vlan-offload). What a
 /// filter then says of a packet that had a tag is not what it would say of the packet on the wire, whether it looks for tags or
@@ -106,10 +104,10 @@ impl Injection {
     }
 
     /// Why a load failed: for a filter's sake, or as libbpf and the verifier have it.
-    pub(crate) fn explain(&self, error: impl Display) -> anyhow::Error {
+    pub(crate) fn explain(&self, error: libbpf_rs::Error) -> anyhow::Error {
         match self.handlers.error() {
             Some(reason) => anyhow!("cannot put a filter into a program: {reason}"),
-            None => anyhow!("{}", log::explain(error)),
+            None => refusal::of_load("the kernel refuses the programs", error),
         }
     }
 }

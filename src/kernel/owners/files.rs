@@ -12,6 +12,7 @@ use libbpf_rs::{Iter, Link};
 
 use super::{RECORD_LEN, Record};
 use crate::kernel::btf::BtfSource;
+use crate::kernel::refusal;
 use crate::kernel::skel::owners_files::{OwnersFilesSkel, OwnersFilesSkelBuilder, RELOCATED_TYPES};
 use crate::kernel::{attach, log};
 
@@ -39,7 +40,7 @@ impl Files {
             .open(cell)
             .map_err(|error| anyhow!("cannot open the program: {}", log::explain(error)))?
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the program: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the program", error))?;
         let link = attach::auto(&skel.progs.bpftk_files)?;
         Ok(Self { link, _skel: skel })
     }

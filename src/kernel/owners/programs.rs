@@ -14,6 +14,7 @@ use super::{Options, Record};
 use crate::error::unsupported;
 use crate::kernel::cgroup::Root;
 use crate::kernel::losses::Losses;
+use crate::kernel::refusal;
 use crate::kernel::ring::EventRing;
 use crate::kernel::skel::owners::{OpenOwnersSkel, OwnersSkel, OwnersSkelBuilder, RELOCATED_TYPES};
 use crate::kernel::{attach, log, probes, sys};
@@ -108,7 +109,7 @@ impl Programs {
         log::clear();
         let skel = open
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the programs", error))?;
 
         let ring = EventRing::new(&skel.maps.events, Record::decode)?;
         let mut links = Vec::new();

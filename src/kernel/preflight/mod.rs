@@ -24,7 +24,8 @@ use super::signals::stop_requested;
 use super::skel::preflight::{PreflightSkel, PreflightSkelBuilder, RELOCATED_TYPES, types};
 use super::task_filter::{TaskFilter, configure_task_filter};
 use super::{attach, log, probes};
-use crate::error::unsupported;
+use crate::error::{Status, status_of, unsupported};
+use crate::kernel::refusal;
 
 /// What is done with a connection that redirection changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -296,7 +297,12 @@ impl Watch {
         maps.half_closes.set_autocreate(config.guard).context("cannot leave out a map")?;
         log::clear();
         let skel = open.load().map_err(|error| {
-            unsupported(format!("the kernel refuses the program: {}", log::explain(error)))
+            let error = refusal::of_load("the kernel refuses the program", error);
+            if status_of(&error) == Status::Failed {
+                unsupported(format!("{error:#}"))
+            } else {
+                error
+            }
         })?;
         let maps = &skel.maps;
         config.tasks.fill(&maps.filter_pids, &maps.filter_uids, &maps.filter_cgroup)?;

@@ -28,6 +28,7 @@ use super::run::Tracing;
 use super::skel::sockredir::{RELOCATED_TYPES, SockredirSkel, SockredirSkelBuilder, types};
 use super::{log, probes, sys};
 use crate::error::not_permitted;
+use crate::kernel::refusal;
 
 /// What sockets in the map run for each message that they send.
 pub(super) const MESSAGE_PROGRAM: &str = "bpftk_sk_msg";
@@ -228,7 +229,7 @@ impl Redirector {
         log::clear();
         let skel = open
             .load()
-            .map_err(|error| anyhow!("the kernel refuses the programs: {}", log::explain(error)))?;
+            .map_err(|error| refusal::of_load("the kernel refuses the programs", error))?;
         for (first, words) in [(0, &config.ports), (WORDS, &config.excluded_ports)] {
             for (i, word) in words.iter().flatten().enumerate().filter(|(_, word)| **word != 0) {
                 let key = first + i as u32;

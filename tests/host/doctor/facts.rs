@@ -30,13 +30,14 @@ fn is_yes(output: &Output, name: &str) -> bool {
     }
 }
 
-const FACTS: [&str; 21] = [
+const FACTS: [&str; 22] = [
     "kernel",
     "architecture",
     "capabilities",
     "lockdown",
     "BTF",
     "unprivileged BPF",
+    "bpf(2)",
     "JIT",
     "memlock",
     "kprobes",
@@ -225,7 +226,9 @@ fn without_privileges_says_what_it_could_not_try() {
             assert!(support::stderr(&output).contains("no back end for clone-trace, tcpconnect"));
             continue;
         }
-        for name in ["JIT", "memlock", "kprobes", "fentry", "ring buffer", "tcx", "XDP link"] {
+        for name in
+            ["bpf(2)", "JIT", "memlock", "kprobes", "fentry", "ring buffer", "tcx", "XDP link"]
+        {
             let (status, detail) = fact(&output, name);
             assert_eq!(status.as_deref(), Some("not tried"), "{name}");
             assert!(detail.contains("CAP_BPF"), "{name}: {detail}");

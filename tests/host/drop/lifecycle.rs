@@ -52,6 +52,25 @@ fn sigkill_under_load_leaves_nothing_that_drops() {
     });
 }
 
+/// A disk that is full lets nothing in.
+#[test]
+fn an_output_that_can_not_be_written_lets_nothing_in() {
+    if !root() {
+        return;
+    }
+    let wire = Wire::new();
+    let more = ["--proto", "udp", "-i", "50ms", "-o", "/dev/full"];
+    for command in ["xdp-drop", "tc-drop"] {
+        let run = wire.start(&[&[command, "near"], &more[..]].concat());
+        run.until_told("No space left on device");
+        assert_eq!(wire.exchange(NEAR4, 10), 0, "{command}");
+        let run = run.stop();
+        assert_eq!(run.status.code(), Some(1), "{command} {}", run.stderr);
+        assert_eq!(run.stderr.matches("the run goes on").count(), 1, "{command} {}", run.stderr);
+        assert!(run.stderr.contains("lines could not be written"), "{command} {}", run.stderr);
+    }
+}
+
 #[test]
 fn a_clean_end_removes_filter_and_qdisc() {
     if !root() || !has_clsact() {

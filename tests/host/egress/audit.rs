@@ -78,7 +78,8 @@ fn a_gap_shows() {
         return;
     }
     let wire = wire();
-    let run = wire.start(&["tc-egress", "near", "--block", "10.50.0.0/16", "--events"]);
+    let args = ["tc-egress", "near", "--block", "10.50.0.0/16", "--events", "--audit-rate", "all"];
+    let run = wire.start(&args);
     run.pause_reading(true);
     let socket = wire.near.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
     // More than the ring buffer holds.
@@ -100,6 +101,34 @@ fn a_gap_shows() {
     assert_eq!(last["seq"].as_u64().unwrap(), events.len() as u64 + lost);
     let numbers = events.iter().map(|row| row["seq"].as_u64().unwrap());
     assert!(numbers.clone().zip(numbers.skip(1)).all(|(a, b)| a < b));
+}
+
+/// Whoever is blocked can't fill the log: lines of one flow are limited in rate, and what is left out is counted.
+#[test]
+fn the_lines_of_one_flow_are_limited() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let run = wire.start(&["tc-egress", "near", "--block", "10.50.0.0/16", "--audit-rate", "3"]);
+    // Each socket is another flow to the kernel.
+    wire.near.run(|| assert!((0..300).all(|_| datagrams("10.50.0.1", 1))));
+    wire.near.run(|| assert!(datagrams("10.50.0.2", 1)));
+    // Until there is room for another line.
+    thread::sleep(Duration::from_millis(400));
+    wire.near.run(|| assert!(datagrams("10.50.0.1", 1)));
+    settle();
+    let run = run.stop();
+    let (flow, events) = (rows_with(&run, "10.50.0.1"), run.events());
+    assert!((4..200).contains(&flow.len()), "{} lines", flow.len());
+    assert_eq!(rows_with(&run, "10.50.0.2").len(), 1);
+    let told: u64 = flow.iter().map(|row| row["left_out"].as_u64().unwrap()).sum();
+    assert_eq!(told + flow.len() as u64, 301, "each call is a line or was left out");
+    let summary = run.summary();
+    assert_eq!(summary["left_out"], told, "{summary}");
+    assert_eq!(summary["refused_calls"], 302, "{summary}");
+    let last = events.last().unwrap();
+    assert_eq!(last["seq"].as_u64().unwrap(), events.len() as u64 + told, "{last}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 //! `tc-egress`, between two network namespaces: ours, and a peer's that gets whatever is sent.
 
+mod allow;
 mod audit;
 mod block;
 mod counts;
+mod disk;
 mod events;
 mod lifecycle;
 mod names;
