@@ -529,7 +529,9 @@ const _: () = assert!(size_of::<types::tcpconnect_event>() == 104);
 const _: () = assert!(size_of::<types::tcpconnect_attempt>() == 128);
 
 fn decode(bytes: &[u8]) -> Option<Event> {
-    Some(Event::Attempt(copy_from::<types::tcpconnect_event>(bytes)?.into()))
+    let event = copy_from::<types::tcpconnect_event>(bytes)?;
+    let known = types::bpftk_record(event.record) == types::bpftk_record::BPFTK_RECORD_EVENT;
+    known.then(|| Event::Attempt(event.into()))
 }
 
 impl From<types::tcpconnect_event> for Attempt {
