@@ -45,6 +45,8 @@ pub(crate) struct Netlink(OwnedFd);
 pub(crate) struct Interface {
     pub(crate) index: i32,
     pub(crate) name: String,
+    /// Others that it has beside that.
+    altnames: Vec<String>,
     /// What made it: `veth`, `bridge` and the like; nothing of a network card.
     pub(super) kind: Option<String>,
     /// ARPHRD_*: what its packets begin with.
@@ -56,6 +58,10 @@ pub(crate) struct Interface {
 }
 
 impl Interface {
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.altnames.iter().any(|other| other == name)
+    }
+
     /// Whether packets begin with an Ethernet header. Loopback's do.
     pub(crate) fn is_ethernet(&self) -> bool {
         const ARPHRD_ETHER: u16 = 1;
@@ -137,6 +143,8 @@ impl Netlink {
         const IFLA_LINKINFO: u16 = 18;
         const IFLA_INFO_KIND: u16 = 1;
         const IFLA_XDP: u16 = 43;
+        const IFLA_PROP_LIST: u16 = 52;
+        const IFLA_ALT_IFNAME: u16 = 53;
         /// IFF_UP, IFF_RUNNING.
         const RUNNING: u32 = 0x41;
         /// IFLA_XDP_DRV_PROG_ID and so on, with the flag that names the mode.
@@ -157,6 +165,12 @@ impl Netlink {
                 for (kind, value) in Attributes(message.get(16..)?) {
                     match kind {
                         IFLA_IFNAME => interface.name = crate::output::bytes_to_string(value),
+                        IFLA_PROP_LIST => {
+                            let names = Attributes(value)
+                                .filter(|(kind, _)| *kind == IFLA_ALT_IFNAME)
+                                .map(|(_, value)| crate::output::bytes_to_string(value));
+                            interface.altnames.extend(names);
+                        }
                         IFLA_MTU => interface.mtu = number(value).unwrap_or(0),
                         IFLA_LINKINFO => {
                             interface.kind = Attributes(value)
