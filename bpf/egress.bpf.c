@@ -350,6 +350,8 @@ static __always_inline int egress(struct __sk_buff *skb, bool out, bool l3, bool
 	__u64 what = 0;
 
 	if (blocks && out && probing) {
+		if (has_expression && !egress_matches(skb))
+			return TC_ACT_UNSPEC;
 		tc_parse(skb, l3, true, true, true, packet);
 		return egress_packet_rule(skb, packet, l3) >= EGRESS_RULE_BLOCKED ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	}

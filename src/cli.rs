@@ -15,7 +15,7 @@ use crate::commands::{
 };
 use crate::error::Status;
 use crate::output::{ColorChoice, Format};
-use crate::values::parse_duration;
+use crate::values::{number, parse_duration};
 
 /// Trace and steer a live Linux machine with eBPF
 #[derive(Debug, Parser)]
@@ -68,7 +68,7 @@ macro_rules! commands {
             fn augment_subcommands(command: clap::Command) -> clap::Command {
                 command
                     .subcommand_required(true)
-                    $(.subcommand(clap::Command::new($name).about($about).defer(<$args>::augment_args)))+
+                    $(.subcommand(clap::Command::new($name).about($about).defer(|command| with_own_words(<$args>::augment_args(command)).about($about))))+
             }
 
             fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
@@ -87,7 +87,7 @@ commands! {
     Tcpconnect(tcpconnect::Tcpconnect), "tcpconnect", "Trace every active TCP connect: who, where to, its result and its latency";
     XdpDrop(drop::XdpDrop), "xdp-drop", "Drop packets where the kernel gets them first, and show how many";
     TcDrop(drop::TcDrop), "tc-drop", "Drop packets at the traffic control hooks, in or out, and show how many";
-    TcEgress(egress::TcEgress), "tc-egress", "Count packets by where they go, or tell of each flow; nothing is changed";
+    TcEgress(egress::TcEgress), "tc-egress", "Count packets by where they go, tell of each flow, and stop what shall not go";
     Sockredir(sockredir::Sockredir), "sockredir", "Let local TCP connections bypass the network stack, losing and reordering no byte";
     Filter(filter::Filter), "filter", "Compile, read, write and check packet filters";
     Doctor(doctor::Doctor), "doctor", "Tell what works on this kernel, by which mechanism, and what was left behind";
@@ -125,7 +125,7 @@ pub(crate) struct StreamArgs {
     pub(crate) duration: Option<Duration>,
 
     /// Stop after N rows
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "N", value_parser = number::<u64>(1, u64::MAX))]
     pub(crate) max_events: Option<u64>,
 
     /// Add a TIME column: local time of day, in ms
@@ -146,6 +146,17 @@ pub(crate) struct KernelArgs {
     pub(crate) verbose: u8,
 }
 
+/// A negative number is a value for the option before it, whose parser says what would be one; else it would be an option of its own
+/// that is not there.
+fn with_own_words(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let takes_one = !arg.is_positional() && arg.get_action().takes_values();
+            if takes_one { arg.allow_negative_numbers(true) } else { arg }
+        })
+        .mut_subcommands(with_own_words)
+}
+
 /// Prints clap's answer: help and version to standard output, anything else as one line.
 pub(crate) fn explain(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
@@ -158,10 +169,30 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             Status::Usage.into()
         }
+        ErrorKind::UnknownArgument if negative(error).is_some() => {
+            let number = negative(error).unwrap_or_default();
+            let _ = writeln!(
+                std::io::stderr(),
+                "bpftk: what begins with `{number}` is neither an option nor a value; expected one without a sign"
+            );
+            Status::Usage.into()
+        }
         _ => {
             let _ = writeln!(std::io::stderr(), "bpftk: {}", one_line(error));
             Status::Usage.into()
         }
+    }
+}
+
+/// What was taken for an option, if it begins like a number.
+fn negative(error: &clap::Error) -> Option<&str> {
+    use clap::error::{ContextKind, ContextValue};
+    match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(text) => {
+            let digit = text.strip_prefix('-')?.starts_with(|first: char| first.is_ascii_digit());
+            digit.then_some(text)
+        }
+        _ => None,
     }
 }
 
@@ -194,6 +225,21 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         definition().debug_assert();
+    }
+
+    /// The list of commands, a command's own help and its manual page say the same of it.
+    #[test]
+    fn a_command_is_for_one_thing() {
+        let mut root = definition();
+        let about = |command: &clap::Command| command.get_about().unwrap().to_string();
+        let listed: Vec<_> =
+            root.get_subcommands().map(|one| (one.get_name().to_string(), about(one))).collect();
+        root.build();
+        for (name, said) in listed {
+            let command = root.find_subcommand(&name).unwrap();
+            assert_eq!(about(command), said, "{name}");
+            assert!(command.get_long_about().is_none(), "{name}");
+        }
     }
 
     #[test]

@@ -64,12 +64,34 @@ impl std::str::FromStr for PidList {
     }
 }
 
+/// A parser of whole numbers from `low` to `high`.
+pub(crate) fn number<T>(low: T, high: T) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: Copy + PartialOrd + std::fmt::Display + std::str::FromStr,
+{
+    move |text| match text.parse::<T>() {
+        Ok(value) if digits(text) && low <= value && value <= high => Ok(value),
+        _ => Err(format!("expected a number from {low} to {high}")),
+    }
+}
+
+/// Every port that services(5) has by this name, whatever the protocol.
+fn service_ports(text: &str, name: &str) -> BTreeSet<u16> {
+    let ports = text.lines().filter_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let (first, value) = (words.next()?, words.next()?);
+        let is_it = first == name || words.any(|alias| alias == name);
+        value.split('/').next()?.parse().ok().filter(|_| is_it)
+    });
+    ports.collect()
+}
+
 /// `str::parse` takes a leading `+`.
 fn digits(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Ports and ranges of ports: `80,443,8000-8100`.
+/// Ports, ranges of ports and names of services: `80,443,8000-8100,http`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PortSet(pub(crate) Vec<(u16, u16)>);
 
@@ -106,14 +128,26 @@ impl std::str::FromStr for PortSet {
         let port = |item: &str| match item.parse::<u16>() {
             Ok(port) if port > 0 && digits(item) => Ok(port),
             _ => Err(format!(
-                "`{item}` is no port; expected 1 to 65535, or a range such as 8000-8100"
+                "`{item}` is no port; expected 1 to 65535, a range such as 8000-8100, or a name of /etc/services"
             )),
         };
         let mut ranges = Vec::new();
+        let mut services = None;
         for item in items(text)? {
+            // Names may have dashes, as http-alt has.
+            if item.bytes().any(|byte| byte.is_ascii_alphabetic()) {
+                let services = services.get_or_insert_with(|| {
+                    std::fs::read_to_string("/etc/services").unwrap_or_default()
+                });
+                let found = service_ports(services, item);
+                if !found.is_empty() {
+                    ranges.extend(found.iter().map(|&port| (port, port)));
+                    continue;
+                }
+            }
             let (low, high) = match item.split_once('-') {
-                Some((low, high)) => (port(low)?, port(high)?),
-                None => (port(item)?, port(item)?),
+                Some((low, high)) if !low.is_empty() => (port(low)?, port(high)?),
+                _ => (port(item)?, port(item)?),
             };
             if low > high {
                 return Err(format!("the range `{item}` is reversed; expected {high}-{low}"));
@@ -302,6 +336,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_are_whole_and_in_range() {
+        let parse = number(1_u32, 20);
+        assert_eq!((parse("1"), parse("20")), (Ok(1), Ok(20)));
+        for bad in ["0", "21", "-1", "+1", "", "x", "1.5", "0x1", "18446744073709551616"] {
+            assert_eq!(parse(bad).unwrap_err(), "expected a number from 1 to 20", "{bad}");
+        }
+    }
+
+    #[test]
+    fn services_are_found_by_name_and_alias() {
+        let text = "# none 1/tcp\ntcpmux 1/tcp # TCP\nhttp\t80/tcp www # Web\ndomain 53/tcp\ndomain 53/udp\n\
+            shell 514/tcp cmd\nsyslog 514/udp\nodd 7\nsplit 10/tcp\nsplit 11/udp\n";
+        let ports = |name| service_ports(text, name).into_iter().collect::<Vec<_>>();
+        assert_eq!(ports("http"), [80]);
+        assert_eq!(ports("www"), [80]);
+        assert_eq!(ports("domain"), [53]);
+        assert_eq!(ports("split"), [10, 11]);
+        assert!(ports("Web").is_empty() && ports("none").is_empty() && ports("1/tcp").is_empty());
+    }
+
+    #[test]
     fn durations() {
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("2s").unwrap(), Duration::from_secs(2));
@@ -341,9 +396,18 @@ mod tests {
         assert!(has(80) && has(443) && has(8000) && has(8001) && has(8002));
         assert!(!has(8003) && !has(81) && !has(0));
         assert_eq!("1-65535".parse::<PortSet>().unwrap().words()[1023], u64::MAX);
-        for bad in
-            ["", "80,,443", "0", "65536", "80-", "-80", "90-80", "80-443-8000", "http", "80:90"]
-        {
+        for bad in [
+            "",
+            "80,,443",
+            "0",
+            "65536",
+            "80-",
+            "-80",
+            "90-80",
+            "80-443-8000",
+            "no-such-service",
+            "80:90",
+        ] {
             assert!(bad.parse::<PortSet>().is_err(), "{bad}");
         }
     }

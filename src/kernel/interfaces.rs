@@ -35,7 +35,7 @@ impl Expression {
 fn leading<'a>(all: &[Interface], words: &'a [String]) -> (Vec<Interface>, &'a [String]) {
     let mut found: Vec<Interface> = Vec::new();
     for (i, word) in words.iter().enumerate() {
-        let Some(interface) = all.iter().find(|interface| interface.name == *word) else {
+        let Some(interface) = all.iter().find(|interface| interface.is_called(word)) else {
             return (found, &words[i..]);
         };
         if !found.iter().any(|other| other.index == interface.index) {

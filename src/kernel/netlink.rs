@@ -34,6 +34,8 @@ const RTM_GETTFILTER: u16 = 46;
 pub(crate) struct Interface {
     pub(crate) index: i32,
     pub(crate) name: String,
+    /// Others that it has beside that.
+    altnames: Vec<String>,
     /// What made it: `veth`, `bridge` and the like; nothing of a network card.
     pub(super) kind: Option<String>,
     /// ARPHRD_*: what its packets begin with.
@@ -47,6 +49,10 @@ pub(crate) struct Interface {
 }
 
 impl Interface {
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.altnames.iter().any(|other| other == name)
+    }
+
     /// Whether packets begin with an Ethernet header. Loopback's do.
     pub(crate) fn is_ethernet(&self) -> bool {
         const ARPHRD_ETHER: u16 = 1;
@@ -120,6 +126,8 @@ impl Netlink {
         const IFLA_INFO_KIND: u16 = 1;
         const IFLA_STATS64: u16 = 23;
         const IFLA_XDP: u16 = 43;
+        const IFLA_PROP_LIST: u16 = 52;
+        const IFLA_ALT_IFNAME: u16 = 53;
         /// IFF_UP, IFF_RUNNING.
         const RUNNING: u32 = 0x41;
         /// IFLA_XDP_DRV_PROG_ID and so on, with the flag that names the mode.
@@ -147,6 +155,12 @@ impl Netlink {
                                 Some(u64::from_ne_bytes(bytes))
                             };
                             interface.sent = Count { packets: word(8)?, bytes: word(24)? };
+                        }
+                        IFLA_PROP_LIST => {
+                            let names = Attributes(value)
+                                .filter(|(kind, _)| *kind == IFLA_ALT_IFNAME)
+                                .map(|(_, value)| crate::output::bytes_to_string(value));
+                            interface.altnames.extend(names);
                         }
                         IFLA_MTU => interface.mtu = number(value).unwrap_or(0),
                         IFLA_LINKINFO => {

@@ -15,10 +15,17 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::sys;
 use crate::error::usage;
 
-/// The network namespace that `text` names: a file such as /run/netns/NAME or /proc/PID/ns/net, or `self`.
+/// The network namespace that `text` names: a name as ip-netns(8) has it, a file such as /proc/PID/ns/net, or `self`.
 pub(crate) fn resolve(text: &Path) -> Result<u32> {
-    let path = if text == Path::new("self") { Path::new("/proc/self/ns/net") } else { text };
-    let expected = "expected `self` or a file such as /run/netns/NAME or /proc/PID/ns/net";
+    let named = Path::new("/run/netns").join(text);
+    let is_name = text.components().count() == 1 && !text.is_absolute();
+    let path = match text {
+        text if text == Path::new("self") => Path::new("/proc/self/ns/net"),
+        _ if is_name && named.exists() => &named,
+        text => text,
+    };
+    let expected =
+        "expected `self`, a name that `ip netns` lists, or a file such as /proc/PID/ns/net";
     let file = File::open(path)
         .map_err(|error| usage(format!("--netns {}: {error}; {expected}", text.display())))?;
     let is_net = sys::namespace_type(file.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET);

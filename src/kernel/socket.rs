@@ -18,7 +18,7 @@ use crate::filter::classic::check::check;
 use crate::filter::classic::insn::{BPF_ABS, BPF_B, BPF_JEQ, BPF_JMP, BPF_LD, BPF_RET, Ext, Insn};
 use crate::filter::classic::interp::{self, Rules};
 use crate::filter::libpcap::{Link, SNAPLEN};
-use crate::kernel::refusal;
+use crate::kernel::{interfaces, refusal};
 
 /// include/uapi/linux/if_arp.h
 const ARPHRD_ETHER: u16 = 1;
@@ -49,6 +49,11 @@ pub(crate) struct Interface {
 
 impl Interface {
     pub(crate) fn open(name: &str) -> Result<Self> {
+        // By any of its names: the ioctl takes none that are longer than the first may be.
+        let name = &interfaces::interfaces(&[name.to_string()])
+            .ok()
+            .and_then(|mut found| found.pop())
+            .map_or_else(|| name.to_string(), |found| found.name);
         let socket =
             packet::socket().map_err(|error| refusal::of_call("a packet socket", error))?;
         let found = packet::interface(socket.as_fd(), name).map_err(|error| {
@@ -70,7 +75,7 @@ impl Interface {
             }
         };
         let loopback = found.hardware == ARPHRD_LOOPBACK;
-        Ok(Self { socket, name: name.into(), index: found.index, loopback, link })
+        Ok(Self { socket, name: name.clone(), index: found.index, loopback, link })
     }
 
     /// Starts to capture. No packet is queued that the filter doesn't let through: the socket gets its filter before it is

@@ -87,6 +87,11 @@ impl std::str::FromStr for ProtoList {
     }
 }
 
+/// TCP, UDP, DCCP, SCTP and UDP-Lite.
+pub(crate) fn has_ports(proto: u8) -> bool {
+    matches!(proto, 6 | 17 | 33 | 132 | 136)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,39 @@ fn last_line(output: &Output) -> Value {
         .unwrap()
 }
 
+/// Where no thread can be made, that is an error with the limit named, and no panic.
+#[test]
+fn no_more_threads_are_a_limit() {
+    if !root() {
+        return;
+    }
+    for args in [
+        &["tcpconnect", "-d", "100ms"][..],
+        &["tc-egress", "lo", "-d", "100ms"],
+        &["sockredir", "preflight", "-d", "100ms"],
+        &["doctor"],
+        &["filter", "capture", "lo", "-d", "100ms", "arp"],
+    ] {
+        let mut command = bpftk(args);
+        // SAFETY: only system calls between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                let again = libc::SECCOMP_RET_ERRNO | libc::EAGAIN as u32;
+                // The C library takes the second where the kernel has no first.
+                let nothing = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+                crate::support::seccomp::answer(libc::SYS_clone3, nothing, 0);
+                crate::support::seccomp::answer(libc::SYS_clone, again, 0);
+                Ok(())
+            });
+        }
+        let output = command.output().unwrap();
+        let text = format!("{}{}", stderr(&output), stdout(&output));
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("`ulimit -u`"), "{args:?}: {text}");
+        assert!(!text.contains("panicked"), "{args:?}: {text}");
+    }
+}
+
 /// What a run that has all that it needs says at its end. It is compared without what differs from run to run.
 fn back_ends(output: &Output) -> Vec<Value> {
     stdout(output)

@@ -44,7 +44,7 @@ use crate::kernel::run::{Flow, Turn, follow};
 use crate::kernel::signals::Signals;
 use crate::kernel::unseen::{Excess, Unseen};
 use crate::output::{Kind, Record, Sink};
-use crate::values::parse_duration;
+use crate::values::{number, parse_duration};
 
 /// What both commands take.
 #[derive(Args, Clone, Debug)]
@@ -73,11 +73,11 @@ pub(crate) struct DropArgs {
     interval: Option<Duration>,
 
     /// Instead of tables, a row for every Nth packet that is dropped
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["interval", "by"], help_heading = "Rows")]
+    #[arg(long, value_name = "N", value_parser = number::<u32>(1, u32::MAX), conflicts_with_all = ["interval", "by"], help_heading = "Rows")]
     sample: Option<u32>,
 
     /// Stop after N rows of --sample
-    #[arg(short = 'n', long, value_name = "N", requires = "sample", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
+    #[arg(short = 'n', long, value_name = "N", requires = "sample", value_parser = number::<u64>(1, u64::MAX), help_heading = "Rows")]
     max_events: Option<u64>,
 
     /// Add a TIME column to the rows of --sample: local time of day, in ms

@@ -15,7 +15,7 @@ use crate::kernel::drop::{Combined, MOST_EXPRESSIONS, Row, Rules};
 use crate::kernel::interfaces::{Expression, link_of};
 use crate::kernel::netlink::Interface;
 use crate::net::blocklist::{self, Blocklist};
-use crate::net::protos::ProtoList;
+use crate::net::protos::{self, ProtoList};
 use crate::output::Progress;
 use crate::values::{CidrList, PortSet, parse_rate};
 
@@ -35,7 +35,7 @@ pub(crate) struct RuleArgs {
     #[arg(long, value_name = "LIST")]
     dst: Option<CidrList>,
 
-    /// Drop what comes from these ports, such as 53,1024-2048
+    /// Drop what comes from these ports, such as 53,1024-2048,domain
     #[arg(long, value_name = "LIST")]
     sport: Option<PortSet>,
 
@@ -84,6 +84,7 @@ impl RuleArgs {
         last: Option<&Expression>,
         interfaces: &[Interface],
     ) -> Result<(Rules, Vec<Named>)> {
+        self.contradictions()?;
         let mut named = Vec::new();
         let blocklist = match &self.blocklist {
             None => None,
@@ -134,6 +135,21 @@ impl RuleArgs {
         }
         let combined = combined.map(|(combined, ..)| combined);
         Ok((Rules { blocklist, combined, matches, excepts }, named))
+    }
+
+    /// Rules that no packet matches.
+    fn contradictions(&self) -> Result<()> {
+        let Some(protos) = &self.proto else { return Ok(()) };
+        for (given, option) in
+            [(self.sport.is_some(), "--sport"), (self.dport.is_some(), "--dport")]
+        {
+            if given && !protos.0.iter().any(|&proto| protos::has_ports(proto)) {
+                return Err(usage(format!(
+                    "{option}: {protos} has no ports, so that no packet would match; expected --proto tcp, udp, sctp, dccp or udplite with it"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The rule that the options make together, its name and its protocols.

@@ -16,7 +16,7 @@ use super::rate::AuditRate;
 use super::whose::SendersArg;
 use crate::cli::OutputArgs;
 use crate::kernel::attach::tc::TcBackend;
-use crate::values::parse_duration;
+use crate::values::{number, parse_duration};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Way {
@@ -91,7 +91,7 @@ pub(crate) struct TcEgress {
     pub(super) interval: Option<Duration>,
 
     /// Room in the kernel for at least so many different rows in an interval; what has none is counted in `other`
-    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=1 << 22), help_heading = "Rows")]
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = number::<u32>(1, 1 << 22), help_heading = "Rows")]
     pub(super) max_entries: u32,
 
     /// Add a NAME column, from DNS answers, TLS server names and HTTP hosts that this machine's sockets heard and said
@@ -111,7 +111,7 @@ pub(crate) struct TcEgress {
     pub(super) audit_rate: Option<AuditRate>,
 
     /// Stop after N rows of --events
-    #[arg(short = 'n', long, value_name = "N", requires = "events", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
+    #[arg(short = 'n', long, value_name = "N", requires = "events", value_parser = number::<u64>(1, u64::MAX), help_heading = "Rows")]
     pub(super) max_events: Option<u64>,
 
     /// Add a TIME column to the rows of --events: local time of day, in ms

@@ -210,7 +210,7 @@ impl BlockArgs {
             // An empty file is a slip: half written, or the wrong one.
             if list.entries == 0 {
                 return Err(usage(format!(
-                    "--allow-only {}: no address in it, so that nothing would be allowed; to block everything, --block 0.0.0.0/0,::/0",
+                    "--allow-only {}: no address in it, so that nothing would be allowed; to block everything, --block 0.0.0.0/0,::/0 --strict",
                     path.display()
                 )));
             }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::commands::common::read_list;
+use crate::error::usage;
 use crate::net::ranges::Ranges;
 use crate::net::special;
 use crate::values::CidrList;
@@ -53,7 +54,14 @@ impl ExcludeArgs {
             excluded = excluded.with(&special::not_global());
         }
         if !self.only.is_empty() {
-            excluded = excluded.with(&Ranges::all().without(&nets(&self.only)));
+            let only = nets(&self.only);
+            let left = only.without(&excluded);
+            if left.v4().is_empty() && left.v6().is_empty() {
+                return Err(usage(
+                    "--only: all of it is excluded by --exclude and its like, so that nothing would be counted by itself",
+                ));
+            }
+            excluded = excluded.with(&Ranges::all().without(&only));
         }
         Ok(Some(excluded))
     }

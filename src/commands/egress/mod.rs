@@ -348,7 +348,15 @@ impl TcEgress {
             counter.refuse_calls()
         };
         match outcome {
+            Ok(()) if rules.dry_run => {
+                note(self.verbose, || {
+                    "calls of processes would be refused; this is a dry run".into()
+                });
+            }
             Ok(()) => note(self.verbose, || "calls of processes are refused".into()),
+            Err(error) if rules.dry_run => tell(&format!(
+                "packets would be dropped, but calls of processes not be refused at once: {error:#}"
+            )),
             Err(error) => tell(&format!(
                 "packets are dropped, but calls of processes are not refused at once: {error:#}"
             )),

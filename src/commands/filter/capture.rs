@@ -23,7 +23,7 @@ use crate::kernel::socket::{Capture as Socket, Direction, Filter, Interface, Pac
 use crate::net::linktype::LinkType;
 use crate::net::packet::{describe, hex, hex_lines};
 use crate::output::{Column, Field, Kind, Record, Sink, file};
-use crate::values::parse_duration;
+use crate::values::{number, parse_duration};
 
 /// Show the packets of an interface that a filter matches
 #[derive(Args, Debug)]
@@ -52,7 +52,7 @@ pub(crate) struct Capture {
     duration: Option<Duration>,
 
     /// Stop after N packets
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = number::<u64>(1, u64::MAX), help_heading = "Run")]
     max_events: Option<u64>,
 
     /// Show each packet's bytes

@@ -22,6 +22,7 @@ use crate::kernel::caps;
 use crate::net::linktype::LinkType;
 use crate::net::packet::describe;
 use crate::output::{Column, Field, Kind, Record, Sink, Value};
+use crate::values::number;
 
 /// Run a filter on the packets of a capture file
 #[derive(Args, Debug)]
@@ -43,7 +44,7 @@ pub(crate) struct Run {
     engine: EngineArg,
 
     /// Show each instruction on packet N, with A, X and M[] before it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number::<u64>(1, u64::MAX))]
     step: Option<u64>,
 
     #[command(flatten)]

@@ -36,7 +36,7 @@ use crate::kernel::sockredir::{
 };
 use crate::kernel::{cgroup, log};
 use crate::output::{Kind, Record, Sink, Value};
-use crate::values::{CommList, PortSet, parse_bytes, parse_duration};
+use crate::values::{CommList, PortSet, number, parse_bytes, parse_duration};
 
 /// Every so often, what was read is looked for, and with --events what is waited for in vain.
 const OFTEN: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ pub(crate) struct Sockredir {
     max_queue: u64,
 
     /// The same in messages: a small one takes a kilobyte of kernel memory
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = number::<u32>(1, u32::MAX), help_heading = "Limits")]
     max_messages: u32,
 
     /// What may wait unread in all directions together, each message counting for a kilobyte more: beyond it, none is
@@ -94,7 +94,7 @@ pub(crate) struct Sockredir {
     max_memory: u64,
 
     /// How many connections at a time; those beyond stay on TCP
-    #[arg(long, value_name = "N", default_value_t = 32768, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 32768, value_parser = number::<u32>(1, 1_000_000), help_heading = "Limits")]
     max_connections: u32,
 
     /// Instead of tables, a row for each connection as it closes
@@ -106,7 +106,7 @@ pub(crate) struct Sockredir {
     interval: Option<Duration>,
 
     /// How many connections a table shows, those that sent most
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = number::<u32>(1, u32::MAX), help_heading = "Rows")]
     top: u32,
 
     /// Don't watch for programs that do what redirection changes. With the guard, what such a program connects to, and

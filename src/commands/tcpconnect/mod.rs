@@ -33,7 +33,7 @@ use crate::kernel::tcpconnect::{Attempt, Backend, Config, Event, Outcome, Tracer
 use crate::net::errno;
 use crate::net::ranges::Ranges;
 use crate::output::{Column, Field, Kind, Record, Sink, Value, bytes_to_string};
-use crate::values::{CidrList, PortSet, parse_duration};
+use crate::values::{CidrList, PortSet, number, parse_duration};
 
 /// Trace every active TCP connect: who, where to, its result and its latency
 #[derive(Args, Debug)]
@@ -41,7 +41,7 @@ pub(crate) struct Tcpconnect {
     #[command(flatten)]
     tasks: TaskArgs,
 
-    /// Only to these destination ports, such as 80,443,8000-8100
+    /// Only to these destination ports, such as 80,443,8000-8100,http
     #[arg(short = 'P', long, value_name = "LIST", help_heading = "Filters")]
     port: Option<PortSet>,
 
@@ -61,8 +61,8 @@ pub(crate) struct Tcpconnect {
     #[arg(short = '6', long, help_heading = "Filters")]
     ipv6: bool,
 
-    /// Only sockets in this network namespace: a file such as /run/netns/NAME, or `self`
-    #[arg(long, value_name = "PATH|self", help_heading = "Filters")]
+    /// Only sockets in this network namespace: a name as `ip netns` lists it, a file such as /proc/PID/ns/net, or `self`
+    #[arg(long, value_name = "NAME|PATH|self", help_heading = "Filters")]
     netns: Option<PathBuf>,
 
     /// Only attempts that did not succeed
@@ -102,7 +102,7 @@ pub(crate) struct Tcpconnect {
     dns: bool,
 
     /// Room for N attempts under way; more are counted as lost
-    #[arg(long, value_name = "N", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..=16_777_216), help_heading = "Kernel")]
+    #[arg(long, value_name = "N", default_value = "16384", value_parser = number::<u32>(1, 16_777_216), help_heading = "Kernel")]
     max_pending: u32,
 
     /// Use this way of following calls, instead of the first that works here

@@ -136,6 +136,8 @@ pub(crate) struct Counter {
     skel: EgressSkel<'static>,
     grace: Grace,
     by: By,
+    /// There is a list of what alone is allowed.
+    allows_only: bool,
     backend: TcBackend,
     direction: Direction,
     interfaces: Vec<Interface>,
@@ -270,6 +272,7 @@ impl Counter {
             skel,
             grace: Grace::new()?,
             by,
+            allows_only: config.rules.as_ref().is_some_and(|rules| rules.allowed.is_some()),
             backend,
             direction: config.direction,
             interfaces,

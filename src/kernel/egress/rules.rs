@@ -224,6 +224,15 @@ impl Counter {
         let program = self.program(interface);
         self.variables.borrow_mut().probing = true;
         let drops = |packet: &[u8]| Ok(guard::verdict(program, packet)? == TC_ACT_SHOT);
+        if needs.arp && needs.neighbours && !self.allows_only {
+            match guard::would_lose_all(interface.is_ethernet(), drops) {
+                Ok(false) => {}
+                all => {
+                    self.variables.borrow_mut().probing = false;
+                    return all.map(|_| Some("everything".into()));
+                }
+            }
+        }
         let lost = guard::would_lose(Direction::Egress, interface.is_ethernet(), needs, drops);
         self.variables.borrow_mut().probing = false;
         lost

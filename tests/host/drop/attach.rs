@@ -145,6 +145,12 @@ fn the_operator_is_not_locked_out() {
                 assert_eq!(status, 0, "{args:?} {text}");
             }
         }
+        for ports in
+            [&["--proto", "icmp", "--dport", "53"], &["--proto", "icmp,gre", "--sport", "1-9"]]
+        {
+            let (status, text) = refused(&wire, &[&[command, "near"], &ports[..]].concat(), &[]);
+            assert!(status == 2 && text.contains("has no ports"), "{ports:?} {status} {text}");
+        }
         // What has nothing to do with it is no matter.
         for rule in [&["--proto", "tcp", "--dport", "23"][..], &["--src", "203.0.113.6"], &[]] {
             let args = [&[command, "near", "-d", "10ms"], rule].concat();

@@ -325,6 +325,12 @@ fn contradictions_are_wrong_usage() {
     let empty = list("# nothing\n");
     let empty = empty.path().to_str().unwrap();
     for (args, expected) in [
+        (&["--block", "0.0.0.0/0,::/0"][..], "these rules block everything"),
+        (&["--block-match", "len >= 0"], "these rules block everything"),
+        (&["--only", "10.1.0.0/16", "--exclude", "10.0.0.0/8"], "all of it is excluded"),
+        (&["--only", "fd00::/8", "--exclude-private"], "all of it is excluded"),
+        (&["--max-entries", "4194305"], "expected a number from 1 to 4194304"),
+        (&["--top", "-1"], "expected a number of rows"),
         (&["--audit-rate", "5"][..], "expected --events"),
         (&["--audit-rate", "0", "--events"], "from 1 to 1000000"),
         (&["--strict"], "nothing is blocked"),
@@ -349,5 +355,16 @@ fn contradictions_are_wrong_usage() {
         let args = [&["tc-egress", "near", "-d", "100ms"], args].concat();
         let (status, text) = outcome(&wire, &args, &[]);
         assert!(status == 2 && text.contains(expected), "{args:?} {status} {text}");
+    }
+    // It is asked for, it is no block, or it is for some packets only: nothing is said that isn't so.
+    let all = ["tc-egress", "near", "-d", "100ms", "-v", "--block", "0.0.0.0/0,::/0"];
+    for (more, said) in [
+        (&["--strict"][..], "calls of processes are refused"),
+        (&["--dry-run"], "calls of processes would be refused"),
+        (&["udp", "port", "9"], "calls of processes are not refused at once"),
+    ] {
+        let words = [&all[..2], more, &all[2..]].concat();
+        let (status, text) = outcome(&wire, &words, &[]);
+        assert!(status == 0 && text.contains(said), "{more:?} {status} {text}");
     }
 }

@@ -416,3 +416,21 @@ fn tables_and_csv_say_the_same() {
     assert!(run.stdout.starts_with("time,scope,direction,row,daddr,"), "{}", run.stdout);
     assert_eq!(run.stdout.lines().filter(|line| line.contains(",total,egress,key,")).count(), 30);
 }
+
+/// An interface may have other names, longer ones too.
+#[test]
+fn an_interface_is_known_by_any_of_its_names() {
+    if !root() {
+        return;
+    }
+    let wire = wire();
+    let name = "another-name-of-the-near-end";
+    wire.near.run(|| ip(&format!("link property add dev near altname {name}")));
+    let run = wire.start(&["tc-egress", name, "near"]);
+    wire.near.run(|| send(SocketAddr::from(([10, 0, 0, 1], 9)), 3));
+    settle();
+    let run = run.stop();
+    assert_eq!(total(&run, "10.0.0.1").0, 3, "{}", run.stdout);
+    let (status, text) = outcome(&wire, &["filter", "capture", name, "-d", "100ms", "arp"], &[]);
+    assert_eq!(status, 0, "{text}");
+}

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::{MANY, Traced, text, with_backends};
-use crate::support::{Cgroup, Netns, Running, Tcp, silent_network};
+use crate::support::{Cgroup, Netns, Running, Tcp, root, silent_network};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -338,4 +338,27 @@ fn every_pair_of_options_loads() {
             assert!(run.status.success(), "{args:?}: {}", run.stderr);
         }
     });
+}
+
+/// As ip-netns(8) names it: a file in /run/netns.
+#[test]
+fn a_network_namespace_has_a_name() {
+    struct Name(std::path::PathBuf);
+    impl Drop for Name {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    if !root() {
+        return;
+    }
+    let netns = Netns::new();
+    std::fs::create_dir_all("/run/netns").unwrap();
+    let name = format!("bpftk-test-{}", std::process::id());
+    let file = Name(std::path::Path::new("/run/netns").join(&name));
+    std::os::unix::fs::symlink(netns.path(), &file.0).unwrap();
+    let run = Running::json(&["tcpconnect", "--netns", &name, "-n", "1"]);
+    netns.run(|| drop(Tcp::v4().connect("127.0.0.1:1".parse().unwrap())));
+    let run = run.wait();
+    assert_eq!(run.events()[0]["dport"], 1, "{}", run.stdout);
 }
