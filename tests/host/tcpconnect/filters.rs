@@ -358,7 +358,9 @@ fn a_network_namespace_has_a_name() {
     let file = Name(std::path::Path::new("/run/netns").join(&name));
     std::os::unix::fs::symlink(netns.path(), &file.0).unwrap();
     let run = Running::json(&["tcpconnect", "--netns", &name, "-n", "1"]);
-    netns.run(|| drop(Tcp::v4().connect("127.0.0.1:1".parse().unwrap())));
+    netns.run(|| {
+        let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
+    });
     let run = run.wait();
     assert_eq!(run.events()[0]["dport"], 1, "{}", run.stdout);
 }
