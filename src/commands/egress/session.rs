@@ -241,20 +241,34 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn write(&self, title: &str, view: View, sink: &mut Sink) -> Result<()> {
-        let mut records = self.records(&self.book, view, false, sink.is_table());
         // They are no packets, of which something may be excluded.
         let calls = View { excludes: false, ..view };
-        records.extend(self.records(&self.calls, calls, true, sink.is_table()));
-        sink.interval(title, &records)
+        if sink.is_table() {
+            let mut records = Vec::new();
+            for (book, view, calls) in [(&self.book, view, false), (&self.calls, calls, true)] {
+                self.records(book, view, calls, true, |more| {
+                    records.extend(more);
+                    Ok(())
+                })?;
+            }
+            return sink.interval(title, &records);
+        }
+        for (book, view, calls) in [(&self.book, view, false), (&self.calls, calls, true)] {
+            self.records(book, view, calls, false, |records| sink.interval(title, &records))?;
+        }
+        Ok(())
     }
 
+    /// Some at a time: a record takes a kilobyte or more.
     fn records(
         &self,
         book: &Book<Key, RowKey>,
         view: View,
         calls: bool,
         table: bool,
-    ) -> Vec<Record> {
+        mut take: impl FnMut(Vec<Record>) -> Result<()>,
+    ) -> Result<()> {
+        const CHUNK: usize = 1024;
         let style = Style {
             shown: self.shown,
             direction: self.direction,
@@ -262,9 +276,9 @@ impl<'a> Session<'a> {
             rules: self.names.as_ref(),
             hook: if calls { RuleHook::Connect } else { RuleHook::Tc },
         };
-        book.lines(view, |key| self.row(key))
-            .iter()
-            .map(|line| {
+        let lines = book.lines(view, |key| self.row(key));
+        lines.chunks(CHUNK).try_for_each(|lines| {
+            let records = lines.iter().map(|line| {
                 let row = line.what.row();
                 let names = self.named.and_then(|named| Some(named.of(row?)));
                 let record = rows::record(line, style, names);
@@ -276,7 +290,8 @@ impl<'a> Session<'a> {
                 record
                     .with("process", whose.map(rows::process_cell))
                     .with("named", row.and_then(rows::name_cell))
-            })
-            .collect()
+            });
+            take(records.collect())
+        })
     }
 }
