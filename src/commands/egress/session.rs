@@ -293,16 +293,32 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn write(&self, title: &str, view: View, sink: &mut Sink) -> Result<()> {
-        let mut records = self.records(&self.book, view, false, sink.is_table());
         // They are no packets, of which something may be excluded.
         let calls = View { excludes: false, ..view };
-        records.extend(self.records(&self.calls, calls, true, sink.is_table()));
-        let Excess { new, total } = self.excess;
-        if (if view.interval { new } else { total }).packets > 0 {
-            let line = Line { what: What::Unseen, new, total };
-            records.push(rows::record(&line, self.style(view, false), None));
+        let unseen = self.unseen_line(view);
+        if sink.is_table() {
+            let mut records = Vec::new();
+            for (book, view, calls) in [(&self.book, view, false), (&self.calls, calls, true)] {
+                self.records(book, view, calls, true, |more| {
+                    records.extend(more);
+                    Ok(())
+                })?;
+            }
+            records.extend(unseen);
+            return sink.interval(title, &records);
         }
-        sink.interval(title, &records)
+        for (book, view, calls) in [(&self.book, view, false), (&self.calls, calls, true)] {
+            self.records(book, view, calls, false, |records| sink.interval(title, &records))?;
+        }
+        unseen.map_or(Ok(()), |record| sink.interval(title, &[record]))
+    }
+
+    /// What the programs did not see of what the interfaces sent.
+    fn unseen_line(&self, view: View) -> Option<Record> {
+        let Excess { new, total } = self.excess;
+        let line = Line { what: What::Unseen, new, total };
+        let shown = if view.interval { new } else { total };
+        (shown.packets > 0).then(|| rows::record(&line, self.style(view, false), None))
     }
 
     fn style(&self, view: View, calls: bool) -> Style<'_> {
@@ -315,17 +331,20 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Some at a time: a record takes a kilobyte or more.
     fn records(
         &self,
         book: &Book<Key, RowKey>,
         view: View,
         calls: bool,
         table: bool,
-    ) -> Vec<Record> {
+        mut take: impl FnMut(Vec<Record>) -> Result<()>,
+    ) -> Result<()> {
+        const CHUNK: usize = 1024;
         let style = self.style(view, calls);
-        book.lines(view, |key| self.row(key))
-            .iter()
-            .map(|line| {
+        let lines = book.lines(view, |key| self.row(key));
+        lines.chunks(CHUNK).try_for_each(|lines| {
+            let records = lines.iter().map(|line| {
                 let row = line.what.row();
                 let names = self.named.and_then(|named| Some(named.of(row?)));
                 let record = rows::record(line, style, names);
@@ -337,7 +356,8 @@ impl<'a> Session<'a> {
                 record
                     .with("process", whose.map(rows::process_cell))
                     .with("named", row.and_then(rows::name_cell))
-            })
-            .collect()
+            });
+            take(records.collect())
+        })
     }
 }

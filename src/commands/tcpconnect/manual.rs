@@ -54,7 +54,7 @@ pub(crate) const MANUAL: Manual = Manual {
         ("TIME", "With --timestamp: local time of the call."),
         (
             "ATTEMPTS FAILURES MEDIAN P99",
-            "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %, which leaves out what was closed before there was one and what has no latency. The last table is the whole run's.",
+            "With --count: attempts decided in the interval, those that did not succeed, and the time to the answer in milliseconds, within 1 %, which leaves out what was closed before there was one and what has no latency. The last table is the whole run's. Beyond --max-keys, attempts are in one row, other.",
         ),
     ],
     fields: &[
@@ -82,6 +82,7 @@ pub(crate) const MANUAL: Manual = Manual {
         "--dns: a program for each packet that a local socket sends or receives; it reads a few header bytes of those that are not to or from port 53.",
         "Rows that come in quick succession are printed together, up to 5 ms later, so that not each of them wakes bpftk.",
         "Memory in the kernel: room for 16384 attempts under way (about 3 MiB; --max-pending) and for 1 MiB of rows that wait for the reader, some 9000. What does not fit is counted, and told at the end.",
+        "--count: in bpftk, some 600 bytes for each key: 40 MB at most, but for --max-keys.",
     ],
     exit_status: &[REMOVED_CGROUP],
 };
@@ -109,4 +110,5 @@ const SUMMARY: &[Field] = &[
         "skipped",
         "times the kernel skipped a program: rows that may be missing beside the lost ones, at most",
     ),
+    Field::new("other", "with --count: attempts in the row other; else null"),
 ];

@@ -4,6 +4,7 @@
 
 mod count;
 mod manual;
+mod times;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,6 +85,10 @@ pub(crate) struct Tcpconnect {
     /// How often --count prints
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration, requires = "count", help_heading = "Rows")]
     interval: Option<Duration>,
+
+    /// Rows for so many keys of --count at most, those that came first; the rest is in one row `other`
+    #[arg(long, value_name = "N", default_value = "65536", value_parser = number::<u32>(1, 4_194_304), requires = "count", help_heading = "Rows")]
+    max_keys: u32,
 
     /// Add an LPORT column: the local port
     #[arg(short = 'L', long, help_heading = "Rows")]
@@ -252,7 +257,7 @@ impl Tcpconnect {
                 backend,
                 paths: cgroup::Paths::new(),
                 resolver: Resolver::default(),
-                counts: self.count.then(Counts::default),
+                counts: self.count.then(|| Counts::new(self.max_keys)),
                 totals: Totals::default(),
             },
         )
@@ -320,6 +325,7 @@ impl tracing::Session<Tracer> for Session<'_> {
             counts.total(sink, &self.resolver)?;
         }
         note(args.kernel.verbose, || format!("{} entries left in the tables", tracer.entries()));
+        let other = self.counts.as_ref().map(Counts::other);
         let losses = tracer.losses()?;
         let Totals { ok, failed, pending, rows } = self.totals;
         let record = Record::new(Kind::Summary)
@@ -332,14 +338,19 @@ impl tracing::Session<Tracer> for Session<'_> {
         let record = with_losses(record, losses, undecodable)
             .with("lost_dns", losses.dns)
             .with("unseen", losses.unseen)
-            .with("skipped", losses.skipped);
+            .with("skipped", losses.skipped)
+            .with("other", other);
         let lost = losses_sentence(losses, undecodable);
+        let other = match other {
+            Some(attempts) if attempts > 0 => format!("; {attempts} in other: --max-keys"),
+            _ => String::new(),
+        };
         let what = if args.at_start {
             format!("{rows} attempts")
         } else {
             format!("{rows} attempts: {ok} ok, {failed} failed, {pending} pending")
         };
-        sink.summary(&record, &format!("{what}; {lost}"))
+        sink.summary(&record, &format!("{what}{other}; {lost}"))
     }
 }
 

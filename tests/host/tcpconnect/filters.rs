@@ -286,6 +286,32 @@ fn counts_add_up() {
     });
 }
 
+/// Beyond --max-keys there is one row, and nothing is missing from the sum.
+#[test]
+fn keys_without_room_are_counted_in_one_row() {
+    if !root() {
+        return;
+    }
+    let netns = Netns::new();
+    let args = ["tcpconnect", "--count", "--max-keys", "5", "-i", "1h", "--netns"];
+    let run = Running::json(&[&args[..], &[&netns.path()]].concat());
+    netns.run(|| {
+        for port in (1..=20).chain(1..=5) {
+            let _ = Tcp::v4().connect(SocketAddr::new("127.0.0.1".parse().unwrap(), port));
+        }
+    });
+    let run = run.stop();
+    let rows: Vec<Value> = run.json().into_iter().filter(|line| line["type"] == "row").collect();
+    let (keys, other): (Vec<&Value>, Vec<&Value>) =
+        rows.iter().partition(|row| row["row"] == "key");
+    assert_eq!((keys.len(), other.len()), (5, 1), "{}", run.stdout);
+    assert!(keys.iter().all(|row| row["attempts"] == 2), "{}", run.stdout);
+    assert_eq!((&other[0]["attempts"], &other[0]["failures"]), (&15.into(), &15.into()));
+    assert!(other[0]["daddr"].is_null() && other[0]["dport"].is_null(), "{}", run.stdout);
+    let summary = run.summary();
+    assert_eq!((&summary["attempts"], &summary["other"]), (&25.into(), &15.into()));
+}
+
 #[test]
 fn a_number_of_events_ends_the_run() {
     with_backends(|traced| {
@@ -358,9 +384,7 @@ fn a_network_namespace_has_a_name() {
     let file = Name(std::path::Path::new("/run/netns").join(&name));
     std::os::unix::fs::symlink(netns.path(), &file.0).unwrap();
     let run = Running::json(&["tcpconnect", "--netns", &name, "-n", "1"]);
-    netns.run(|| {
-        let _ = Tcp::v4().connect("127.0.0.1:1".parse().unwrap());
-    });
+    netns.run(|| assert!(Tcp::v4().connect("127.0.0.1:1".parse().unwrap()).is_err()));
     let run = run.wait();
     assert_eq!(run.events()[0]["dport"], 1, "{}", run.stdout);
 }
