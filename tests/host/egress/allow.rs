@@ -147,10 +147,7 @@ fn resolvers_are_those_in_force() {
             // Of its own, with nothing in it but resolvers.
             mount(Some("none"), "/etc", Some("tmpfs"), MsFlags::empty(), none)?;
             mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
-            Ok(std::fs::write(
-                "/etc/resolv.conf",
-                "nameserver 127.0.0.53\nnameserver 10.61.0.53\n",
-            )?)
+            std::fs::write("/etc/resolv.conf", "nameserver 127.0.0.53\nnameserver 10.61.0.53\n")
         })
     };
     let run = wire.near.run(|| Running::spawn(command.args(["-v", "--format", "json"])));
