@@ -61,15 +61,15 @@ static __always_inline void emit_dns(struct __sk_buff *skb, struct dns_header *h
 		return;
 	}
 	for (int i = 0; i < DNS_CHUNKS; i++) {
-		__u32 offset = i * DNS_CHUNK;
-
-		if (offset >= header->total)
+		header->offset = i * DNS_CHUNK;
+		/* The last one, as the verifier has to see: else there are two ways on from here, again and again (Linux 6.1). */
+		if (header->total - header->offset <= DNS_CHUNK) {
+			header->len = header->total - header->offset;
+			emit_piece(skb, header, payload + header->offset, DNS_CHUNK);
 			return;
-		header->offset = offset;
-		header->len = header->total - offset;
-		if (header->len > DNS_CHUNK)
-			header->len = DNS_CHUNK;
-		if (!emit_piece(skb, header, payload + offset, DNS_CHUNK))
+		}
+		header->len = DNS_CHUNK;
+		if (!emit_piece(skb, header, payload + header->offset, DNS_CHUNK))
 			return;
 	}
 }

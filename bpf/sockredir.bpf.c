@@ -173,7 +173,8 @@ static __always_inline void guard_closed(struct bpf_sock *sk, const struct sockr
 
 	if (!guard || !learn_tenth || end->reason != SOCKREDIR_LEARNING)
 		return;
-	if (!BPF_CORE_READ(tp, bytes_sent) && !BPF_CORE_READ(tp, bytes_received))
+	/* The other end's FIN counts as one that was received (tcp_rcv_nxt_update): a connection without a byte tells nothing. */
+	if (!BPF_CORE_READ(tp, bytes_sent) && BPF_CORE_READ(tp, bytes_received) < 2)
 		return;
 	if (end->client) {
 		struct connector *connector = bpf_sk_storage_get(&connectors, sk, 0, 0);

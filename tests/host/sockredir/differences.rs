@@ -594,7 +594,8 @@ const DIFFERENCES: &[Difference] = &[
         "blocking",
     ),
     ("another thread half-closes", half_close_in_another_thread, "6", &["EAGAIN"], "threads"),
-    ("a read after a half-close", half_close, "6", &["EAGAIN"], "half-close"),
+    // On a busy machine the acknowledgement may come before the read, which is then as any other.
+    ("a read after a half-close", half_close, "6", &["EAGAIN", "6"], "half-close"),
     ("MSG_WAITALL", wait_for_all, "200", &["100"], "waitall"),
     ("splice from the socket", splice, "1000", &["EAGAIN"], "splice"),
     ("MSG_ZEROCOPY", zero_copy, "completed", &["never completed"], "zerocopy"),

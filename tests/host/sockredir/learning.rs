@@ -142,7 +142,11 @@ fn a_program_is_let_in_when_it_was_watched_at_work_and_to_an_end() {
         }
         // How they end a connection is not known yet. By this one it is.
         assert_eq!(call(&run, port), "learning");
-        assert_eq!(call(&run, port), "redirect");
+        // On a slow machine a tenth of a second may have gone by without any work.
+        while call(&run, port) != "redirect" {
+            assert!(begin.elapsed() < PATIENCE, "it learns without end");
+            ask(&long, b"x");
+        }
         // A program that is not known, and that is not at work while time passes.
         assert_eq!(called_by(c"idle", &run, port, 2), ["learning", "learning"]);
         // A port that is not known, of a program that is.
