@@ -13,6 +13,9 @@
 #define PACKET_QDISC_BYPASS 20
 #define SOL_XDP 283
 #define XDP_TX_RING 3
+/* include/linux/socket.h */
+#define AF_PACKET 17
+#define AF_XDP 44
 
 /* The namespace, by the kernel's cookie or by its inode number. */
 const volatile __u64 netns_cookie;
@@ -25,9 +28,10 @@ static __always_inline bool goes_past_tc(struct bpf_sockopt *ctx)
 {
 	int *value = ctx->optval;
 
+	/* Anybody may ask any socket for it; only of these is it more than an error. They take CAP_NET_RAW to make. */
 	if (ctx->level == SOL_XDP)
-		return ctx->optname == XDP_TX_RING;
-	if (ctx->level != SOL_PACKET || ctx->optname != PACKET_QDISC_BYPASS)
+		return ctx->optname == XDP_TX_RING && ctx->sk->family == AF_XDP;
+	if (ctx->level != SOL_PACKET || ctx->optname != PACKET_QDISC_BYPASS || ctx->sk->family != AF_PACKET)
 		return false;
 	/* To turn it off harms nobody. */
 	return (void *)(value + 1) > ctx->optval_end || *value;
@@ -41,10 +45,17 @@ static __always_inline int refused(struct bpf_sockopt *ctx, struct bypass_record
 	return 0;
 }
 
-/* The value stays as the process has it: else one that is longer than a page is an error. */
+/* The least page: the kernel shows no more of a value than a page. */
+#define PAGE 4096
+
+/*
+ * A value that is longer than a page would be an error, and with 0 stays as the process has it. All others are left alone: another
+ * program may have changed one, or have dealt with the call itself (-1).
+ */
 static __always_inline int allowed(struct bpf_sockopt *ctx)
 {
-	ctx->optlen = 0;
+	if (ctx->optlen > PAGE)
+		ctx->optlen = 0;
 	return 1;
 }
 

@@ -29,10 +29,10 @@ static __always_inline bool lifetime_over(__u64 until)
 	return !until || (lifetime_ends && bpf_ktime_get_ns() >= until);
 }
 
-/* Of what is over: whether it should have gone on, and does not because nothing has set the time anew. */
+/* Of what is over: whether it should have gone on until now, and does not because nothing has set the time anew. */
 static __always_inline bool lifetime_lapsed(__u64 until)
 {
-	return until && until < lifetime.deadline;
+	return until && until < lifetime.deadline && bpf_ktime_get_ns() < lifetime.deadline;
 }
 
 #endif

@@ -63,22 +63,22 @@ impl Resolver {
             }
             return;
         }
-        let mut found = Vec::new();
-        for (question, answers) in messages.iter().filter_map(|message| answers(message)) {
-            if self.questions.answer(flow, question, now) {
-                found.extend(answers);
-            }
-        }
-        if found.is_empty() {
-            return;
-        }
         let (netns, resolvers) = &self.believed;
-        let believed = piece.netns.inode == *netns
-            && piece.resolver.1 == 53
-            && resolvers.contains(&piece.resolver.0);
-        let learnt = Learnt { netns: piece.netns, asker: asker(piece.cookie), believed };
-        for answer in found {
-            self.names.answered(answer.addr, answer.name, answer.ttl, learnt, now);
+        let (addr, port) = piece.resolver;
+        let known = piece.netns.inode == *netns && port == 53 && resolvers.contains(&addr);
+        let mut asker = Some(asker);
+        let mut owner = None;
+        for (question, answers) in messages.iter().filter_map(|message| answers(message)) {
+            let Some(resolver) = self.questions.answer(flow, question, now) else { continue };
+            if let Some(asker) = asker.take() {
+                owner = asker(piece.cookie);
+            }
+            // Where addresses are translated, nobody knows who has answered.
+            let believed = known && resolver == addr;
+            let learnt = Learnt { netns: piece.netns, asker: owner, believed };
+            for answer in answers {
+                self.names.answered(answer.addr, answer.name, answer.ttl, learnt, now);
+            }
         }
     }
 

@@ -125,35 +125,48 @@ pub(crate) struct Flow {
     pub(crate) question: bool,
 }
 
+/// Who asked what: a socket of a network namespace. Its address and the resolver's are no part of it: a question is seen behind address
+/// translation, and its answer in front of it.
+type Asked = (u32, u64, bool, Question);
+
+fn key_of(flow: Flow, question: Question) -> Asked {
+    (flow.netns, flow.cookie, flow.tcp, question)
+}
+
 /// Questions that were asked and not answered.
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
-    open: HashMap<(Flow, Question), Instant>,
+    /// When, and of which resolver.
+    open: HashMap<Asked, (Instant, IpAddr)>,
     /// In the order in which they were asked.
-    order: VecDeque<(Instant, (Flow, Question))>,
+    order: VecDeque<(Instant, Asked)>,
 }
 
 impl Questions {
     pub(crate) fn ask(&mut self, flow: Flow, question: Question, now: Instant) {
-        let key = (Flow { question: true, ..flow }, question);
-        self.open.insert(key.clone(), now);
+        let key = key_of(flow, question);
+        self.open.insert(key.clone(), (now, flow.resolver.0));
         self.order.push_back((now, key));
         while let Some((then, _)) = self.order.front()
             && (self.order.len() > MAX_QUESTIONS || now.saturating_duration_since(*then) > PATIENCE)
             && let Some((then, key)) = self.order.pop_front()
         {
             // What was asked again since waits on.
-            if self.open.get(&key) == Some(&then) {
+            if self.open.get(&key).is_some_and(|(asked, _)| *asked == then) {
                 self.open.remove(&key);
             }
         }
     }
 
-    /// Whether this was asked, by this socket of this resolver, a moment ago. An answer is taken once.
-    pub(crate) fn answer(&mut self, flow: Flow, question: Question, now: Instant) -> bool {
-        self.open
-            .remove(&(Flow { question: true, ..flow }, question))
-            .is_some_and(|then| now.saturating_duration_since(then) <= PATIENCE)
+    /// Of which resolver this socket asked just this, a moment ago; nothing if it did not. An answer is taken once.
+    pub(crate) fn answer(
+        &mut self,
+        flow: Flow,
+        question: Question,
+        now: Instant,
+    ) -> Option<IpAddr> {
+        let (then, resolver) = self.open.remove(&key_of(flow, question))?;
+        (now.saturating_duration_since(then) <= PATIENCE).then_some(resolver)
     }
 }
 
@@ -457,20 +470,23 @@ mod tests {
             questions.ask(Flow { question: true, ..flow() }, asked(&query).unwrap(), now);
             questions
         };
-        assert!(asks().answer(flow(), answered.clone(), now + later));
-        // Once, in time, by the same socket, of the same resolver, with the same number, name and kind.
+        let resolver = Some(flow().resolver.0);
+        assert_eq!(asks().answer(flow(), answered.clone(), now + later), resolver);
+        // Seen in front of address translation.
+        let translated =
+            Flow { client: (addr("10.0.0.2"), 5000), resolver: (addr("10.0.0.53"), 53), ..flow() };
+        assert_eq!(asks().answer(translated, answered.clone(), now), resolver);
+        // Once, in time, by the same socket, with the same number, name and kind.
         let mut questions = asks();
-        assert!(questions.answer(flow(), answered.clone(), now));
-        assert!(!questions.answer(flow(), answered.clone(), now));
-        assert!(!asks().answer(flow(), answered.clone(), now + PATIENCE + later));
+        assert!(questions.answer(flow(), answered.clone(), now).is_some());
+        assert!(questions.answer(flow(), answered.clone(), now).is_none());
+        assert!(asks().answer(flow(), answered.clone(), now + PATIENCE + later).is_none());
         for other in [
             Flow { netns: 2, ..flow() },
             Flow { cookie: 8, ..flow() },
-            Flow { client: (addr("192.0.2.2"), 4001), ..flow() },
-            Flow { resolver: (addr("192.0.2.54"), 53), ..flow() },
             Flow { tcp: true, ..flow() },
         ] {
-            assert!(!asks().answer(other, answered.clone(), now), "{other:?}");
+            assert!(asks().answer(other, answered.clone(), now).is_none(), "{other:?}");
         }
         for other in [
             Question { id: 8, ..answered.clone() },
@@ -478,9 +494,9 @@ mod tests {
             Question { kind: 28, ..answered.clone() },
             Question { class: 3, ..answered.clone() },
         ] {
-            assert!(!asks().answer(flow(), other.clone(), now), "{other:?}");
+            assert!(asks().answer(flow(), other.clone(), now).is_none(), "{other:?}");
         }
-        assert!(!Questions::default().answer(flow(), answered.clone(), now));
+        assert!(Questions::default().answer(flow(), answered.clone(), now).is_none());
     }
 
     #[test]

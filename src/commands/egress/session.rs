@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
             self.bypasses += 1;
             if self.args.output.format == Format::Json {
                 self.events += 1;
-                let seq = self.events + self.lost.0;
+                let seq = self.events + self.lost.0 + self.limiter.total();
                 sink.event(&rows::bypass(&refusal, seq, self.lost.0))?;
             }
         }
