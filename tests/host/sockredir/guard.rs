@@ -73,6 +73,11 @@ fn told(summary: &serde_json::Value, reason: &str) -> u64 {
     summary["reasons"][reason].as_u64().unwrap()
 }
 
+/// Directions that were redirected, or would have been: on a busy machine a client may say something before its server's end is there.
+pub(super) fn with_early_clients(summary: &serde_json::Value) -> u64 {
+    summary["redirected"].as_u64().unwrap() + told(summary, "peer-unknown")
+}
+
 #[test]
 fn who_does_what_redirection_changes_is_kept_out_from_then_on() {
     let Some(place) = Place::new() else { return };
@@ -92,7 +97,7 @@ fn who_does_what_redirection_changes_is_kept_out_from_then_on() {
         assert_eq!(told(&summary, "guarded"), 11, "{summary}");
         assert_eq!(summary["guarded_processes"], 1, "{summary}");
         // The first call's question, and the connection of others.
-        assert_eq!(summary["redirected"], 3, "{summary}");
+        assert_eq!(with_early_clients(&summary), 3, "{summary}");
         drop(actor);
     });
 }
@@ -111,7 +116,7 @@ fn without_a_guard_nobody_is_kept_out() {
             (told(&summary, "guarded"), &summary["guarded_processes"]),
             (0, &serde_json::Value::Null)
         );
-        assert_eq!(summary["redirected"], 4, "{summary}");
+        assert_eq!(with_early_clients(&summary), 4, "{summary}");
         drop(actor);
     });
 }
