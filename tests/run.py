@@ -264,7 +264,7 @@ class Runner:
         for kernel in options.on:
             if kernel == "here" or not guest_unit + guest_host:
                 continue
-            line = [os.path.join(HERE, "vm", "run.sh"), "--kernels", kernel, "--stream", "--timeout", "3000"]
+            line = [os.path.join(HERE, "vm", "run.sh"), "--kernels", kernel, "--stream", "--timeout", "4500"]
             line += ["--bpftk", options.bpftk]
             line += [word for setting in for_guests for word in ("--env", setting)]
             left_out = ["--skip", HOST_NOT_IN_GUEST]
