@@ -26,9 +26,9 @@ struct {
 } dns_events SEC(".maps");
 
 /*
- * Straight into the ring: at egress a program may be interrupted by one at ingress, or by another task's, so no memory of the processor's
- * own would do. @room is a constant, as the size of a reservation has to be; a power of two, for the verifier of 5.10, which forgets that
- * @len is no more.
+ * Reserves the record in the ring. Per-CPU memory would not do: at egress a program may be preempted by another task's, or
+ * interrupted by one at ingress. @room is the size of the data, a constant and a power of two: the mask gives the verifier
+ * of 5.10 a bound for the length.
  */
 static __always_inline bool emit_piece(struct __sk_buff *skb, const struct dns_header *header, __u32 from, const __u32 room)
 {

@@ -164,7 +164,7 @@ impl DropArgs {
             None => (Vec::new(), FIELDS),
         };
         let mut sink = Sink::open(&self.output.sink(), columns, fields)?;
-        // A full disk is no reason to let packets in.
+        // Enforcement goes on when output can't be written.
         sink.set_lasting(true);
         let mut signals = take_signals(self.output.output.is_some() || rereads)?;
 

@@ -116,7 +116,7 @@ impl TcEgress {
                 "--audit-rate: there are no lines of flows; expected --events, or --format json with --block or its like",
             ));
         }
-        // Whoever is blocked may be able to fill the disk: that is no way out.
+        // Enforcement goes on when output can't be written: a blocked user may be able to fill the disk.
         sink.set_lasting(blocking.is_some());
         let rate = AuditRate::or_default(self.audit_rate, blocking.is_some(), self.all_packets);
         let rereads = self.blocks.rereads();

@@ -33,7 +33,7 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Where rules are in force, what is told of them must hold: only names that nobody could have made up.
+    /// With `rules`, rows and audit lines carry only names from the resolvers in force, which no process can forge.
     pub(super) fn start(btf: &BtfSource, rules: bool) -> Result<Self> {
         let netns = netns::current().context("--names")?;
         let resolvers = resolv_conf::nameservers();
